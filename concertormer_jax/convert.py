@@ -1,0 +1,207 @@
+"""Weights of the published PyTorch model to ours and back.
+
+    python -m concertormer_jax.convert WEIGHTS.pth OUT_DIR --variant=gopro     a directory for `evaluate.py --ckpt`
+    python -m concertormer_jax.convert CHECKPOINT_DIR OUT.pth                  and back (or OUT.safetensors)
+
+Our parameter tree differs from the published names in three ways: the equal blocks of a stage are stacked on a first
+axis, arrays are laid out for NHWC, and the channels of queries, keys and values are in the order (group, head, channel)
+in place of (head, group, channel), so that the four groups are contiguous.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from concertormer_jax import checkpoints, errors, torch_files
+from concertormer_jax.errors import UserError
+from concertormer_jax.models import VARIANTS, Concertormer, create
+
+PUBLISHED_TRAIN_CROP_PX = 256  # the train size to which the published grid factors of the local converter refer
+GROUPS = 4
+
+
+class Mapping(NamedTuple):
+    """How one array is called and laid out on the two sides; in shape functions, `heads` is that of the block."""
+
+    torch_name: str
+    path: tuple[str, ...]  # of ours, in the parameter tree
+    index: int | None  # in the stack of equal blocks, None for an array that is not stacked
+    to_ours: Callable
+    to_torch: Callable
+
+
+def _convolution(name: str, path: str, bias: bool = True) -> list[Mapping]:
+    kernel = Mapping(
+        f"{name}.weight", (path, "kernel"), None, lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)
+    )
+    return [kernel, Mapping(f"{name}.bias", (path, "bias"), None, np.asarray, np.asarray)][: 2 if bias else 1]
+
+
+def _regroup(weight: np.ndarray, count: int, heads: int, swap_to_ours: bool) -> np.ndarray:
+    """Reorder the first axis of the first `count` of `weight`'s equal parts between (head, group) and (group, head)."""
+    hidden = weight.shape[1]  # the projections are handed over as [parts, hidden, C]
+    outer, inner = (heads, GROUPS) if swap_to_ours else (GROUPS, heads)
+    parts = weight.reshape(weight.shape[0], outer, inner, hidden // (outer * inner), -1)
+    swapped = parts.swapaxes(1, 2).reshape(weight.shape)
+    return np.concatenate([swapped[:count], weight[count:]])
+
+
+def _projection(torch_name: str, path, index, parts: int, grouped: int, heads: int) -> Mapping:
+    def to_ours(a):
+        return _regroup(a.reshape(parts, -1, a.shape[1]), grouped, heads, True).reshape(a.shape[:2]).T
+
+    def to_torch(a):
+        a = _regroup(a.T.reshape(parts, -1, a.shape[0]), grouped, heads, False)
+        return a.reshape(-1, a.shape[-1], 1, 1)
+
+    return Mapping(torch_name, path, index, to_ours, to_torch)
+
+
+def _block(name: str, path: tuple[str, ...], index: int | None, heads: int, cross: bool) -> list[Mapping]:
+    def same(torch_name, ours):
+        return Mapping(f"{name}.{torch_name}", (*path, *ours), index, np.asarray, np.asarray)
+
+    def pointwise(torch_name, ours):
+        return Mapping(f"{name}.m.{torch_name}", (*path, ours), index, lambda a: a[:, :, 0, 0].T, _to_pointwise)
+
+    def over_blocks(torch_name):
+        return Mapping(
+            f"{name}.m.{torch_name}.weight",
+            (*path, torch_name),
+            index,
+            lambda a: a[..., 0].transpose(2, 3, 1, 0),
+            lambda a: a.transpose(3, 2, 0, 1)[..., None],
+        )
+
+    def _to_pointwise(a):
+        return a.T[:, :, None, None]
+
+    mappings = []
+    for norm in ("norm1", "norm2") if cross else ("norm",):
+        mappings += [same(f"{norm}.weight", (norm, "scale")), same(f"{norm}.bias", (norm, "bias"))]
+    temperature = Mapping(
+        f"{name}.m.temperature",
+        (*path, "temperature"),
+        index,
+        lambda a: a[:, :, 0, 0, 0],
+        lambda a: a[:, :, None, None, None],
+    )
+    depthwise = Mapping(
+        f"{name}.m.dw_u.weight",
+        (*path, "dw_u"),
+        index,
+        lambda a: a[:, 0].transpose(1, 2, 0),
+        lambda a: a.transpose(2, 0, 1)[:, None],
+    )
+    return [
+        *mappings,
+        temperature,
+        same("m.r_talking", ("r_talking",)),
+        same("m.g_talking", ("g_talking",)),
+        over_blocks("b_talking"),
+        over_blocks("l_talking"),
+        _projection(f"{name}.m.to_quz.weight", (*path, "to_quz"), index, parts=3, grouped=1, heads=heads),
+        _projection(f"{name}.m.to_kv.weight", (*path, "to_kv"), index, parts=2, grouped=2, heads=heads),
+        depthwise,
+        pointwise("project.weight", "project"),
+        pointwise("project_out.weight", "project_out"),
+        pointwise("sca.1.weight", "sca_kernel"),
+        same("m.sca.1.bias", ("sca_bias",)),
+    ]
+
+
+def _stage(name: str, path: str, blocks: int, heads: int, cross: bool) -> list[Mapping]:
+    mappings = []
+    for block in range(blocks):
+        if cross and block == 0:
+            mappings += _block(f"{name}.0", (path, "cross"), None, heads, True)
+        else:
+            mappings += _block(f"{name}.{block}", (path, "blocks"), block - cross, heads, False)
+    return mappings
+
+
+def mappings(module: Concertormer) -> list[Mapping]:
+    """Every array of `module` under its published name."""
+    found = [*_convolution("intro", "intro"), *_convolution("ending", "ending")]
+    for i in range(module.levels):
+        found += _convolution(f"intros.{i}", f"intros_{i}") + _convolution(f"downs.{i}", f"downs_{i}")
+        found += _convolution(f"endings.{i}", f"endings_{i}") + _convolution(f"ups.{i}.0", f"ups_{i}", bias=False)
+        found += _stage(f"encoders.{i}", f"encoders_{i}", module.encoder_blocks[i], module.encoder_heads[i], i > 0)
+        found += _stage(f"decoders.{i}", f"decoders_{i}", module.decoder_blocks[i], module.decoder_heads[i], True)
+    return found + _stage("middle_blks", "middle", module.middle_blocks, module.middle_heads, True)
+
+
+def parameter_shapes(module: Concertormer) -> dict:
+    """The parameter tree of `module` as `jax.ShapeDtypeStruct`s."""
+    images = jax.ShapeDtypeStruct((1, module.multiple, module.multiple, 3), jnp.float32)
+    return jax.eval_shape(module.clone(tlc_window=None).init, jax.random.key(0), images)["params"]
+
+
+def _leaf(tree, path):
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def torch_from_params(params: dict, module: Concertormer) -> dict[str, np.ndarray]:
+    """The state dictionary of the published model: our parameters (or their gradients) under its names and shapes."""
+    state = {}
+    for mapping in mappings(module):
+        leaf = np.asarray(_leaf(params, mapping.path))
+        state[mapping.torch_name] = np.ascontiguousarray(
+            mapping.to_torch(leaf if mapping.index is None else leaf[mapping.index])
+        )
+    return state
+
+
+def params_from_torch(state_dict: dict[str, np.ndarray], module: Concertormer) -> dict:
+    """The parameter tree of `module`, as float32 NumPy arrays, from a published state dictionary.
+
+    Raises UserError that lists every missing, surplus and misshapen name.
+    """
+    shapes = parameter_shapes(module)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    expected = {name: array.shape for name, array in torch_from_params(zeros, module).items()}
+    problems = [f"missing {name}" for name in expected if name not in state_dict]
+    problems += [f"surplus {name}" for name in state_dict if name not in expected]
+    problems += [
+        f"misshapen {name} {tuple(state_dict[name].shape)} instead of {shape}"
+        for name, shape in expected.items()
+        if name in state_dict and tuple(state_dict[name].shape) != shape
+    ]
+    if problems:
+        raise UserError(
+            f"the weights are not those of this network, {len(problems)} names differ; "
+            f"choose the variant that they belong to: {'; '.join(problems)}"
+        )
+    for mapping in mappings(module):
+        value = mapping.to_ours(np.asarray(state_dict[mapping.torch_name], np.float32))
+        leaf = _leaf(zeros, mapping.path)
+        leaf[... if mapping.index is None else mapping.index] = value
+    return zeros
+
+
+def main(arguments=None) -> None:
+    """The command described at the top of this file."""
+    parser = argparse.ArgumentParser(prog="python -m concertormer_jax.convert", description=__doc__.split("\n")[0])
+    parser.add_argument("source", help="a .pth or .safetensors file, or a checkpoint directory")
+    parser.add_argument("destination", help="a directory that does not exist yet, or a .pth or .safetensors file")
+    parser.add_argument("--variant", default="gopro", choices=list(VARIANTS), help="the network of a weights file")
+    flags = parser.parse_args(arguments)
+    with errors.reported():
+        if flags.destination.endswith((".pth", ".safetensors")):
+            loaded = checkpoints.load_model(flags.source)
+            torch_files.write_state_dict(flags.destination, torch_from_params(loaded.params, loaded.module))
+        else:
+            module = create(flags.variant)
+            params = params_from_torch(torch_files.read_state_dict(flags.source), module)
+            checkpoints.save_converted(flags.destination, module, params, PUBLISHED_TRAIN_CROP_PX)
+        print(f"{flags.source} -> {flags.destination}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""The one kind of failure that a user can cause, and how a command reports it."""
+
+import contextlib
+import sys
+
+
+class UserError(ValueError):
+    """A failure that the user can mend; its message is one sentence that says how."""
+
+
+@contextlib.contextmanager
+def reported():
+    """Turn a `UserError` in a command into `error: ...` on stderr and exit status 2.
+
+    Files that cannot be read or written (`OSError`: permission, disk full, missing) are reported in the same way,
+    since the operating system's message names the file and the reason.
+    """
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        raise SystemExit(2) from error

@@ -1,0 +1,6 @@
+"""The network: `create` builds it by name, `VARIANTS` lists the names with their cost."""
+
+from concertormer_jax.models.concertormer import Concertormer
+from concertormer_jax.models.variants import VARIANTS, Variant, create
+
+__all__ = ["VARIANTS", "Concertormer", "Variant", "create"]

@@ -1,0 +1,137 @@
+"""The Concertormer U-Net: a picture in, the restored picture at four scales out."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from concertormer_jax.models.blocks import Stage, torch_uniform
+from concertormer_jax.ops import attention, image
+
+
+def convolution(name, inputs, outputs, kernel=3, stride=1, bias=True, dtype=jnp.float32) -> nn.Conv:
+    """A convolution with PyTorch's initial values; zero padding that keeps the size for stride 1, none otherwise."""
+    init = torch_uniform(kernel**2 * inputs)
+    return nn.Conv(
+        outputs,
+        (kernel, kernel),
+        strides=stride,
+        padding="SAME" if stride == 1 else "VALID",
+        use_bias=bias,
+        kernel_init=init,
+        bias_init=init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+class Concertormer(nn.Module):
+    """Multi-scale U-Net of Concertormer blocks (paper, section 3, figure 2).
+
+    Encoder fields are from the finest level down, decoder fields from the deepest level up. `tlc_window` is the side of
+    the test-time local converter's windows in pixels of the picture, None for none; level i uses tlc_window // 2**i.
+    The parameters do not depend on `tlc_window`, `dtype` (of the computation; parameters, norms and softmax stay
+    float32) and `remat` (recompute each block's inside in the backward pass).
+    """
+
+    width: int
+    encoder_blocks: tuple[int, ...]
+    middle_blocks: int
+    decoder_blocks: tuple[int, ...]
+    encoder_heads: tuple[int, ...]
+    middle_heads: int
+    decoder_heads: tuple[int, ...]
+    expansion: int = 2
+    tlc_window: int | None = None
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    @property
+    def levels(self) -> int:
+        """How often the resolution is halved."""
+        return len(self.encoder_blocks)
+
+    @property
+    def multiple(self) -> int:
+        """The padded height and width are multiples of this number of pixels, and so must `tlc_window` be."""
+        return attention.BLOCK * 2**self.levels
+
+    def validate(self) -> None:
+        """Raise ValueError, naming the field, for a network that cannot be built."""
+        for field in ("decoder_blocks", "encoder_heads", "decoder_heads"):
+            if len(getattr(self, field)) != self.levels:
+                raise ValueError(
+                    f"{field}={getattr(self, field)} must have one entry for each of the {self.levels} levels "
+                    f"of encoder_blocks={self.encoder_blocks}"
+                )
+        for field in ("encoder_blocks", "decoder_blocks", "middle_blocks"):
+            counts = getattr(self, field)
+            if min(counts if isinstance(counts, tuple) else (counts,)) < 1:
+                raise ValueError(f"{field}={counts} must be at least 1")
+        middle = self.width * self.expansion * 2**self.levels
+        stages = [(self.width * self.expansion * 2**i, m) for i, m in enumerate(self.encoder_heads)]
+        stages += [(self.width * self.expansion * 2**i, m) for i, m in enumerate(reversed(self.decoder_heads))]
+        for hidden, heads in [*stages, (middle, self.middle_heads)]:
+            if heads < 1 or hidden % (4 * heads):
+                raise ValueError(
+                    f"{heads} heads do not divide the {hidden} hidden channels of their level into 4 groups"
+                )
+        if self.tlc_window is not None and (self.tlc_window < 1 or self.tlc_window % self.multiple):
+            raise ValueError(
+                f"tlc_window={self.tlc_window} must be a positive multiple of {self.multiple} pixels, "
+                f"so that blocks of 8x8 fit at every level"
+            )
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
+        """Restore float images [B, H, W, 3] in [0, 1], any H and W from 1.
+
+        Returns the outputs of all scales in float32, coarsest first: [B, H' / 2**i, W' / 2**i, 3] for i = levels .. 1,
+        with H' and W' the size padded to `multiple`, and the restored images [B, H, W, 3]. Values are not clipped.
+        """
+        self.validate()
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ValueError(f"images of shape {images.shape} must be [B, H, W, 3]")
+        image_height, image_width = images.shape[1:3]
+        padded = image.pad_to_multiple(images.astype(jnp.float32), self.multiple)
+        pyramid = [padded, *(image.downsample(padded, 2**i) for i in range(1, self.levels + 1))]
+
+        conv = partial(convolution, dtype=self.dtype)
+
+        def width(level):
+            return self.width * 2**level
+
+        def stage(name, level, blocks, heads):
+            window = None if self.tlc_window is None else self.tlc_window // 2**level
+            return Stage(
+                width(level),
+                heads,
+                blocks,
+                self.expansion,
+                tlc_window=window,
+                dtype=self.dtype,
+                remat=self.remat,
+                name=name,
+            )
+
+        x, y = conv("intro", 3, self.width)(padded), None
+        skips = []
+        for level in range(self.levels):
+            x = stage(f"encoders_{level}", level, self.encoder_blocks[level], self.encoder_heads[level])(x, y)
+            skips.append(x)
+            x = conv(f"downs_{level}", width(level), width(level + 1), kernel=2, stride=2)(x)
+            y = conv(f"intros_{level}", 3, width(level + 1))(pyramid[level + 1])
+        x = stage("middle", self.levels, self.middle_blocks, self.middle_heads)(x, y)
+
+        outputs = []
+        for index, level in enumerate(reversed(range(self.levels))):
+            outputs.append(conv(f"endings_{index}", width(level + 1), 3)(x).astype(jnp.float32) + pyramid[level + 1])
+            x = conv(f"ups_{index}", width(level + 1), width(level + 2), kernel=1, bias=False)(x)
+            x = image.pixel_shuffle(x)
+            x = stage(f"decoders_{index}", level, self.decoder_blocks[index], self.decoder_heads[index])(
+                x, skips[level]
+            )
+        restored = conv("ending", self.width, 3)(x).astype(jnp.float32) + padded
+        return (*outputs, restored[:, :image_height, :image_width])

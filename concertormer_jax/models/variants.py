@@ -1,0 +1,55 @@
+"""The named sizes of the network, and how to build any other."""
+
+import dataclasses
+
+from concertormer_jax.errors import UserError
+from concertormer_jax.models.concertormer import Concertormer
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A named size with its cost: parameters, and GMACs at 256x256 (every convolution and matrix product counted)."""
+
+    fields: dict
+    parameters: int
+    gmacs: float
+
+
+def _fields(encoder_blocks, middle_blocks, decoder_blocks, width=48):
+    return {
+        "width": width,
+        "encoder_blocks": encoder_blocks,
+        "middle_blocks": middle_blocks,
+        "decoder_blocks": decoder_blocks,
+        "encoder_heads": (1, 2, 4),
+        "middle_heads": 8,
+        "decoder_heads": (4, 2, 1),
+        "expansion": 2,
+    }
+
+
+VARIANTS = {
+    "gopro": Variant(_fields((6, 8, 24), 2, (24, 8, 8)), 50_535_664, 224.36),
+    "lite": Variant(_fields((4, 4, 12), 2, (12, 4, 4)), 28_985_644, 119.15),
+    "sidd": Variant(_fields((2, 4, 8), 16, (8, 4, 4)), 67_958_144, 131.24),
+    "demo": Variant(_fields((1, 1, 2), 1, (2, 1, 1), width=16), 0, 0),
+}
+
+
+def create(variant: str | None, **overrides) -> Concertormer:
+    """Build the Linen module of a named variant, any field of `Concertormer` overridden by keyword.
+
+    With `variant=None` all fields of the size must be given. Raises UserError for an unknown variant or field and
+    ValueError for a network that cannot be built.
+    """
+    if variant is not None and variant not in VARIANTS:
+        raise UserError(f"model variant {variant!r} is unknown; choose one of {', '.join(VARIANTS)}")
+    known = {field.name for field in dataclasses.fields(Concertormer)} - {"parent", "name"}
+    if unknown := sorted(set(overrides) - known):
+        raise UserError(f"model field {unknown[0]!r} is unknown; choose one of {', '.join(sorted(known))}")
+    fields = VARIANTS[variant].fields if variant is not None else {}
+    if missing := sorted(set(_fields((), 0, ())) - {"expansion"} - set(fields) - set(overrides)):
+        raise UserError(f"model field {missing[0]!r} must be given, since no variant is named")
+    module = Concertormer(**{**fields, **overrides})
+    module.validate()
+    return module

@@ -1,0 +1,48 @@
+"""Resizing, padding and rearranging of images and feature maps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def downsample(images: jax.Array, factor: int) -> jax.Array:
+    """Bilinear reduction by an even `factor` with half-pixel centres and no antialiasing.
+
+    The sample points lie in the middle between the two central pixels of each `factor` x `factor` cell in both
+    directions, so the result is the mean of the central 2x2 pixels of the cell.
+
+    images: [B, H, W, C], H and W multiples of `factor`. Returns [B, H / factor, W / factor, C].
+    """
+    batch, height, width, channels = images.shape
+    if factor < 2 or factor % 2 or height % factor or width % factor:
+        raise ValueError(f"factor={factor} must be even and divide the image size {height}x{width}")
+    cells = images.reshape(batch, height // factor, factor, width // factor, factor, channels)
+    centre = slice(factor // 2 - 1, factor // 2 + 1)
+    return cells[:, :, centre, :, centre].mean(axis=(2, 4))
+
+
+def pixel_shuffle(features: jax.Array) -> jax.Array:
+    """Move channels to pixels: [B, H, W, 4 C] to [B, 2 H, 2 W, C], channel index = c * 4 + dy * 2 + dx."""
+    batch, height, width, channels = features.shape
+    features = features.reshape(batch, height, width, channels // 4, 2, 2)
+    return features.transpose(0, 1, 4, 2, 5, 3).reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+def padded_size(size: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `size`."""
+    return -(-size // multiple) * multiple
+
+
+def pad_to_multiple(images: jax.Array, multiple: int) -> jax.Array:
+    """Reflect-pad [B, H, W, C] at the bottom and the right until H and W are multiples of `multiple`.
+
+    As NumPy's mode "reflect": the border pixel is not doubled, a picture smaller than the padding is reflected
+    repeatedly, and an axis of one pixel is repeated.
+    """
+    for axis in (1, 2):
+        size = images.shape[axis]
+        padding = padded_size(size, multiple) - size
+        if padding:
+            index = np.pad(np.arange(size), (0, padding), mode="reflect")
+            images = jnp.take(images, index, axis=axis)
+    return images
