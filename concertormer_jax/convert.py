@@ -13,12 +13,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from concertormer_jax import checkpoints, errors, torch_files
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import VARIANTS, Concertormer, create
+from concertormer_jax.models import VARIANTS, Concertormer, create, parameter_shapes
 
 PUBLISHED_TRAIN_CROP_PX = 256  # the train size to which the published grid factors of the local converter refer
 GROUPS = 4
@@ -61,7 +60,9 @@ def _projection(torch_name: str, path, index, parts: int, grouped: int, heads: i
     return Mapping(torch_name, path, index, to_ours, to_torch)
 
 
-def _block(name: str, path: tuple[str, ...], index: int | None, heads: int, cross: bool) -> list[Mapping]:
+def _block(name: str, stage: str, index: int, heads: int, cross: bool) -> list[Mapping]:
+    path = (stage, "blocks")
+
     def same(torch_name, ours):
         return Mapping(f"{name}.{torch_name}", (*path, *ours), index, np.asarray, np.asarray)
 
@@ -80,9 +81,11 @@ def _block(name: str, path: tuple[str, ...], index: int | None, heads: int, cros
     def _to_pointwise(a):
         return a.T[:, :, None, None]
 
-    mappings = []
-    for norm in ("norm1", "norm2") if cross else ("norm",):
-        mappings += [same(f"{norm}.weight", (norm, "scale")), same(f"{norm}.bias", (norm, "bias"))]
+    norm = "norm1" if cross else "norm"
+    mappings = [same(f"{norm}.weight", ("norm", "scale")), same(f"{norm}.bias", ("norm", "bias"))]
+    if cross:
+        for torch_name, ours in (("weight", "scale"), ("bias", "bias")):
+            mappings.append(Mapping(f"{name}.norm2.{torch_name}", (stage, "norm2", ours), None, np.asarray, np.asarray))
     temperature = Mapping(
         f"{name}.m.temperature",
         (*path, "temperature"),
@@ -115,13 +118,11 @@ def _block(name: str, path: tuple[str, ...], index: int | None, heads: int, cros
 
 
 def _stage(name: str, path: str, blocks: int, heads: int, cross: bool) -> list[Mapping]:
-    mappings = []
-    for block in range(blocks):
-        if cross and block == 0:
-            mappings += _block(f"{name}.0", (path, "cross"), None, heads, True)
-        else:
-            mappings += _block(f"{name}.{block}", (path, "blocks"), block - cross, heads, False)
-    return mappings
+    return [
+        mapping
+        for index in range(blocks)
+        for mapping in _block(f"{name}.{index}", path, index, heads, cross=cross and index == 0)
+    ]
 
 
 def mappings(module: Concertormer) -> list[Mapping]:
@@ -133,12 +134,6 @@ def mappings(module: Concertormer) -> list[Mapping]:
         found += _stage(f"encoders.{i}", f"encoders_{i}", module.encoder_blocks[i], module.encoder_heads[i], i > 0)
         found += _stage(f"decoders.{i}", f"decoders_{i}", module.decoder_blocks[i], module.decoder_heads[i], True)
     return found + _stage("middle_blks", "middle", module.middle_blocks, module.middle_heads, True)
-
-
-def parameter_shapes(module: Concertormer) -> dict:
-    """The parameter tree of `module` as `jax.ShapeDtypeStruct`s."""
-    images = jax.ShapeDtypeStruct((1, module.multiple, module.multiple, 3), jnp.float32)
-    return jax.eval_shape(module.clone(tlc_window=None).init, jax.random.key(0), images)["params"]
 
 
 def _leaf(tree, path):

@@ -26,34 +26,36 @@ def torch_kaiming_normal(fan_in: int):
     return nn.initializers.normal((3 * fan_in) ** -0.5)
 
 
-class Block(nn.Module):
-    """One block: x + CSA-gdMLP(norm(x)), or x + CSA-gdMLP(norm1(x), norm2(y)) for a cross block (paper, section 3.3).
+def layer_norm(name: str) -> nn.LayerNorm:
+    """Layer norm over the channels of every pixel with scale and bias, in their float32 whatever its input."""
+    return nn.LayerNorm(epsilon=NORM_EPSILON, use_fast_variance=False, name=name)
 
-    `tlc_window` is the side in pixels of this level's windows for the attention, None for the whole map.
+
+class Block(nn.Module):
+    """One block: x + CSA-gdMLP(norm(x), keys), the keys being norm(x) in all but the first block of a cross stage.
+
+    (Paper, section 3.3.) `tlc_window` is the side in pixels of this level's windows for the attention, None for the
+    whole map.
     """
 
     features: int
     heads: int
     expansion: int
-    cross: bool = False
     tlc_window: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, shifted: jax.Array | bool, y: jax.Array | None = None) -> jax.Array:
-        """x, y: [B, H, W, C], H and W multiples of 8; y for a cross block only. Returns [B, H, W, C]."""
+    def __call__(self, x: jax.Array, shifted: jax.Array | bool, keys: jax.Array | None, first: jax.Array | bool):
+        """x: [B, H, W, C], H and W multiples of 8. Returns the same shape.
+
+        shifted: move the attention's blocks by half their size. keys: [B, H, W, C], the normalised features that give
+        keys and values where `first` is true. Both booleans may be traced.
+        """
         width, hidden = self.features, self.features * self.expansion
         channels = hidden // (GROUPS * self.heads)
         positions = attention.BLOCK**2
-
-        def norm(name):
-            return nn.LayerNorm(epsilon=NORM_EPSILON, use_fast_variance=False, dtype=jnp.float32, name=name)
-
-        if self.cross:
-            queries = norm("norm1")(x).astype(self.dtype)
-            keys = norm("norm2")(y).astype(self.dtype)
-        else:
-            queries = keys = norm("norm")(x).astype(self.dtype)
+        queries = layer_norm("norm")(x).astype(self.dtype)
+        keys = queries if keys is None else jnp.where(first, keys, queries)
 
         def pointwise(name, inputs, outputs):
             return self.param(name, torch_uniform(inputs), (inputs, outputs))
@@ -91,9 +93,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """`blocks` blocks of one level, every other one shifted; the first is a cross block if there are features to take in.
+    """`blocks` equal blocks of one level, every other one shifted; the first may take in other features `y`.
 
-    The equal blocks are scanned: they are compiled once and their parameters are stacked on a first axis.
+    The blocks are scanned: they are compiled once and their parameters are stacked on a first axis.
     """
 
     features: int
@@ -106,22 +108,17 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, y: jax.Array | None = None) -> jax.Array:
-        """x, y: [B, H, W, C]. Returns [B, H, W, C]."""
-        block = partial(Block, self.features, self.heads, self.expansion, tlc_window=self.tlc_window, dtype=self.dtype)
+        """x, y: [B, H, W, C]; y makes the first a cross block, whose keys and values come from it.
 
-        def first(module, x, y):
-            return module(x, False, y)
+        Returns [B, H, W, C].
+        """
+        keys = None if y is None else layer_norm("norm2")(y).astype(self.dtype)
 
-        def following(module, x, shifted):
-            return module(x, shifted), None
+        def apply(block, x, position):
+            return block(x, position % 2 == 1, keys, position == 0), None
 
         if self.remat:
-            first, following = nn.remat(first), nn.remat(following, prevent_cse=False)
-        shifted = np.arange(self.blocks) % 2 == 1
-        if y is not None:
-            x = first(block(cross=True, name="cross"), x, y)
-            shifted = shifted[1:]
-        if shifted.size:
-            scan = nn.scan(following, variable_axes={"params": 0}, split_rngs={"params": True})
-            x, _ = scan(block(name="blocks"), x, jnp.asarray(shifted))
-        return x
+            apply = nn.remat(apply, prevent_cse=False)
+        scan = nn.scan(apply, variable_axes={"params": 0}, split_rngs={"params": True})
+        block = Block(self.features, self.heads, self.expansion, self.tlc_window, self.dtype, name="blocks")
+        return scan(block, x, jnp.arange(self.blocks))[0]

@@ -95,7 +95,8 @@ class Concertormer(nn.Module):
         if images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images of shape {images.shape} must be [B, H, W, 3]")
         image_height, image_width = images.shape[1:3]
-        padded = image.pad_to_multiple(images.astype(jnp.float32), self.multiple)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        padded = image.pad_to_multiple(images.astype(wide), self.multiple)
         pyramid = [padded, *(image.downsample(padded, 2**i) for i in range(1, self.levels + 1))]
 
         conv = partial(convolution, dtype=self.dtype)
@@ -127,11 +128,11 @@ class Concertormer(nn.Module):
 
         outputs = []
         for index, level in enumerate(reversed(range(self.levels))):
-            outputs.append(conv(f"endings_{index}", width(level + 1), 3)(x).astype(jnp.float32) + pyramid[level + 1])
+            outputs.append(conv(f"endings_{index}", width(level + 1), 3)(x).astype(wide) + pyramid[level + 1])
             x = conv(f"ups_{index}", width(level + 1), width(level + 2), kernel=1, bias=False)(x)
             x = image.pixel_shuffle(x)
             x = stage(f"decoders_{index}", level, self.decoder_blocks[index], self.decoder_heads[index])(
                 x, skips[level]
             )
-        restored = conv("ending", self.width, 3)(x).astype(jnp.float32) + padded
+        restored = conv("ending", self.width, 3)(x).astype(wide) + padded
         return (*outputs, restored[:, :image_height, :image_width])

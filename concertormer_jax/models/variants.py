@@ -1,6 +1,10 @@
 """The named sizes of the network, and how to build any other."""
 
 import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 
 from concertormer_jax.errors import UserError
 from concertormer_jax.models.concertormer import Concertormer
@@ -53,3 +57,14 @@ def create(variant: str | None, **overrides) -> Concertormer:
     module = Concertormer(**{**fields, **overrides})
     module.validate()
     return module
+
+
+def initial_params(module: Concertormer, key: jax.Array) -> dict:
+    """Draw the initial parameters of `module`."""
+    images = jnp.zeros((1, module.multiple, module.multiple, 3), jnp.float32)
+    return module.clone(tlc_window=None).init(key, images)["params"]
+
+
+def parameter_shapes(module: Concertormer) -> dict:
+    """The parameter tree of `module` as `jax.ShapeDtypeStruct`s."""
+    return jax.eval_shape(partial(initial_params, module), jax.random.key(0))

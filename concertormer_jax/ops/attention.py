@@ -21,13 +21,18 @@ SHIFT_MASK = -100.0
 SMALLEST_SQUARED_NORM = 1e-24
 
 
+def _wide(features: jax.Array):
+    """float32, or the type of `features` if that is wider."""
+    return jnp.promote_types(features.dtype, jnp.float32)
+
+
 def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+    return jnp.einsum(equation, left, right, preferred_element_type=_wide(left))
 
 
 def _inverse_norm(features: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """1 / max(norm, 1e-12) over `axes`, kept as axes of length one, in float32."""
-    squared = jnp.sum(jnp.square(features.astype(jnp.float32)), axis=axes, keepdims=True)
+    squared = jnp.sum(jnp.square(features.astype(_wide(features))), axis=axes, keepdims=True)
     return jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))
 
 
@@ -127,7 +132,7 @@ def concerto_attention(x: jax.Array, y: jax.Array, weights: Weights, shifted: ja
         concertino_spatial(q[3], k[3], v[3], t[3], weights.r_talking),
     ]
     output = jnp.concatenate([o.reshape(*o.shape[:-2], -1) for o in mixed], axis=-1)
-    mean = output.mean(axis=(1, 2, 3), dtype=jnp.float32)
+    mean = output.mean(axis=(1, 2, 3), dtype=_wide(output))
     gate = (mean @ weights.sca_kernel + weights.sca_bias).astype(dtype)
     output = windows.merge(output * gate[:, None, None, None], BLOCK)
     return windows.roll_where(shifted, output, BLOCK // 2)

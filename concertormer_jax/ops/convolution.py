@@ -9,13 +9,30 @@ import jax
 import jax.numpy as jnp
 
 
+def _padded(features: jax.Array) -> jax.Array:
+    return jnp.pad(features, ((0, 0), (1, 1), (1, 1)) + ((0, 0),) * (features.ndim - 3))
+
+
 def _neighbours(features: jax.Array):
     """Yield (down, right, features moved by one pixel at most) for the nine taps; zeros come in from the border."""
     rows, columns = features.shape[1:3]
-    padded = jnp.pad(features, ((0, 0), (1, 1), (1, 1)) + ((0, 0),) * (features.ndim - 3))
+    padded = _padded(features)
     for down in range(3):
         for right in range(3):
             yield down, right, padded[:, down : down + rows, right : right + columns]
+
+
+def _for_each_tap(product, features: jax.Array) -> jax.Array:
+    """`product(neighbour)` for the nine taps, stacked as [3, 3, ...]; a loop, so that it is compiled only once."""
+    rows, columns = features.shape[1:3]
+    padded = _padded(features)
+
+    def at(tap):
+        neighbour = jax.lax.dynamic_slice_in_dim(padded, tap // 3, rows, axis=1)
+        return product(jax.lax.dynamic_slice_in_dim(neighbour, tap % 3, columns, axis=2))
+
+    taps = jax.lax.map(at, jnp.arange(9))
+    return taps.reshape(3, 3, *taps.shape[1:])
 
 
 def _depthwise(features, kernel):
@@ -34,11 +51,9 @@ def _depthwise_forward(features, kernel):
 
 def _depthwise_backward(saved, gradient):
     features, kernel = saved
-    taps = [
-        jnp.sum(neighbour * gradient, axis=(0, 1, 2), dtype=jnp.float32) for _, _, neighbour in _neighbours(features)
-    ]
-    kernel_gradient = jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
-    return _depthwise(gradient, kernel[::-1, ::-1]), kernel_gradient
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    kernel_gradient = _for_each_tap(lambda n: jnp.sum(n * gradient, axis=(0, 1, 2), dtype=wide), features)
+    return _depthwise(gradient, kernel[::-1, ::-1]), kernel_gradient.astype(kernel.dtype)
 
 
 depthwise_3x3.defvjp(_depthwise_forward, _depthwise_backward)
@@ -68,13 +83,11 @@ def _over_blocks_forward(logits, kernel):
 
 def _over_blocks_backward(saved, gradient):
     logits, kernel = saved
-    # The last axis is summed at the end: a sum that keeps it is vectorised, one down to a scalar is not.
-    taps = [
-        jnp.sum(neighbour[:, :, :, head : head + 1] * gradient, axis=(0, 1, 2, 4))
-        for _, _, neighbour in _neighbours(logits)
-        for head in range(logits.shape[3])
-    ]
-    kernel_gradient = jnp.stack(taps).sum(axis=-1).reshape(kernel.shape)
+
+    def products(neighbour):  # the last axis is summed at the end: a sum that keeps it is vectorised
+        return jnp.sum(neighbour[:, :, :, :, None] * gradient[:, :, :, None], axis=(0, 1, 2, 5))
+
+    kernel_gradient = _for_each_tap(products, logits).sum(axis=-1)
     return _over_blocks(gradient, kernel[::-1, ::-1].swapaxes(2, 3)), kernel_gradient
 
 

@@ -1,0 +1,29 @@
+"""The devices that share the work: one mesh axis over which batches are split."""
+
+import os
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def data_mesh(devices=None) -> Mesh:
+    """Return a mesh with the one axis "data" over `devices` (all of them if None)."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Split the first axis of an array over the devices of `mesh`."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Keep an array whole on every device of `mesh`."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder if that is not set."""
+    if jax.config.jax_compilation_cache_dir is None:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "concertormer_jax"))

@@ -1,0 +1,336 @@
+"""The training run: from a config and a work folder to checkpoints, resumable at any step."""
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from concertormer_jax.checkpoints import Checkpoints, load_model, require_same_size, size_of
+from concertormer_jax.data import pipeline
+from concertormer_jax.data.cache import require_memory_for
+from concertormer_jax.data.degradations import CameraShake
+from concertormer_jax.data.sources import Mixture, open_source, split_source
+from concertormer_jax.devices import batch_sharding, data_mesh, replicated
+from concertormer_jax.errors import UserError
+from concertormer_jax.models import Concertormer, create, initial_params
+from concertormer_jax.training.optimizer import adamw, cosine
+from concertormer_jax.training.stages import Stage, make_stages, require_divisible
+from concertormer_jax.training.step import TrainState, initial_state, make_train_step
+from concertormer_jax.training.validation import Validation
+from concertormer_jax.training.writers import Interval, Writer
+
+SHOWN_PICTURES = 3
+
+
+def module_from(model) -> Concertormer:
+    """The network of `config.model`; fields left at None are the variant's."""
+    fields = {name: value for name, value in model.items() if value is not None and name not in ("variant", "dtype")}
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    if model.dtype not in dtypes:
+        raise UserError(f"config.model.dtype={model.dtype!r} is unknown; choose one of {', '.join(dtypes)}")
+    try:
+        return create(model.variant or None, dtype=dtypes[model.dtype], **fields)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from error
+
+
+def sources_from(config):
+    """The sources for training and validation: held-out images of the former, unless config.validation names one."""
+    data = config.data
+    shake = CameraShake(data.blur_min_px, data.blur_max_px, data.shot_noise, data.read_noise)
+    paths = [path for path in data.source.split(",") if path]
+    if not paths:
+        raise UserError("config.data.source is empty; name a folder with input/ and target/ or one of photographs")
+    opened = [open_source(path, cached=config.run.cache, degradation=shake) for path in paths]
+    if config.validation.source:
+        training = opened
+        validation = open_source(config.validation.source, cached=False, degradation=shake)
+    else:
+        split = [split_source(source, config.validation.fraction) for source in opened]
+        training = [part for part, _ in split]
+        validation = Mixture([part for _, part in split])
+    source = Mixture(training, config.data.shares or None) if len(training) > 1 else training[0]
+    return source, validation
+
+
+def claim_workdir(workdir, config) -> None:
+    """Write config.json into a new work folder, or check that the one there is of the same config.
+
+    The keys under `run` may change between restarts. Raises UserError naming the first key that differs.
+    """
+    path = epath.Path(workdir) / "config.json"
+    wanted = json.loads(config.to_json_best_effort())
+    if path.exists():
+        stored = json.loads(path.read_text())
+        for name, old, new in _differences(stored, wanted):
+            raise UserError(
+                f"{workdir} was made with another config: {name} was {old} and is now {new}; "
+                "use the old value or another --workdir"
+            )
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / ".config.json.tmp"
+        temporary.write_text(json.dumps(wanted, indent=2) + "\n")
+        temporary.rename(path)
+
+
+def _differences(stored: dict, wanted: dict):
+    def flat(tree, prefix=""):
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    old, new = dict(flat(stored)), dict(flat(wanted))
+    for name in sorted(old.keys() | new.keys()):
+        if not name.startswith("run.") and old.get(name) != new.get(name):
+            yield f"config.{name}", old.get(name), new.get(name)
+
+
+class Stop:
+    """Whether a signal or the other hosts ask this run to save and end."""
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+        self.signal = None
+
+    @contextlib.contextmanager
+    def listening(self):
+        """Note SIGTERM and Ctrl-C in place of ending at once; a second Ctrl-C does end at once."""
+
+        def note(number, _):
+            if self.signal == number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.signal = number
+
+        numbers = [signal.SIGINT]
+        if jax.process_count() == 1:  # else JAX's own handler tells the other hosts
+            numbers.append(signal.SIGTERM)
+        before = {number: signal.signal(number, note) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop after `step`; the same answer on every host."""
+        if jax.process_count() > 1:
+            return self._checkpoints.reached_preemption(step)
+        return self.signal is not None
+
+
+class Run(NamedTuple):
+    """What stays the same during a run."""
+
+    config: Any
+    source: Any
+    stages: list[Stage]
+    step_function: Callable
+    validation: Validation
+    input_psnr: float
+    checkpoints: Checkpoints
+    writer: Writer
+    mesh: Any
+    model: dict  # what a checkpoint says of its weights
+    stop: Stop
+
+
+def train(config, workdir) -> int:
+    """Train as `config` says, going on from the latest checkpoint in `workdir`; returns the step that was reached.
+
+    Raises UserError for a config, data or work folder that cannot be used, and when the loss is not finite.
+    """
+    module = module_from(config.model)
+    stages = make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
+    mesh = data_mesh()
+    require_divisible(stages, mesh.size, config.train.accumulation)
+    source, held_out = sources_from(config)
+    if config.run.cache:
+        require_memory_for(source.paths)
+    claim_workdir(workdir, config)
+
+    optimizer_settings = config.optimizer.to_dict()
+    schedule = cosine(
+        optimizer_settings.pop("learning_rate"), optimizer_settings.pop("final_learning_rate"), stages[-1].end
+    )
+    optimizer = adamw(schedule, **optimizer_settings)
+    ema_decay = config.train.ema_decay
+
+    def apply(params, images):
+        return module.apply({"params": params}, images)
+
+    step_function = make_train_step(
+        apply,
+        optimizer,
+        schedule,
+        fft_weight=config.train.fft_weight,
+        accumulation=config.train.accumulation,
+        ema_decay=ema_decay,
+    )
+
+    def initialise():
+        params = initial_params(module, jax.random.key(config.seed))
+        return initial_state(params, optimizer, ema_decay)
+
+    shapes = jax.eval_shape(initialise)
+    whole = replicated(mesh)
+    checkpoints = Checkpoints(workdir)
+    latest = checkpoints.latest_step()
+    if latest is not None:
+        state = checkpoints.restore(
+            jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
+        )
+    else:
+        state = jax.jit(initialise, out_shardings=whole)()
+        if config.init_from:
+            loaded = load_model(config.init_from)
+            require_same_size(config.init_from, size_of(loaded.module), module)
+            params = jax.device_put(loaded.params, whole)
+            average = jax.tree.map(jnp.copy, params) if ema_decay else None
+            state = state.replace(params=params, average=average)
+
+    validation = Validation(apply, held_out, mesh, images=config.validation.images, crop_px=config.validation.crop_px)
+    model = {
+        "size": size_of(module),
+        "train_crop_px": max(stage.crop_px for stage in stages),
+        "weights": "average" if ema_decay else "params",
+    }
+    writer = Writer(workdir, step=latest or 0, total_steps=stages[-1].end, enabled=jax.process_index() == 0)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
+    writer.note(
+        f"{config.model.variant or 'custom'}: {parameters:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}; "
+        f"{len(source)} training and {len(validation)} validation images; {stages[-1].end} steps"
+        + (f", going on from step {latest}" if latest is not None else "")
+    )
+    stop = Stop(checkpoints)
+    run = Run(
+        config, source, stages, step_function, validation, validation.input_psnr, checkpoints, writer, mesh, model, stop
+    )
+    try:
+        with stop.listening(), jax.transfer_guard("disallow"):
+            step = _steps(run, state, latest or 0)
+        with jax.transfer_guard("allow"):
+            checkpoints.wait()
+        if stop.signal is not None:
+            writer.note(
+                f"stopped by {signal.Signals(stop.signal).name}; step {step} is saved, the same command goes on"
+            )
+        else:
+            writer.note(f"step {step} is saved in {workdir}")
+        return step
+    finally:
+        writer.close()
+        checkpoints.close()
+
+
+def _steps(run: Run, state: TrainState, step: int) -> int:
+    """Run all remaining steps; returns the last step that was made (and saved)."""
+    for stage in run.stages:
+        if step >= stage.end:
+            continue
+        compiled = _compile(run, state, stage)
+        batches = _batches(run, stage, step)
+        interval = Interval()
+        pending = None  # metrics of the step that the device may still be working on
+        batch = next(batches)
+        while step < stage.end:
+            state, metrics = compiled(state, batch["images"])
+            previous, pending = pending, (step, metrics, batch["position"])
+            step += 1
+            if step < stage.end:
+                waiting = time.perf_counter()
+                batch = next(batches)
+                interval.data_wait_s += time.perf_counter() - waiting
+            if previous is not None:
+                interval.add(_finite(run, *previous), stage)
+            saving = step % run.config.run.checkpoint_every_steps == 0 or step == run.stages[-1].end
+            logging = step % run.config.run.log_every_steps == 0
+            stopping = run.stop.asked(step)
+            if saving or logging or stopping or step == stage.end:
+                interval.add(_finite(run, *pending), stage)
+                pending = None
+            run.writer.progress(step)
+            if logging:
+                remaining = sum(s.work * (s.end - max(s.start, step)) for s in run.stages if s.end > step)
+                run.writer.training(
+                    step, run.stages[-1].end, stage, interval.summary(), interval.seconds_for(remaining)
+                )
+                interval = Interval()
+            if saving or stopping:
+                paused = time.perf_counter()
+                _save(run, state, step, validate=saving)
+                interval.start += time.perf_counter() - paused
+            if stopping:
+                return step
+    return step
+
+
+def _compile(run: Run, state: TrainState, stage: Stage):
+    """Compile the step for the shapes of `stage`, saying so."""
+    run.writer.note(f"compiling the step of stage {stage.number} ({stage.crop_px} px x {stage.batch}) ...")
+    start = time.perf_counter()
+    images = jax.ShapeDtypeStruct(
+        (stage.batch, stage.crop_px, stage.crop_px, 3), jnp.uint8, sharding=batch_sharding(run.mesh)
+    )
+    with jax.transfer_guard("allow"):
+        step_function = jax.jit(run.step_function, donate_argnums=0, out_shardings=replicated(run.mesh))
+        compiled = step_function.lower(state, {"input": images, "target": images}).compile()
+    run.writer.note(f"compiled in {time.perf_counter() - start:.1f} s")
+    return compiled
+
+
+def _batches(run: Run, stage: Stage, step: int):
+    """Batches on the devices, from that for `step` on: {"images": {"input", "target"}, "position"}."""
+    sharding = batch_sharding(run.mesh)
+    batches = pipeline.batches(
+        run.source,
+        seed=run.config.seed,
+        position=stage.position_at(step),
+        batch=stage.batch,
+        host_index=jax.process_index(),
+        host_count=jax.process_count(),
+        crop_px=stage.crop_px,
+        steps=stage.end - step,
+        flip=run.config.data.flip,
+        rotate=run.config.data.rotate,
+    )
+    for batch in batches:
+        images = {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("input", "target")}
+        yield {"images": images, "position": batch["position"]}
+
+
+def _finite(run: Run, step: int, metrics: dict, positions: np.ndarray) -> dict[str, float]:
+    """Fetch the metrics of a step; raises UserError naming step and images if they are not finite."""
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not all(math.isfinite(value) for value in values.values()):
+        names = pipeline.sample_names(run.source, run.config.seed, positions)
+        latest = run.checkpoints.latest_step()
+        kept = "no checkpoint was saved yet" if latest is None else f"the checkpoint of step {latest} is kept"
+        raise UserError(
+            f"the loss is {values['loss']} and the gradient norm {values['gradient_norm']} at step {step}, on the batch "
+            f"of {', '.join(names)}; {kept}; check these images or lower config.optimizer.learning_rate"
+        )
+    return values
+
+
+def _save(run: Run, state: TrainState, step: int, *, validate: bool) -> None:
+    """Validate if asked to, and save."""
+    psnr = None
+    with jax.transfer_guard("allow"):  # Orbax moves arrays on its own
+        if validate:
+            params = state.params if state.average is None else state.average
+            psnr, pictures = run.validation(params, SHOWN_PICTURES)
+            run.writer.validation(step, psnr, run.input_psnr, pictures)
+        run.checkpoints.save(state, run.model, psnr)

@@ -1,0 +1,93 @@
+"""One training step as a pure function of the state and a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from concertormer_jax import losses
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that training changes: after n updates `step` is n. `average` is the moving average of `params`, or None."""
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+    average: Any
+
+
+def initial_state(params: Any, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:
+    """The state before the first step. The average starts as the parameters; `ema_decay` 0 keeps none."""
+    average = jax.tree.map(jnp.copy, params) if ema_decay else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+
+
+def batch_psnr(restored: jax.Array, target: jax.Array) -> jax.Array:
+    """PSNR in dB of each image, clipped to [0, 1] and not rounded. [B, H, W, 3] twice, in [0, 1]; returns [B]."""
+    squared = jnp.square(jnp.clip(restored, 0, 1) - target).mean(axis=(1, 2, 3))
+    return -10 * jnp.log10(jnp.maximum(squared, 1e-10))
+
+
+def to_unit(images: jax.Array) -> jax.Array:
+    """uint8 to float32 in [0, 1]."""
+    return images.astype(jnp.float32) / 255
+
+
+def make_train_step(
+    apply: Callable,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    fft_weight: float,
+    accumulation: int,
+    ema_decay: float,
+) -> Callable:
+    """Build `(state, batch) -> (state, metrics)`.
+
+    apply: `(params, images) -> outputs` of the network. batch: {"input", "target"}: uint8 [B, H, W, 3], B a multiple of
+    `accumulation`; the gradient is that of the mean over the whole batch, computed in `accumulation` parts.
+    metrics: scalars "loss", "psnr" (mean of the batch, dB), "gradient_norm" (before clipping) and "learning_rate".
+    """
+
+    def loss_and_psnr(params, part):
+        target = to_unit(part["target"])
+        outputs = apply(params, to_unit(part["input"]))
+        return losses.multiscale_l1_fft(outputs, target, fft_weight), batch_psnr(outputs[-1], target).mean()
+
+    gradient_of = jax.value_and_grad(loss_and_psnr, has_aux=True)
+
+    def accumulate(params, batch):
+        # Every accumulation-th image goes into one part, so that no image leaves the device it is on.
+        parts = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, accumulation, *a.shape[1:]), 1, 0), batch)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, gradient_of(params, part)), None
+
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros(a.shape, a.dtype),
+            jax.eval_shape(gradient_of, params, jax.tree.map(lambda a: a[0], parts)),
+        )
+        total, _ = jax.lax.scan(add, zeros, parts)
+        return jax.tree.map(lambda a: a / accumulation, total)
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        compute = gradient_of if accumulation == 1 else accumulate
+        (loss, psnr), gradient = compute(state.params, batch)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if ema_decay:
+            average = optax.incremental_update(params, average, 1 - ema_decay)
+        metrics = {
+            "loss": loss,
+            "psnr": psnr,
+            "gradient_norm": optax.global_norm(gradient),
+            "learning_rate": schedule(state.step),
+        }
+        return TrainState(state.step + 1, params, optimizer_state, average), metrics
+
+    return step

@@ -1,0 +1,79 @@
+"""Validation while training: the PSNR of held-out images, and pictures of a few of them."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from concertormer_jax.data.sources import Mixture, PairSource, PhotoSource
+from concertormer_jax.devices import batch_sharding
+from concertormer_jax.training.step import batch_psnr, to_unit
+
+
+def middle_crop(image: np.ndarray, crop_px: int) -> np.ndarray:
+    """The middle crop_px x crop_px pixels of [H, W, 3]; smaller pictures are reflected at the bottom and the right."""
+    height, width = image.shape[:2]
+    top, left = max(0, (height - crop_px) // 2), max(0, (width - crop_px) // 2)
+    crop = image[top : top + crop_px, left : left + crop_px]
+    return np.pad(crop, ((0, crop_px - crop.shape[0]), (0, crop_px - crop.shape[1]), (0, 0)), mode="reflect")
+
+
+class Validation:
+    """Middle crops of held-out images, restored in batches over all devices; every image counts once.
+
+    apply: `(params, images) -> outputs`. Calling it with parameters gives the mean PSNR in dB of the outputs, clipped
+    and rounded to 8 bits, and uint8 pictures (input, output, target) of this host's first `pictures` images.
+    """
+
+    def __init__(
+        self, apply: Callable, source: PairSource | PhotoSource | Mixture, mesh: Mesh, *, images: int, crop_px: int
+    ):
+        # Evenly spaced, so that every part of a mixture is seen.
+        self._chosen = np.unique(np.linspace(0, len(source) - 1, min(images, len(source))).round().astype(int))
+        self._crops = [
+            tuple(middle_crop(image, crop_px) for image in source.whole(int(index))) for index in self._chosen
+        ]
+        self._sharding = batch_sharding(mesh)
+        self._devices = mesh.size
+        self._local = self._devices // jax.process_count()
+
+        def restore(params, batch):
+            output = jnp.round(jnp.clip(apply(params, to_unit(batch["input"]))[-1], 0, 1) * 255)
+            psnr = batch_psnr(output / 255, to_unit(batch["target"]))
+            return output.astype(jnp.uint8), jnp.where(batch["real"], psnr, 0).sum()
+
+        self._restore = jax.jit(restore)
+
+    def __len__(self) -> int:
+        return len(self._crops)
+
+    @property
+    def input_psnr(self) -> float:
+        """The mean PSNR in dB of the inputs themselves."""
+        squared = [np.mean((degraded / 255.0 - target / 255.0) ** 2) for degraded, target in self._crops]
+        return float(np.mean(-10 * np.log10(np.maximum(squared, 1e-10))))
+
+    def _batch(self, first: int) -> dict:
+        start = first + jax.process_index() * self._local
+        mine = [min(index, len(self._crops) - 1) for index in range(start, start + self._local)]
+        local = {
+            "input": np.stack([self._crops[index][0] for index in mine]),
+            "target": np.stack([self._crops[index][1] for index in mine]),
+            "real": np.arange(start, start + self._local) < len(self._crops),
+        }
+        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self._sharding, a), local)
+
+    def __call__(self, params, pictures: int) -> tuple[float, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        total, shown = 0.0, []
+        for first in range(0, len(self._crops), self._devices):
+            output, psnr = self._restore(params, self._batch(first))
+            total += float(jax.device_get(psnr))
+            start = first + jax.process_index() * self._local
+            for shard in sorted(output.addressable_shards, key=lambda shard: shard.index[0].start or 0):
+                if start < len(self._crops) and len(shown) < pictures:
+                    degraded, target = self._crops[start]
+                    shown.append((degraded, jax.device_get(shard.data)[0], target))
+                start += 1
+        return total / len(self._crops), shown

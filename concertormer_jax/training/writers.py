@@ -1,0 +1,136 @@
+"""What a training run tells: console lines, metrics.jsonl, TensorBoard, and sample pictures."""
+
+import json
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from PIL import Image
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from concertormer_jax.evaluation.pictures import comparison_sheet
+from concertormer_jax.training.stages import Stage
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def duration(seconds: float) -> str:
+    """As h:mm:ss, or d-hh:mm:ss from one day on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}-{hours:02d}:{minutes:02d}:{seconds:02d}" if days else f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+class Writer:
+    """Writes for one run into `workdir`; on all hosts but the first it writes nothing.
+
+    What an earlier run wrote for steps after `step`, from which this one goes on, is dropped.
+    """
+
+    def __init__(self, workdir, *, step: int, total_steps: int, enabled: bool):
+        self._workdir = epath.Path(workdir)
+        self._enabled = enabled
+        self._bar = tqdm(
+            total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=None if enabled else True
+        )
+        if enabled:
+            self._metrics = self._workdir / METRICS_FILE
+            kept = []
+            if self._metrics.exists():
+                kept = [line for line in self._metrics.read_text().splitlines() if _step_of(line, step + 1) <= step]
+            self._metrics.write_text("".join(f"{line}\n" for line in kept))
+            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
+
+    def note(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if self._enabled:
+            tqdm.write(text)
+
+    def progress(self, step: int) -> None:
+        """Move the progress bar to `step`."""
+        self._bar.update(step - self._bar.n)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Append numbers to metrics.jsonl and TensorBoard."""
+        if not self._enabled:
+            return
+        line = json.dumps({"step": step, **values})
+        # Some file systems (buckets) cannot append through a path; the file is small enough to be written anew.
+        if str(self._metrics).startswith("gs://"):
+            self._metrics.write_text(self._metrics.read_text() + line + "\n")
+        else:
+            with open(self._metrics, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def training(self, step: int, total_steps: int, stage: Stage, values: dict[str, float], eta_s: float) -> None:
+        """One console line on the last interval, and its numbers as scalars."""
+        self.note(
+            f"step {step}/{total_steps}  stage {stage.number} ({stage.crop_px} px x {stage.batch})"
+            f"  loss {values['loss']:.4f}  psnr {values['psnr']:.2f} dB  |g| {values['gradient_norm']:.3g}"
+            f"  lr {values['learning_rate']:.2e}  {values['images_per_s']:.2f} images/s"
+            f"  data wait {100 * values['data_wait_share']:.0f}%  ETA {duration(eta_s)}"
+        )
+        self.scalars(step, {f"train/{name}": value for name, value in values.items()} | {"train/stage": stage.number})
+
+    def validation(self, step: int, psnr: float, input_psnr: float, pictures: Sequence[tuple]) -> None:
+        """The validation PSNR, and strips of (input, output, target, error) in samples/ and TensorBoard."""
+        self.note(f"step {step}  validation {psnr:.3f} dB, {psnr - input_psnr:+.3f} dB against the inputs")
+        self.scalars(step, {"validation/psnr": psnr, "validation/gain": psnr - input_psnr})
+        if not self._enabled or not pictures:
+            return
+        sheet = comparison_sheet((f"step {step}", *images) for images in pictures)
+        folder = self._workdir / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_picture(sheet, folder / f"{step:07d}.png")
+        self._board.add_image("validation", np.asarray(sheet), step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flush everything."""
+        self._bar.close()
+        if self._enabled:
+            self._board.close()
+
+
+def _step_of(line: str, broken: int) -> int:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # the process was killed while it wrote the line
+        return broken
+
+
+def _save_picture(picture: Image.Image, path: epath.Path) -> None:
+    with path.open("wb") as file:
+        picture.save(file, "PNG")
+
+
+class Interval:
+    """Sums over the steps since the last console line."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+        self.data_wait_s = 0.0
+        self.images = 0
+        self.work = 0
+        self.metrics = []
+
+    def add(self, metrics: dict[str, float], stage: Stage) -> None:
+        """Count a finished step."""
+        self.metrics.append(metrics)
+        self.images += stage.batch
+        self.work += stage.work
+
+    def summary(self) -> dict[str, float]:
+        """Means of the metrics (the learning rate: the last), images per second, share of time waiting for data."""
+        elapsed = time.perf_counter() - self.start
+        values = {name: float(np.mean([m[name] for m in self.metrics])) for name in self.metrics[0]}
+        values["learning_rate"] = self.metrics[-1]["learning_rate"]
+        return values | {"images_per_s": self.images / elapsed, "data_wait_share": self.data_wait_s / elapsed}
+
+    def seconds_for(self, work: int) -> float:
+        """How long `work` pixels would take at the speed of this interval."""
+        return (time.perf_counter() - self.start) * work / self.work

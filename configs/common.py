@@ -1,0 +1,70 @@
+"""Every config key, once, with its meaning and unit; the recipes in this folder change values, never keys.
+
+Any key can be set on the command line: --config.optimizer.learning_rate=3e-4
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """The released GoPro recipe without its data."""
+    config = ConfigDict()
+    config.seed = 0  # of the initial weights, the order of the images and the augmentation
+    config.init_from = ""  # checkpoint directory or converted weights to start from; "" for random weights
+
+    config.model = ConfigDict()
+    config.model.variant = "gopro"  # a name of concertormer_jax.models.VARIANTS, or "" when all fields below are set
+    config.model.width = placeholder(int)  # channels of the finest level; None here and below: the variant's
+    config.model.encoder_blocks = placeholder(tuple)  # blocks of each level, finest first
+    config.model.middle_blocks = placeholder(int)
+    config.model.decoder_blocks = placeholder(tuple)  # deepest first
+    config.model.encoder_heads = placeholder(tuple)
+    config.model.middle_heads = placeholder(int)
+    config.model.decoder_heads = placeholder(tuple)
+    config.model.expansion = placeholder(int)  # hidden channels of a block, as a multiple of its width
+    config.model.dtype = "float32"  # of the computation: float32 or bfloat16; weights and softmax stay float32
+    config.model.remat = False  # recompute each block in the backward pass: less memory, a third more work
+
+    config.data = ConfigDict()
+    # Folders, separated by commas. One with input/ and target/ holds pairs; any other holds sharp photographs, which are
+    # blurred anew for every crop.
+    config.data.source = ""
+    config.data.shares = ()  # share of the samples that comes from each folder; () for in proportion to their images
+    config.data.flip = True  # mirror at random
+    config.data.rotate = True  # turn by quarter turns at random
+    config.data.blur_min_px = 3.0  # shortest camera-shake path for photographs, in pixels
+    config.data.blur_max_px = 20.0  # longest
+    config.data.shot_noise = 2e-4  # largest variance at full intensity, in linear light in [0, 1]
+    config.data.read_noise = 1e-3  # largest standard deviation, in linear light in [0, 1]
+
+    config.stages = ConfigDict()  # one entry for each stage; one learning-rate schedule runs over all
+    config.stages.steps = (200_000, 300_000, 100_000)
+    config.stages.crop_px = (128, 256, 320)
+    config.stages.batch = (64, 16, 8)  # images per step over all devices
+
+    config.train = ConfigDict()
+    config.train.fft_weight = 0.1  # of the spectrum's part in the loss
+    config.train.accumulation = 1  # parts in which a batch is computed, one after the other
+    config.train.ema_decay = 0.0  # of the moving average of the weights, which is then evaluated; 0 for none
+
+    config.optimizer = ConfigDict()  # AdamW and one cosine over all steps
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.final_learning_rate = 1e-7
+    config.optimizer.weight_decay = 1e-3
+    config.optimizer.beta1 = 0.9
+    config.optimizer.beta2 = 0.9
+    config.optimizer.epsilon = 1e-8
+    config.optimizer.clip_norm = 0.01  # largest global norm of the gradient
+
+    config.validation = ConfigDict()
+    config.validation.source = ""  # folder as in data.source; "" holds images of data.source out of the training
+    config.validation.fraction = 0.05  # of the images to hold out, whole sequences where names show them
+    config.validation.images = 32  # at most, evenly spaced
+    config.validation.crop_px = 256  # side of the middle crop that is restored
+
+    config.run = ConfigDict()  # keys that do not change the result; they may differ when a run goes on
+    config.run.log_every_steps = 100
+    config.run.checkpoint_every_steps = 5_000  # validate and save
+    config.run.cache = False  # keep decoded images in memory
+    return config

@@ -1,0 +1,24 @@
+"""A few minutes on two cores: a small network learns to undo camera shake on the bundled photographs.
+
+make demo
+"""
+
+from configs import common
+
+
+def get_config():
+    """The demo network, 300 steps."""
+    config = common.get_config()
+    config.model.variant = "demo"
+    config.data.source = "photos/train"
+    config.data.blur_min_px = 4.0
+    config.data.blur_max_px = 10.0
+    config.stages.steps = (200, 100)
+    config.stages.crop_px = (64, 128)
+    config.stages.batch = (16, 4)
+    config.validation.images = 4
+    config.validation.crop_px = 128
+    config.run.log_every_steps = 20
+    config.run.checkpoint_every_steps = 100
+    config.run.cache = True
+    return config

@@ -1,0 +1,37 @@
+"""Train: `python train.py --config=configs/gopro.py --workdir=DIR [--config.key=value]`.
+
+The same command with the same --workdir goes on where the run ended. On several hosts, start it with --distributed on
+each of them.
+"""
+
+import logging
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from concertormer_jax import errors
+from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.training.loop import train
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="A file in configs/.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, samples; may be gs://.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts, one process on each.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(_):
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells of every file otherwise
+    with errors.reported():
+        use_compilation_cache()
+        if DISTRIBUTED.value:
+            jax.distributed.initialize()
+        if jax.process_index() == 0:
+            print(CONFIG.value)
+        train(CONFIG.value, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    app.run(main)
