@@ -1,13 +1,20 @@
-"""Concerto self-attention: four groups of heads over 8x8 blocks (paper, section 3.1 and 3.2).
+"""Concerto self-attention: four groups of heads over 8x8 blocks (paper, sections 3.1 and 3.2).
 
-Letters in the einsums: b image, n block, p and q positions in a block (64), m and t heads, i and j channels of a head.
-Queries, keys and values have the shape [B, rows, columns, 64, m, c], blocks row-major. Products are accumulated, and
-logits and softmax computed, in float32 whatever the type of the inputs.
+The groups differ only in which axis of the blocked features is attended, which is contracted, and which are batched
+over. With n blocks of p = 64 positions, m heads and c channels in a head:
 
-q and k are normalised after their product: the logits are scaled by the inverse norms, which touches the small
-attention maps in place of the large feature maps.
+    group                      attended    contracted   one map for each     cross-dimensional communication between
+    Rs  Ripieno, spatial       positions   channels     block, head          blocks (3x3), heads
+    Rc  Ripieno, channel       channels    positions    block, head          blocks (3x3), heads
+    Cc  Concertino, channel    channels    blocks       head, position       positions, heads
+    Cs  Concertino, spatial    positions   blocks       head, channel        channels, heads
+
+Queries and keys are normalised along the contracted axis. That is done after their product: the logits are scaled by
+the inverse norms, which touches the small attention maps in place of the large feature maps. Products are accumulated,
+and logits and softmax computed, in float32 whatever the type of the features.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -26,68 +33,31 @@ def _wide(features: jax.Array):
     return jnp.promote_types(features.dtype, jnp.float32)
 
 
-def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, left, right, preferred_element_type=_wide(left))
+def attend(qkv: jax.Array, temperature: jax.Array, communicate: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Softmax attention with normalised queries and keys, its logits passed through `communicate`.
 
-
-def _inverse_norm(features: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """1 / max(norm, 1e-12) over `axes`, kept as axes of length one, in float32."""
-    squared = jnp.sum(jnp.square(features.astype(_wide(features))), axis=axes, keepdims=True)
-    return jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))
-
-
-def _mix(equation: str, logits: jax.Array, values: jax.Array) -> jax.Array:
-    attention = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    return jnp.einsum(equation, attention, values)
-
-
-def ripieno_spatial(q, k, v, temperature, kernel, shifted):
-    """Attention between the positions of each block (Rs). temperature: [m]; kernel: [3, 3, m, m]."""
-    rows, columns = q.shape[1:3]
-    logits = _product("brcpmi,brcqmi->brcmpq", q, k)
-    inverse_q = _inverse_norm(q, (-1,)) * temperature[:, None]
-    inverse_k = _inverse_norm(k, (-1,))
-    logits *= jnp.moveaxis(inverse_q, 3, 4) * jnp.moveaxis(inverse_k, 3, 5)
-    logits = communicate_over_blocks(logits, kernel)
-    crosses = windows.crosses_border(rows, columns, BLOCK)[:, :, None]
-    logits = jnp.where(crosses & shifted, logits + SHIFT_MASK, logits)
-    return _mix("brcmpq,brcqmi->brcpmi", logits, v)
-
-
-def ripieno_channel(q, k, v, temperature, kernel):
-    """Attention between the channels of each block (Rc). temperature: [m]; kernel: [3, 3, m, m]."""
-    logits = _product("brcpmi,brcpmj->brcmij", q, k)
-    inverse_q = _inverse_norm(q, (3,)) * temperature[:, None]
-    inverse_k = _inverse_norm(k, (3,))
-    logits *= jnp.moveaxis(inverse_q, 3, 5) * jnp.moveaxis(inverse_k, 3, 4)
-    logits = communicate_over_blocks(logits, kernel)
-    return _mix("brcmij,brcpmj->brcpmi", logits, v)
-
-
-def concertino_channel(q, k, v, temperature, kernel):
-    """Attention between channels, one map per position of the block, summed over all blocks (Cc).
-
-    temperature: [m]; kernel: [m, 64, 64, m] (head in, position in, position out, head out).
+    qkv: [3, ..., A, K], attended and contracted axes last; temperature: broadcasts against [..., A, 1].
+    communicate: a map of the logits [..., A, A]. Returns [..., A, K].
     """
-    logits = _product("brcpmi,brcpmj->bmpij", q, k)
-    inverse_q = _inverse_norm(q, (1, 2)) * temperature[:, None]
-    inverse_k = _inverse_norm(k, (1, 2))
-    logits *= jnp.einsum("brcpmi->bmpi", inverse_q)[..., :, None] * jnp.einsum("brcpmj->bmpj", inverse_k)[..., None, :]
-    logits = jnp.einsum("mpqt,bmpij->btqij", kernel, logits)
-    return _mix("bmpij,brcpmj->brcpmi", logits, v)
+    q, k, v = qkv
+    wide = _wide(qkv)
+    squared = jnp.sum(jnp.square(qkv[:2].astype(wide)), axis=-1)
+    inverse_norm = jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))  # 1 / max(norm, 1e-12)
+    logits = jnp.einsum("...ak,...bk->...ab", q, k, preferred_element_type=wide)
+    logits *= (inverse_norm[0][..., None] * temperature) * inverse_norm[1][..., None, :]
+    weights = jax.nn.softmax(communicate(logits), axis=-1)
+    return jnp.einsum("...ab,...bk->...ak", weights.astype(v.dtype), v)
 
 
-def concertino_spatial(q, k, v, temperature, kernel):
-    """Attention between positions, one map per channel, summed over all blocks (Cs).
+def communicate_over_maps(logits: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Cross-dimensional communication of a Concertino: every map becomes a weighted sum of all maps.
 
-    temperature: [m]; kernel: [m, c, c, m] (head in, channel in, channel out, head out).
+    logits: [B, m, D, A, A], D positions or channels; kernel: [m, D, D, m] (head in, in, out, head out).
     """
-    logits = _product("brcpmi,brcqmi->bmipq", q, k)
-    inverse_q = _inverse_norm(q, (1, 2)) * temperature[:, None]
-    inverse_k = _inverse_norm(k, (1, 2))
-    logits *= jnp.einsum("brcpmi->bmip", inverse_q)[..., :, None] * jnp.einsum("brcqmi->bmiq", inverse_k)[..., None, :]
-    logits = jnp.einsum("mijt,bmipq->btjpq", kernel, logits)
-    return _mix("bmipq,brcqmi->brcpmi", logits, v)
+    batch, heads, size = logits.shape[:3]
+    matrix = kernel.reshape(heads * size, size, heads).swapaxes(1, 2).reshape(heads * size, heads * size)
+    maps = logits.reshape(batch, heads * size, -1)
+    return jnp.einsum("st,bse->bte", matrix, maps).reshape(logits.shape)
 
 
 class Weights(NamedTuple):
@@ -112,27 +82,50 @@ def concerto_attention(x: jax.Array, y: jax.Array, weights: Weights, shifted: ja
     Returns [B, H, W, h] with the channels in the order (group, head, channel), the groups being Rs, Rc, Cc, Cs.
     """
     heads = weights.temperature.shape[1]
-    dtype = x.dtype
 
     def blocks(features):
         return windows.partition(windows.roll_where(shifted, features, -BLOCK // 2), BLOCK)
 
-    def groups(features):  # [B, rows, columns, 64, h] to four times [B, rows, columns, 64, m, c]
-        return [g.reshape(*g.shape[:-1], heads, -1) for g in jnp.split(features, 4, axis=-1)]
-
     x_blocks = blocks(x)
     y_blocks = x_blocks if y is x else blocks(y)
-    q = groups(x_blocks @ weights.to_q.astype(dtype))
-    k, v = (groups(part) for part in jnp.split(y_blocks @ weights.to_kv.astype(dtype), 2, axis=-1))
-    t = weights.temperature
-    mixed = [
-        ripieno_spatial(q[0], k[0], v[0], t[0], weights.b_talking, shifted),
-        ripieno_channel(q[1], k[1], v[1], t[1], weights.l_talking),
-        concertino_channel(q[2], k[2], v[2], t[2], weights.g_talking),
-        concertino_spatial(q[3], k[3], v[3], t[3], weights.r_talking),
+    q = x_blocks @ weights.to_q.astype(x.dtype)
+    k, v = jnp.split(y_blocks @ weights.to_kv.astype(x.dtype), 2, axis=-1)
+    batch, rows, columns, positions, hidden = q.shape
+    channels = hidden // (4 * heads)
+    # group: [3, B, rows, columns, positions, heads, channels], the first axis being queries, keys, values
+    group = [
+        jnp.stack(parts).reshape(3, batch, rows, columns, positions, heads, channels)
+        for parts in zip(*(jnp.split(part, 4, axis=-1) for part in (q, k, v)), strict=True)
     ]
-    output = jnp.concatenate([o.reshape(*o.shape[:-2], -1) for o in mixed], axis=-1)
+
+    def temperature(number, axes_after):
+        return weights.temperature[number].reshape(heads, *(1,) * axes_after)
+
+    def over_blocks_masked(logits):
+        logits = communicate_over_blocks(logits, weights.b_talking)
+        crosses = windows.crosses_border(rows, columns, BLOCK)[:, :, None]
+        return jnp.where(crosses & shifted, logits + SHIFT_MASK, logits)
+
+    # Ripieno: [3, B, rows, columns, m, A, K]
+    spatial = attend(group[0].swapaxes(-3, -2), temperature(0, 2), over_blocks_masked)
+    channel = attend(
+        jnp.moveaxis(group[1], 4, 6), temperature(1, 2), lambda a: communicate_over_blocks(a, weights.l_talking)
+    )
+    ripieno = [spatial.swapaxes(-3, -2), jnp.moveaxis(channel, 5, 3)]
+
+    # Concertino: [3, B, m, D, A, n]
+    flat = [part.reshape(3, batch, rows * columns, positions, heads, channels) for part in group[2:]]
+    channel = attend(
+        flat[0].transpose(0, 1, 4, 3, 5, 2), temperature(2, 3), lambda a: communicate_over_maps(a, weights.g_talking)
+    )
+    spatial = attend(
+        flat[1].transpose(0, 1, 4, 5, 3, 2), temperature(3, 3), lambda a: communicate_over_maps(a, weights.r_talking)
+    )
+    concertino = [channel.transpose(0, 4, 2, 1, 3), spatial.transpose(0, 4, 3, 1, 2)]
+
+    shape = (batch, rows, columns, positions, hidden // 4)
+    output = jnp.concatenate([part.reshape(shape) for part in (*ripieno, *concertino)], axis=-1)
     mean = output.mean(axis=(1, 2, 3), dtype=_wide(output))
-    gate = (mean @ weights.sca_kernel + weights.sca_bias).astype(dtype)
+    gate = (mean @ weights.sca_kernel + weights.sca_bias).astype(output.dtype)
     output = windows.merge(output * gate[:, None, None, None], BLOCK)
     return windows.roll_where(shifted, output, BLOCK // 2)
