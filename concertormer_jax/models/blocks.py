@@ -6,7 +6,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from concertormer_jax.ops import attention, tlc
 from concertormer_jax.ops.convolution import depthwise_3x3

@@ -201,13 +201,15 @@ def train(config, workdir) -> int:
             average = jax.tree.map(jnp.copy, params) if ema_decay else None
             state = state.replace(params=params, average=average)
 
-    validation = Validation(apply, held_out, mesh, images=config.validation.images, crop_px=config.validation.crop_px)
     model = {
         "size": size_of(module),
         "train_crop_px": max(stage.crop_px for stage in stages),
         "weights": "average" if ema_decay else "params",
     }
     writer = Writer(workdir, step=latest or 0, total_steps=stages[-1].end, enabled=jax.process_index() == 0)
+    validation = Validation(
+        apply, held_out, mesh, images=config.validation.images, crop_px=config.validation.crop_px, log=writer.note
+    )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     writer.note(
         f"{config.model.variant or 'custom'}: {parameters:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}; "

@@ -1,5 +1,6 @@
 """Validation while training: the PSNR of held-out images, and pictures of a few of them."""
 
+import time
 from collections.abc import Callable
 
 import jax
@@ -24,11 +25,19 @@ class Validation:
     """Middle crops of held-out images, restored in batches over all devices; every image counts once.
 
     apply: `(params, images) -> outputs`. Calling it with parameters gives the mean PSNR in dB of the outputs, clipped
-    and rounded to 8 bits, and uint8 pictures (input, output, target) of this host's first `pictures` images.
+    and rounded to 8 bits, and uint8 pictures (input, output, target) of this host's first `pictures` images. The first
+    call compiles, and `log` is called with a line that says so.
     """
 
     def __init__(
-        self, apply: Callable, source: PairSource | PhotoSource | Mixture, mesh: Mesh, *, images: int, crop_px: int
+        self,
+        apply: Callable,
+        source: PairSource | PhotoSource | Mixture,
+        mesh: Mesh,
+        *,
+        images: int,
+        crop_px: int,
+        log: Callable,
     ):
         # Evenly spaced, so that every part of a mixture is seen.
         self._chosen = np.unique(np.linspace(0, len(source) - 1, min(images, len(source))).round().astype(int))
@@ -45,6 +54,8 @@ class Validation:
             return output.astype(jnp.uint8), jnp.where(batch["real"], psnr, 0).sum()
 
         self._restore = jax.jit(restore)
+        self._compiled = None
+        self._log = log
 
     def __len__(self) -> int:
         return len(self._crops)
@@ -65,10 +76,18 @@ class Validation:
         }
         return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self._sharding, a), local)
 
+    def _compile(self, params) -> None:
+        self._log("compiling the validation ...")
+        start = time.perf_counter()
+        self._compiled = self._restore.lower(params, self._batch(0)).compile()
+        self._log(f"compiled in {time.perf_counter() - start:.1f} s")
+
     def __call__(self, params, pictures: int) -> tuple[float, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        if self._compiled is None:
+            self._compile(params)
         total, shown = 0.0, []
         for first in range(0, len(self._crops), self._devices):
-            output, psnr = self._restore(params, self._batch(first))
+            output, psnr = self._compiled(params, self._batch(first))
             total += float(jax.device_get(psnr))
             start = first + jax.process_index() * self._local
             for shard in sorted(output.addressable_shards, key=lambda shard: shard.index[0].start or 0):

@@ -1,0 +1,33 @@
+# make demo   set up, train on bundled photographs, evaluate, restore; about ten minutes on two cores
+# make test   set up, lint and test
+# make lint   style alone
+
+VENV ?= .venv
+PYTHON ?= python3
+RUN := $(VENV)/bin/python
+DEMO ?= runs/demo
+
+.PHONY: demo test lint
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+demo: $(VENV)/ready
+	$(RUN) train.py --config=configs/demo.py --workdir=$(DEMO)
+	$(RUN) -m concertormer_jax.data.synthesize photos/test $(DEMO)/data
+	$(RUN) evaluate.py --ckpt=$(DEMO) --data=$(DEMO)/data --output=$(DEMO)/evaluation/tlc-off --tlc=off
+	$(RUN) evaluate.py --ckpt=$(DEMO) --data=$(DEMO)/data --output=$(DEMO)/evaluation/tlc-auto --tlc=auto
+	$(RUN) -m concertormer_jax.restore --ckpt=$(DEMO) $(DEMO)/data/input/sklearn_china.png $(DEMO)/restored.png --compare
+	@echo
+	@cat $(DEMO)/evaluation/tlc-off/results.md; tail -n 1 $(DEMO)/evaluation/tlc-auto/results.md
+	@echo
+	@echo "Pictures: $(DEMO)/evaluation/tlc-off/worst_ten.png, $(DEMO)/samples/, and before and after in $(DEMO)/"
+
+lint: $(VENV)/ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+test: lint
+	$(RUN) -m pytest

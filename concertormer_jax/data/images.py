@@ -1,0 +1,95 @@
+"""Picture files: reading them as 8-bit RGB, their sizes, listing and writing them."""
+
+import contextlib
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from concertormer_jax.errors import UserError
+from concertormer_jax.files import written_atomically
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+_WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
+_PNG_ORIENTATION_KEYS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
+
+
+def read_rgb(path) -> np.ndarray:
+    """Decode a picture to uint8 [H, W, 3] as it is displayed: EXIF orientation applied, alpha dropped, grey repeated.
+
+    16-bit values are divided by 257 and rounded (colour PNG and TIFF: the high byte, as Pillow decodes them).
+    Raises UserError naming the file if it is missing, no picture, corrupt or truncated.
+    """
+    with _opened(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "F":
+            raise ValueError("floating-point pixels")
+        if image.mode.startswith("I"):
+            wide = np.clip(np.asarray(image, np.int64), 0, 65535)
+            return np.repeat(((wide + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+        return np.array(image.convert("RGB"))
+
+
+def image_size(path) -> tuple[int, int]:
+    """Return (height, width) in pixels as displayed, from the header alone. Raises UserError like `read_rgb`."""
+    with _opened(path) as image:
+        if image.format == "TIFF":  # the only format whose size Pillow turns by itself, and not in all its versions
+            width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
+        else:
+            width, height = image.size
+        # Pillow decodes a whole PNG to look for an EXIF block behind the pixels; only ask if one was seen before them.
+        if image.format == "PNG" and not _PNG_ORIENTATION_KEYS & image.info.keys():
+            return height, width
+        return (width, height) if image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8) else (height, width)
+
+
+def list_images(folder) -> list[Path]:
+    """Return every picture under `folder`, also in its subfolders, sorted by relative path; hidden names are left out.
+
+    Raises UserError if the folder is missing or holds no picture.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; check the path.")
+    found, visited = [], set()
+    for parent, children, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:  # a link to a folder that was already listed, possibly to a parent
+            children.clear()
+            continue
+        visited.add(real)
+        children[:] = sorted(child for child in children if not child.startswith("."))
+        found += [
+            Path(parent, name)
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
+        ]
+    if not found:
+        suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+        raise UserError(f"{folder}: holds no pictures; expected files that end in {suffixes}.")
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def write_png(path, image: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] to `path` as PNG; the file is either whole or absent."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}.")
+    with written_atomically(path) as temporary:
+        Image.fromarray(image).save(temporary, format="PNG")
+
+
+@contextlib.contextmanager
+def _opened(path):
+    """Yield the opened Pillow image; whatever Pillow raises on a bad file becomes a UserError that names it."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; check the path.") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: no permission to read it; change its mode or owner.") from error
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{path}: not a picture, or its header is corrupt; replace or remove it.") from error
+    except Exception as error:  # Pillow's plug-ins raise many kinds on corrupt data
+        raise UserError(f"{path}: cannot be decoded ({error}); replace or remove it.") from error

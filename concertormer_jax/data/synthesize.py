@@ -1,0 +1,53 @@
+"""Command: make evaluation pairs from a folder of sharp photographs, the same bytes every time.
+
+python -m concertormer_jax.data.synthesize PHOTOS OUT [--seed=0]
+"""
+
+import argparse
+from pathlib import Path
+
+from tqdm import tqdm
+
+from concertormer_jax import errors
+from concertormer_jax.data.images import list_images, write_png
+from concertormer_jax.data.sources import PhotoSource, open_source
+
+
+def synthesize(photos, out, seed: int = 0) -> int:
+    """Write every photograph below `photos` to OUT/target and, blurred once, to OUT/input, as PNG; return how many.
+
+    Raises UserError if `photos` holds pairs, no picture, or two of one name, or if OUT holds other pictures already.
+    """
+    source = open_source(photos)
+    if not isinstance(source, PhotoSource):
+        raise errors.UserError(f"{photos}: holds pairs already; give a folder of sharp photographs.")
+    names = [source.name(index) for index in range(len(source))]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise errors.UserError(f"{photos}: has two pictures named {repeated[0]}; rename one of them.")
+    written = {Path(out, part, f"{name}.png") for part in ("input", "target") for name in names}
+    for part in ("input", "target"):
+        if Path(out, part).is_dir() and any(Path(out, part).iterdir()):
+            for path in list_images(Path(out, part)):
+                if path not in written:
+                    raise errors.UserError(f"{path}: is not one of these photographs; choose an empty folder.")
+    for index, name in enumerate(tqdm(names, desc="blurring photographs", unit="picture")):
+        degraded, sharp = source.whole(index, seed)
+        write_png(Path(out, "input", f"{name}.png"), degraded)
+        write_png(Path(out, "target", f"{name}.png"), sharp)
+    return len(names)
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m concertormer_jax.data.synthesize", description=__doc__)
+    parser.add_argument("photos", metavar="PHOTOS", help="folder of sharp photographs")
+    parser.add_argument("out", metavar="OUT", help="folder for input/ and target/")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other blur kernels (default: 0)")
+    arguments = parser.parse_args()
+    with errors.reported():
+        count = synthesize(arguments.photos, arguments.out, arguments.seed)
+        print(f"{count} pairs in {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

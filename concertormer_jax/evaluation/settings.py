@@ -1,0 +1,69 @@
+"""What `--tlc` and `--tile` mean in pixels."""
+
+from concertormer_jax.errors import UserError
+from concertormer_jax.ops.image import padded_size
+from concertormer_jax.tiles import GRID_PX
+
+# The GoPro set's grid factor: windows of 1.75 times the crop that the network was trained on.
+TLC_GRID_FACTOR = 1.75
+UNKNOWN_TRAIN_CROP_PX = 256  # the paper's training size, for weights that do not say theirs
+
+# Up to this many pixels a picture is restored whole; it is just above 1280x720 when padded to multiples of 64.
+WHOLE_PICTURE_PIXELS = 1024 * 1024
+AUTO_TILE_PX = 896  # two of GoPro's TLC windows of 448, so that these fit without overlap
+MIN_TILE_PX = 2 * GRID_PX
+
+
+def tlc_window(setting: str, train_crop_px: int | None) -> int | None:
+    """Return the TLC window in pixels at full resolution, None for no TLC.
+
+    setting: `auto` (1.75 times the largest training crop, rounded up to a multiple of 64; 448 if the crop is not
+        known), `off`, or a number of pixels.
+    Raises UserError, naming the nearest sizes, for anything but a positive multiple of 64.
+    """
+    if setting == "off":
+        return None
+    if setting == "auto":
+        return padded_size(round(TLC_GRID_FACTOR * (train_crop_px or UNKNOWN_TRAIN_CROP_PX)), GRID_PX)
+    return _multiple_of_64("--tlc", setting)
+
+
+def tile_setting(setting: str) -> int | None:
+    """Return the tile size in pixels that `--tile` asks for: None for `auto`, 0 for none (`off` or `0`).
+
+    Raises UserError, naming the nearest sizes, for anything else but a multiple of 64 from 128 up.
+    """
+    if setting == "auto":
+        return None
+    if setting in ("off", "0"):
+        return 0
+    return _multiple_of_64("--tile", setting, least=MIN_TILE_PX)
+
+
+def overlap_px(tile: int) -> int:
+    """Return how many pixels neighbouring tiles of `tile` pixels share: about an eighth, a multiple of 64."""
+    return GRID_PX * max(1, round(tile / 8 / GRID_PX))
+
+
+def tile_px(tile: int | None, height: int, width: int) -> int:
+    """Return the tile size in pixels for a picture of height x width, `tile` from `tile_setting`.
+
+    A picture that fits into one tile is restored whole; automatic tiles begin above `WHOLE_PICTURE_PIXELS`.
+    """
+    padded_height, padded_width = padded_size(height, GRID_PX), padded_size(width, GRID_PX)
+    whole = padded_height * padded_width <= WHOLE_PICTURE_PIXELS if tile is None else tile == 0
+    if whole:
+        return max(padded_height, padded_width, MIN_TILE_PX)
+    return AUTO_TILE_PX if tile is None else tile
+
+
+def _multiple_of_64(flag, text, least=GRID_PX):
+    try:
+        value = int(text)
+    except ValueError:
+        raise UserError(f"{flag}={text}: must be auto, off or a number of pixels.") from None
+    if value < least or value % GRID_PX:
+        below = value // GRID_PX * GRID_PX
+        nearest = f"{below} and {below + GRID_PX}" if below >= least else f"{least}"
+        raise UserError(f"{flag}={text}: must be a multiple of {GRID_PX} pixels from {least} up; nearest: {nearest}.")
+    return value

@@ -1,0 +1,80 @@
+"""Restoring a large picture in overlapping tiles of one fixed size, blended smoothly: positions, weights, the sum."""
+
+import dataclasses
+
+import numpy as np
+
+from concertormer_jax.ops.image import padded_size
+
+# The network pads to multiples of this many pixels and lays its blocks, at every scale, from the corner of what it
+# sees. Tiles that begin at such multiples have the same blocks as the whole picture.
+GRID_PX = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class TiledAxis:
+    """Tiles along one axis: `size` pixels each, beginning at `starts`, with `weights` float32 [tiles, size].
+
+    At every pixel of the axis the weights of the tiles that cover it sum to one.
+    """
+
+    size: int
+    starts: tuple[int, ...]
+    weights: np.ndarray
+
+
+def tiled_axis(length: int, tile: int, overlap: int) -> TiledAxis:
+    """Spread as few tiles as possible evenly over `length` pixels, neighbours sharing at least `overlap` pixels.
+
+    Where a tile ends inside the picture, its outermost `overlap` / 4 pixels have no weight, since the network knows
+    nothing of what lies beyond, and over the next `overlap` / 2 the weight rises as a raised cosine.
+    An axis that is no longer than `tile` gets one tile of its own length.
+
+    Raises ValueError unless all three are positive multiples of 64 and overlap < tile.
+    """
+    if any(value < 1 or value % GRID_PX for value in (length, tile, overlap)) or overlap >= tile:
+        raise ValueError(
+            f"length={length}, tile={tile} and overlap={overlap} must be positive multiples of {GRID_PX}, "
+            "overlap less than tile"
+        )
+    if length <= tile:
+        return TiledAxis(length, (0,), np.ones((1, length), np.float32))
+    gaps = -(-(length - tile) // (tile - overlap))
+    starts = tuple(GRID_PX * round(index * (length - tile) / gaps / GRID_PX) for index in range(gaps + 1))
+    offset = np.arange(overlap) + 0.5
+    rise = np.sin(np.pi / 2 * np.clip(2 * offset / overlap - 0.5, 0, 1)) ** 2
+    weights = np.ones((len(starts), tile))
+    weights[1:, :overlap] *= rise
+    weights[:-1, -overlap:] *= rise[::-1]
+    total = np.zeros(length)
+    for start, weight in zip(starts, weights, strict=True):
+        total[start : start + tile] += weight
+    for start, weight in zip(starts, weights, strict=True):
+        weight /= total[start : start + tile]
+    return TiledAxis(tile, starts, weights.astype(np.float32))
+
+
+def tiled_axes(height: int, width: int, tile: int, overlap: int) -> tuple[TiledAxis, TiledAxis]:
+    """Return the tiles along both axes of a picture of height x width, padded to multiples of 64."""
+    return tuple(tiled_axis(padded_size(length, GRID_PX), tile, overlap) for length in (height, width))
+
+
+def restore_tiled(apply, image: np.ndarray, tile: int, overlap: int) -> np.ndarray:
+    """Restore a picture of any size tile by tile and blend the tiles in float32.
+
+    apply: function of float32 [1, h, w, 3] that returns an array of the same shape. h and w are `tile` or, along an
+        axis of the picture that is shorter, its length rounded up to a multiple of 64, so that few shapes occur.
+    image: float32 [H, W, 3]; it is padded to multiples of 64 by reflection, as the network does.
+    tile, overlap: pixels, as in `tiled_axis`. Returns float32 [H, W, 3].
+    """
+    height, width, _ = image.shape
+    rows, columns = tiled_axes(height, width, tile, overlap)
+    padding = [(0, -length % GRID_PX) for length in (height, width)]
+    padded = np.pad(image, (*padding, (0, 0)), mode="reflect")
+    blended = np.zeros(padded.shape, np.float32)
+    for top, row_weights in zip(rows.starts, rows.weights, strict=True):
+        for left, column_weights in zip(columns.starts, columns.weights, strict=True):
+            window = (slice(top, top + rows.size), slice(left, left + columns.size))
+            restored = np.asarray(apply(padded[window][None]))[0]
+            blended[window] += restored * (row_weights[:, None] * column_weights)[:, :, None]
+    return blended[:height, :width]

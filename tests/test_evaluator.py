@@ -1,0 +1,219 @@
+"""Every picture is restored and scored once, whatever the batch, the number of devices and the sizes."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from fake_model import FakeModule, fake_model
+from PIL import Image
+
+import evaluate as command
+from concertormer_jax import metrics
+from concertormer_jax.errors import UserError
+from concertormer_jax.evaluation import evaluator
+from concertormer_jax.evaluation.evaluator import evaluate
+from concertormer_jax.evaluation.forward import CompiledBySize
+from concertormer_jax.evaluation.outputs import restored_path
+
+SIZES = [(64, 64), (70, 40), (64, 64), (7, 130), (50, 60), (1, 1), (64, 64)]
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Let the command load a fake network, and leave the settings of the process alone."""
+    monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(command, "load_model", lambda directory: fake_model(0.8437))
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+def write_pairs(folder, sizes=SIZES, noise=20):
+    generator = np.random.default_rng(0)
+    for index, size in enumerate(sizes):
+        target = generator.integers(0, 256, (*size, 3))
+        degraded = np.clip(target + generator.integers(-noise, noise + 1, target.shape), 0, 255)
+        for part, picture in (("input", degraded), ("target", target)):
+            path = folder / part / f"scene/{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture.astype(np.uint8)).save(path)
+    return folder
+
+
+def recording(calls):
+    """A module that notes what it is compiled for."""
+
+    class Recording(FakeModule):
+        def clone(self, tlc_window):
+            return Recording(tlc_window)
+
+        def apply(self, variables, images):
+            calls.append(images.shape)
+            return super().apply(variables, images)
+
+    return Recording()
+
+
+@pytest.mark.parametrize(("devices", "batch"), [(1, None), (1, 2), (8, None), (8, 3), (8, 16)])
+def test_every_picture_is_scored_once_on_any_number_of_devices(tmp_path, devices, batch):
+    assert len(jax.devices()[:devices]) == devices, "conftest.py fakes eight devices"
+    folder = write_pairs(tmp_path / "data")
+    result = evaluate(
+        fake_model(0.8437),
+        folder,
+        tmp_path / "out",
+        tlc="off",
+        metrics=["psnr_rgb", "ssim_y"],
+        batch=batch,
+        devices=jax.devices()[:devices],
+    )
+    assert [image.name for image in result.images] == [f"scene/{index}" for index in range(len(SIZES))]
+    assert [(image.height, image.width) for image in result.images] == SIZES
+    for image in result.images:
+        degraded, target = read(image.pair.input), read(image.pair.target)
+        restored = read(restored_path(tmp_path / "out", image.name))
+        np.testing.assert_array_equal(restored, np.rint(degraded * 0.8437))
+        for name in ("psnr_rgb", "ssim_y"):
+            assert image.restored[name] == metrics.METRICS[name](restored, target)
+            assert image.input[name] == metrics.METRICS[name](degraded, target)
+    assert result.mean("restored", "psnr_rgb") == pytest.approx(
+        np.mean([i.restored["psnr_rgb"] for i in result.images])
+    )
+
+
+def test_every_padded_size_is_compiled_once_and_fills_its_steps(tmp_path, monkeypatch):
+    calls, lines, steps = [], [], []
+
+    class Counting(CompiledBySize):
+        def __call__(self, params, images):
+            steps.append(images.shape[1:3])
+            return super().__call__(params, images)
+
+    monkeypatch.setattr(evaluator, "CompiledBySize", Counting)
+    model = fake_model()
+    object.__setattr__(model, "module", recording(calls))
+    evaluate(
+        model, write_pairs(tmp_path / "data"), tmp_path / "out", batch=2, devices=jax.devices()[:1], log=lines.append
+    )
+    assert sorted(calls) == [(1, 64, 192, 3), (1, 128, 64, 3), (2, 64, 64, 3)]
+    assert sum(line.startswith("compiling 64x64") for line in lines) == 1
+    assert sum("compiled" in line for line in lines) == 3
+    assert sorted(steps) == [(64, 64)] * 3 + [(64, 192), (128, 64)], "five of 64x64 take three steps of two"
+
+
+def test_padding_reflects_and_changes_no_pixel_of_the_picture(tmp_path):
+    """A network that sees its surroundings gives the same with our padding as when it pads by itself."""
+
+    class Blur(FakeModule):
+        def clone(self, tlc_window):
+            return Blur(tlc_window)
+
+        def apply(self, variables, images):
+            height, width = images.shape[1:3]
+            padding = [(0, 0), (0, -height % 64), (0, -width % 64), (0, 0)]
+            padded = jax.numpy.pad(images, padding, mode="reflect")
+            blurred = (padded + jax.numpy.roll(padded, -1, axis=1) + jax.numpy.roll(padded, -1, axis=2)) / 3
+            return (blurred[:, :height, :width],)
+
+    folder = write_pairs(tmp_path / "data", [(50, 60), (64, 64), (65, 127)])
+    model = fake_model()
+    object.__setattr__(model, "module", Blur())
+    result = evaluate(model, folder, tmp_path / "out", tlc="off")
+    for image in result.images:
+        (alone,) = Blur().apply({}, jax.numpy.asarray(read(image.pair.input), jax.numpy.float32)[None] / 255)
+        expected = np.rint(np.clip(alone[0], 0, 1) * 255)
+        np.testing.assert_array_equal(read(restored_path(tmp_path / "out", image.name)), expected)
+
+
+def test_equal_input_and_target_are_perfect(tmp_path):
+    folder = write_pairs(tmp_path / "data", noise=0)
+    names = list(metrics.METRICS)
+    result = evaluate(fake_model(), folder, tmp_path / "out", tlc="off", metrics=names)
+    for name in names:
+        perfect = math.inf if name.startswith("psnr") else 1.0
+        assert result.mean("restored", name) == result.mean("input", name) == perfect
+        assert result.gain(name) == 0
+
+
+def test_outputs_are_clipped(tmp_path):
+    folder = write_pairs(tmp_path / "data", [(20, 20)])
+    result = evaluate(fake_model(3.0), folder, tmp_path / "out", tlc="off")
+    (image,) = result.images
+    expected = np.minimum(3 * read(image.pair.input).astype(int), 255)
+    np.testing.assert_array_equal(read(restored_path(tmp_path / "out", image.name)), expected)
+
+
+def test_tlc_is_on_by_default_and_its_reach_is_recorded(tmp_path):
+    folder = write_pairs(tmp_path / "data", [(20, 20), (20, 500), (448, 448)], noise=0)
+    on = evaluate(fake_model(), folder, tmp_path / "on")
+    assert on.tlc_window == 448
+    assert [image.window_covers for image in on.images] == [True, False, True]
+    assert on.mean("restored", "psnr_rgb") < 25, "the fake network's TLC adds 0.1"
+    off = evaluate(fake_model(), folder, tmp_path / "off", tlc="off")
+    assert off.tlc_window is None
+    assert not any(image.window_covers for image in off.images)
+
+
+def test_a_network_that_diverged_is_refused(tmp_path):
+    folder = write_pairs(tmp_path / "data", [(20, 20), (20, 20)])
+    with pytest.raises(UserError, match=r"input/scene/0\.png: the network's output is not finite"):
+        evaluate(fake_model(math.nan), folder, tmp_path / "out", tlc="off", batch=2)
+
+
+def test_bad_settings_are_refused_before_anything_is_written(tmp_path):
+    folder = write_pairs(tmp_path / "data", [(20, 20)])
+    for options, message in [
+        ({"metrics": ["psnr"]}, "unknown metric 'psnr'"),
+        ({"metrics": []}, "no metric"),
+        ({"tlc": "100"}, "nearest: 64 and 128"),
+        ({"batch": 0}, "--batch=0"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            evaluate(fake_model(), folder, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r".*file/out: cannot be written"):
+        evaluate(fake_model(), folder, tmp_path / "file" / "out")
+
+
+def test_bad_pictures_are_named(tmp_path):
+    folder = write_pairs(tmp_path / "data")
+    path = folder / "target" / "scene" / "4.png"
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"target/scene/4\.png"):
+        evaluate(fake_model(), folder, tmp_path / "out")
+    path.unlink()
+    with pytest.raises(UserError, match=r"input/scene/4\.png"):
+        evaluate(fake_model(), folder, tmp_path / "out")
+    with pytest.raises(UserError, match="no such folder"):
+        evaluate(fake_model(), tmp_path / "missing", tmp_path / "out")
+
+
+def test_the_command_writes_everything_and_prints_the_row(tmp_path, loaded, capsys):
+    folder = write_pairs(tmp_path / "set" / "test", [(20, 20), (30, 20)])
+    command.main([f"--ckpt={tmp_path}", f"--data={folder}", "--tlc=64", "--metrics=psnr_y,ssim_rgb_2d"])
+    output = tmp_path / "evaluation" / "set-test-tlc-64"
+    printed = capsys.readouterr().out
+    assert (output / "results.md").read_text() in printed
+    assert "| 64 px: no effect, the window covers every image |" in printed
+    assert (output / "restored" / "scene" / "1.png").is_file()
+    assert {path.name for path in output.iterdir()} >= {"per_image.csv", "results.json", "worst_ten.png"}
+
+
+def test_the_command_evaluates_bundled_photographs_by_default(tmp_path, loaded, monkeypatch, capsys):
+    monkeypatch.setattr(command, "BUNDLED_PHOTOS", tmp_path / "photos")
+    (tmp_path / "photos").mkdir()
+    Image.effect_noise((40, 30), 50).convert("RGB").save(tmp_path / "photos" / "noise.png")
+    command.main([f"--ckpt={tmp_path}", f"--output={tmp_path / 'out'}", "--tlc=off"])
+    blurred = read(tmp_path / "out" / "pairs" / "input" / "noise.png")
+    np.testing.assert_array_equal(read(tmp_path / "out" / "restored" / "noise.png"), np.rint(blurred * 0.8437))
+    assert "| off |" in capsys.readouterr().out
+
+
+def test_the_command_fails_with_one_sentence(tmp_path, loaded, capsys):
+    with pytest.raises(SystemExit) as exit_status:
+        command.main([f"--ckpt={tmp_path}", f"--data={tmp_path / 'missing'}"])
+    assert exit_status.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == f"error: {tmp_path / 'missing'}: no such folder; check the path."

@@ -1,0 +1,130 @@
+"""Picture files: what is read, what is listed, what is refused."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from concertormer_jax.data.images import image_size, list_images, read_rgb, write_png
+from concertormer_jax.errors import UserError
+
+
+@pytest.fixture
+def picture():
+    return np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+
+
+def test_written_png_reads_back_equal(tmp_path, picture):
+    path = tmp_path / "new" / "a.png"
+    write_png(path, picture)
+    np.testing.assert_array_equal(read_rgb(path), picture)
+    assert image_size(path) == (5, 7)
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("bad", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)])
+def test_write_png_refuses_other_arrays(tmp_path, bad):
+    with pytest.raises(ValueError, match="uint8"):
+        write_png(tmp_path / "a.png", bad)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1"])
+def test_other_modes_become_rgb(tmp_path, picture, mode):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).convert(mode).save(path)
+    expected = np.asarray(Image.fromarray(picture).convert(mode).convert("RGB"))
+    np.testing.assert_array_equal(read_rgb(path), expected)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)).save(path)
+    assert read_rgb(path)[0].tolist() == [[value] * 3 for value in (0, 0, 1, 1, 128, 255)]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_exif_orientation_is_applied(tmp_path, suffix, orientation):
+    stored = np.zeros((8, 16, 3), np.uint8)
+    stored[:4, :8] = 255  # the top left quarter is white
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(stored).save(path, exif=exif)
+    turned = {1: stored, 3: np.rot90(stored, 2), 6: np.rot90(stored, -1), 8: np.rot90(stored, 1)}[orientation]
+    read = read_rgb(path)
+    assert read.shape == turned.shape
+    assert np.abs(read.astype(int) - turned).mean() < 8
+    assert image_size(path) == turned.shape[:2]
+
+
+def test_missing_file_is_named(tmp_path):
+    for function in (read_rgb, image_size):
+        with pytest.raises(UserError, match=r"gone\.png: no such file"):
+            function(tmp_path / "gone.png")
+
+
+def test_file_that_is_no_picture_is_named(tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("these are notes")
+    for function in (read_rgb, image_size):
+        with pytest.raises(UserError, match=r"notes\.png: not a picture"):
+            function(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif"])
+def test_truncated_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"cut{suffix}"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=rf"cut\{suffix}: "):
+        read_rgb(path)
+
+
+def test_corrupt_pixels_are_named(tmp_path, picture):
+    path = tmp_path / "bad.png"
+    write_png(path, picture)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"IDAT") + 8
+    content[start : start + 20] = bytes(20)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.png: cannot be decoded"):
+        read_rgb(path)
+
+
+def test_size_comes_from_the_header_alone(tmp_path):
+    path = tmp_path / "cut.png"
+    write_png(path, np.random.default_rng(0).integers(0, 256, (64, 32, 3), np.uint8))
+    path.write_bytes(path.read_bytes()[:200])
+    assert image_size(path) == (64, 32)
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    path = tmp_path / "depth.tif"
+    Image.fromarray(np.ones((4, 4), np.float32)).save(path)
+    with pytest.raises(UserError, match=r"depth\.tif: .*floating-point"):
+        read_rgb(path)
+
+
+def test_listing_is_recursive_sorted_and_of_pictures_only(tmp_path, picture):
+    for name in ("b/2.png", "a.PNG", "b/10.png", ".hidden.png", ".cache/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("notes")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    assert list_images(tmp_path) == [tmp_path / name for name in ("a.PNG", "b/10.png", "b/2.png")]
+
+
+def test_listing_follows_links_to_folders(tmp_path, picture):
+    write_png(tmp_path / "elsewhere" / "a.png", picture)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "scene").symlink_to(tmp_path / "elsewhere")
+    assert list_images(tmp_path / "set") == [tmp_path / "set" / "scene" / "a.png"]
+
+
+def test_missing_and_empty_folder_are_named(tmp_path):
+    with pytest.raises(UserError, match="gone: no such folder"):
+        list_images(tmp_path / "gone")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: holds no pictures"):
+        list_images(tmp_path / "empty")

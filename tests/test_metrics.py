@@ -1,0 +1,107 @@
+"""The metrics against stored reference values, and at the edges of their domain."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from concertormer_jax import metrics
+from concertormer_jax.errors import UserError
+
+GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"
+
+
+@pytest.mark.parametrize("pair", ["p0", "p1"])
+@pytest.mark.parametrize("name", list(metrics.METRICS))
+def test_matches_the_reference_values(name, pair):
+    with np.load(GOLDEN) as archive:
+        restored, target = archive[f"{pair}/restored"], archive[f"{pair}/target"]
+        expected = json.loads(str(archive["expected"]))[pair][name]
+    value = metrics.METRICS[name](restored, target)
+    assert type(value) is float
+    assert value == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (7, 13, 3), (11, 11, 3), (10, 40, 3), (40, 10, 3)])
+def test_equal_pictures_of_any_size_are_perfect_and_different_ones_are_not(shape):
+    generator = np.random.default_rng(0)
+    picture = generator.integers(0, 200, shape, dtype=np.uint8)
+    other = picture + generator.integers(1, 50, shape, dtype=np.uint8)
+    for name, function in metrics.METRICS.items():
+        perfect = math.inf if name.startswith("psnr") else 1.0
+        assert function(picture, picture) == perfect
+        assert math.isfinite(function(other, picture))
+        assert function(other, picture) < perfect
+
+
+def test_psnr_has_a_fixed_peak():
+    dark = np.zeros((8, 8, 3), np.uint8)
+    assert metrics.psnr_rgb(dark + 1, dark) == pytest.approx(20 * math.log10(255))
+    assert metrics.psnr_rgb(dark, dark + 1) == pytest.approx(20 * math.log10(255))
+
+
+def test_2d_ssim_repeats_the_border_only_along_an_axis_that_is_too_short():
+    generator = np.random.default_rng(1)
+    target = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    restored = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    # Eleven equal rows have one valid row position, which sees what a single, repeated row does.
+    row = metrics.ssim_rgb_2d(restored[:1], target[:1])
+    tall = metrics.ssim_rgb_2d(np.repeat(restored[:1], 11, axis=0), np.repeat(target[:1], 11, axis=0))
+    assert row == pytest.approx(tall, abs=1e-12)
+
+
+def test_2d_ssim_of_the_smallest_picture_that_holds_the_window_is_that_of_its_one_position():
+    generator = np.random.default_rng(1)
+    restored, target = (generator.integers(0, 256, (11, 11, 3), dtype=np.uint8) for _ in range(2))
+    line = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
+    weights = np.outer(line, line) / line.sum() ** 2
+    values = []
+    for x, y in zip(np.moveaxis(restored.astype(float), 2, 0), np.moveaxis(target.astype(float), 2, 0), strict=True):
+        mean_x, mean_y = (weights * x).sum(), (weights * y).sum()
+        variance_x, variance_y = (weights * (x - mean_x) ** 2).sum(), (weights * (y - mean_y) ** 2).sum()
+        covariance = (weights * (x - mean_x) * (y - mean_y)).sum()
+        luminance = (2 * mean_x * mean_y + 2.55**2) / (mean_x**2 + mean_y**2 + 2.55**2)
+        values.append(luminance * (2 * covariance + 7.65**2) / (variance_x + variance_y + 7.65**2))
+    assert metrics.ssim_rgb_2d(restored, target) == pytest.approx(np.mean(values), abs=1e-12)
+
+
+def test_luma_is_matlabs_in_range_and_rounding():
+    picture = np.array([[[0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    assert metrics.luma(picture).tolist() == [[16, 235, 81, 145, 41]]
+    # 65481 R + 128553 G + 24966 B = 127500 modulo 255000: an exact half, which goes up.
+    tie = next(
+        colour
+        for colour in itertools.product(range(256), repeat=3)
+        if np.dot(colour, (65481, 128553, 24966)) % 255000 == 127500
+    )
+    exact = 16 + np.dot(tie, (65481, 128553, 24966)) / 255000
+    assert metrics.luma(np.array([[tie]], np.uint8))[0, 0] == exact + 0.5
+
+
+@pytest.mark.parametrize(
+    ("restored", "target"),
+    [
+        (np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 3), np.uint8)),
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint16)),
+        (np.zeros((4, 4), np.uint8), np.zeros((4, 4), np.uint8)),
+        (np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)),
+        (np.zeros((0, 4, 3), np.uint8), np.zeros((0, 4, 3), np.uint8)),
+        (np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)),
+        (np.zeros((1, 4, 3), np.uint8), np.zeros((4, 4, 3), np.uint8)),
+    ],
+)
+def test_other_types_and_shapes_are_refused(restored, target):
+    for function in metrics.METRICS.values():
+        with pytest.raises(ValueError, match=r"uint8 array|differ in shape"):
+            function(restored, target)
+
+
+def test_an_unknown_metric_is_refused_with_the_known_ones():
+    assert list(metrics.metrics_named(["ssim_y", "psnr_y"])) == ["ssim_y", "psnr_y"]
+    with pytest.raises(UserError, match="'psnr'; known are psnr_rgb, ssim_rgb_3d, ssim_rgb_2d, psnr_y, ssim_y"):
+        metrics.metrics_named(["psnr_rgb", "psnr"])
+    with pytest.raises(UserError, match="no metric"):
+        metrics.metrics_named([])

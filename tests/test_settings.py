@@ -1,0 +1,58 @@
+"""--tlc and --tile in pixels."""
+
+import pytest
+
+from concertormer_jax.errors import UserError
+from concertormer_jax.evaluation.settings import overlap_px, tile_px, tile_setting, tlc_window
+
+
+@pytest.mark.parametrize(
+    ("setting", "crop", "window"),
+    [
+        ("auto", 256, 448),
+        ("auto", None, 448),
+        ("auto", 128, 256),
+        ("auto", 320, 576),
+        ("auto", 384, 704),
+        ("off", 256, None),
+        ("64", 256, 64),
+        ("320", None, 320),
+    ],
+)
+def test_tlc_windows(setting, crop, window):
+    assert tlc_window(setting, crop) == window
+
+
+@pytest.mark.parametrize(
+    ("setting", "nearest"),
+    [
+        ("100", "64 and 128"),
+        ("447", "384 and 448"),
+        ("1", "64"),
+        ("0", "64"),
+        ("-64", "64"),
+        ("on", "number of pixels"),
+    ],
+)
+def test_other_tlc_settings_are_refused_with_the_nearest(setting, nearest):
+    with pytest.raises(UserError, match=f"--tlc={setting}: .*{nearest}.$"):
+        tlc_window(setting, 256)
+
+
+def test_tile_sizes():
+    assert tile_px(tile_setting("auto"), 720, 1280) == 1280, "whole"
+    assert tile_px(tile_setting("auto"), 2000, 3000) == 896
+    assert tile_px(tile_setting("auto"), 64, 8000) == 8000, "whole: long, but no more pixels than 1024x1024"
+    assert tile_px(tile_setting("auto"), 1, 1) == 128, "the least; the tile is cut to the picture"
+    assert tile_px(tile_setting("256"), 720, 1280) == 256
+    assert tile_px(tile_setting("off"), 2000, 3000) == tile_px(tile_setting("0"), 2000, 3000) == 3008
+    with pytest.raises(UserError, match=r"--tile=500: .*448 and 512"):
+        tile_setting("500")
+    with pytest.raises(UserError, match=r"--tile=64: .*nearest: 128"):
+        tile_setting("64")
+
+
+@pytest.mark.parametrize("tile", range(128, 2049, 64))
+def test_tiles_overlap_by_about_an_eighth(tile):
+    assert overlap_px(tile) % 64 == 0
+    assert tile / 16 <= overlap_px(tile) <= tile / 2

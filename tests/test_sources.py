@@ -1,0 +1,307 @@
+"""Folders of pairs and photographs: what is paired, cropped, mixed, held out and refused."""
+
+import collections
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from concertormer_jax.data import cache
+from concertormer_jax.data.crops import reflected_window
+from concertormer_jax.data.degradations import CameraShake
+from concertormer_jax.data.images import write_png
+from concertormer_jax.data.sources import (
+    Mixture,
+    Pair,
+    PairSource,
+    PhotoSource,
+    find_pairs,
+    hold_out,
+    open_source,
+    split_source,
+)
+from concertormer_jax.data.synthesize import synthesize
+from concertormer_jax.errors import UserError
+
+
+def random_picture(seed, height=40, width=30):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.fixture
+def paired(tmp_path):
+    for seed, name in enumerate(("scene/b", "a", "scene/c")):
+        write_png(tmp_path / "input" / f"{name}.png", random_picture(seed))
+        write_png(tmp_path / "target" / f"{name}.png", random_picture(seed + 10))
+    return tmp_path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for seed in range(3):
+        write_png(tmp_path / "photos" / f"{seed}.png", random_picture(seed, 30 + seed, 40))
+    return tmp_path / "photos"
+
+
+def test_pairs_are_matched_by_name_and_sorted(paired):
+    (paired / "target" / "a.png").rename(paired / "target" / "a.PNG")
+    pairs = find_pairs(paired)
+    assert [pair.name for pair in pairs] == ["a", "scene/b", "scene/c"]
+    assert pairs[0] == Pair("a", paired / "input" / "a.png", paired / "target" / "a.PNG")
+
+
+@pytest.mark.parametrize("lacking, named", [("target", "input"), ("input", "target")])
+def test_unpaired_picture_is_named(paired, lacking, named):
+    (paired / lacking / "scene" / "b.png").unlink()
+    with pytest.raises(UserError, match=rf"{named}/scene/b\.png: has no partner .*{lacking}; "):
+        find_pairs(paired)
+
+
+def test_differently_sized_pair_is_named(paired):
+    write_png(paired / "target" / "a.png", random_picture(0, 30, 40))
+    with pytest.raises(UserError, match=r"input/a\.png: is 30x40 but its target .*target/a\.png is 40x30"):
+        find_pairs(paired)
+
+
+def test_two_pictures_of_one_name_are_refused(paired):
+    shutil.copy(paired / "input" / "a.png", paired / "input" / "a.jpg")
+    with pytest.raises(UserError, match=r"input/a\.png: a\.jpg has the same name"):
+        find_pairs(paired)
+
+
+def test_corrupt_header_is_named_when_pairing(paired):
+    (paired / "target" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"target/a\.png: not a picture"):
+        find_pairs(paired)
+
+
+def test_missing_and_empty_folders_are_named(paired):
+    with pytest.raises(UserError, match="gone: no such folder"):
+        find_pairs(paired / "gone")
+    shutil.rmtree(paired / "target")
+    with pytest.raises(UserError, match="has no target/ folder"):
+        open_source(paired)
+    (paired / "target").mkdir()
+    with pytest.raises(UserError, match="target: holds no pictures"):
+        open_source(paired)
+    (paired / "neither").mkdir()
+    with pytest.raises(UserError, match="neither: holds no pictures"):
+        open_source(paired / "neither")
+
+
+def test_truncated_picture_is_named_when_read(paired):
+    path = paired / "target" / "a.png"
+    path.write_bytes(path.read_bytes()[:300])
+    source = open_source(paired)  # the header is intact
+    with pytest.raises(UserError, match=r"target/a\.png: cannot be decoded"):
+        source.crop(0, 8, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_pair_crops_are_the_same_window_of_both(paired, cached):
+    shutil.copy(paired / "input" / "a.png", paired / "target" / "a.png")
+    source = open_source(paired, cached=cached)
+    rng = np.random.default_rng(0)
+    crops = [source.crop(0, 16, rng) for _ in range(20)]
+    whole = source.whole(0)[0]
+    windows = np.lib.stride_tricks.sliding_window_view(whole, (16, 16), (0, 1)).transpose(0, 1, 3, 4, 2)
+    for degraded, target in crops:
+        np.testing.assert_array_equal(degraded, target)
+        assert (windows == degraded).all((2, 3, 4)).sum() == 1
+    assert len({crop.tobytes() for crop, _ in crops}) > 10
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (2, 3), (5, 40)])
+def test_small_pictures_are_reflected_like_numpy_does(tmp_path, shape):
+    picture = random_picture(0, *shape)
+    for part in ("input", "target"):
+        write_png(tmp_path / part / "a.png", picture)
+    crop, _ = open_source(tmp_path).crop(0, 16, np.random.default_rng(0))
+    if shape[1] <= 16:
+        missing = [(0, max(16 - side, 0)) for side in shape]
+        np.testing.assert_array_equal(crop, np.pad(picture, [*missing, (0, 0)], mode="reflect"))
+    assert crop.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_window_beyond_the_border_equals_a_padded_one(size):
+    picture = random_picture(0, size, 2 * size)
+    padded = np.pad(picture, ((20, 20), (20, 20), (0, 0)), mode="reflect")
+    for top, left in ((-20, -20), (-3, 5), (0, 0), (size, 11 - size)):
+        window = reflected_window(picture, top, left, 9, 8)
+        np.testing.assert_array_equal(window, padded[top + 20 : top + 29, left + 20 : left + 28])
+
+
+def test_photo_crops_are_degraded_windows_of_the_photo(photos):
+    identity = CameraShake(min_length_px=0, max_length_px=0, shot_noise=0, read_noise=0)
+    source = open_source(photos, degradation=identity)
+    for index in range(3):
+        degraded, sharp = source.crop(index, 24, np.random.default_rng(0))
+        np.testing.assert_array_equal(degraded, sharp)  # without length and noise nothing may move
+    degraded, sharp = open_source(photos).crop(0, 64, np.random.default_rng(0))
+    assert degraded.shape == sharp.shape == (64, 64, 3)
+    assert np.abs(degraded.astype(int) - sharp).mean() > 5
+
+
+def test_whole_photo_is_blurred_the_same_way_every_time(photos):
+    source = open_source(photos)
+    first, sharp = source.whole(1)
+    np.testing.assert_array_equal(sharp, random_picture(1, 31, 40))
+    np.testing.assert_array_equal(first, source.select(source.items[1:]).whole(0)[0])
+    assert np.any(first != source.whole(1, seed=1)[0])
+
+
+def test_cached_files_are_decoded_once(paired, monkeypatch):
+    decoded = collections.Counter()
+    read_rgb = cache.read_rgb
+
+    def counted(path):
+        decoded[path] += 1
+        return read_rgb(path)
+
+    monkeypatch.setattr(cache, "read_rgb", counted)
+    for cached, expected in ((True, 1), (False, 5)):
+        source = open_source(paired, cached=cached)
+        decoded.clear()
+        for seed in range(5):
+            source.crop(1, 8, np.random.default_rng(seed))
+        assert set(decoded.values()) == {expected}
+
+
+def test_cache_size_is_known_beforehand_and_refused_if_too_large(paired, monkeypatch):
+    source = open_source(paired)
+    assert cache.decoded_bytes(source.paths) == 6 * 40 * 30 * 3
+    assert cache.require_memory_for(source.paths) == 6 * 40 * 30 * 3
+    monkeypatch.setattr(cache, "available_memory_bytes", lambda: 21599)
+    with pytest.raises(UserError, match=r"cache .* GiB .* available"):
+        cache.require_memory_for(source.paths)
+
+
+def test_available_memory_is_plausible():
+    assert 2**26 < cache.available_memory_bytes() < 2**46
+
+
+class Counted(PairSource):
+    """A source of `count` samples without files."""
+
+    def __init__(self, count):
+        super().__init__([Pair(str(index), None, None) for index in range(count)])
+
+
+@pytest.mark.parametrize("shares, expected", [(None, (30, 10)), ((1, 3), (10, 30)), ((0.5, 0.5), (20, 20))])
+def test_mixture_keeps_its_shares_everywhere(shares, expected):
+    sources = Counted(30), Counted(10)
+    mixture = Mixture(sources, shares)
+    for start in (0, 13, 1_000_003):
+        parts = [mixture.part_at(position)[0] for position in range(start, start + 40)]
+        counts = [sum(part is source for part in parts) for source in sources]
+        assert np.abs(np.subtract(counts, expected)).max() <= 1
+
+
+def test_mixture_goes_through_each_source_in_turn():
+    sources = Counted(7), Counted(5), Counted(2)
+    mixture = Mixture(sources, (0.2, 0.5, 0.3))
+    following = [0, 0, 0]
+    for position in range(3000):
+        part, place = mixture.part_at(position)
+        number = next(number for number, source in enumerate(sources) if source is part)
+        assert place == following[number]
+        following[number] += 1
+
+
+def test_mixture_indexes_its_sources_one_after_the_other(paired, photos):
+    pairs, singles = open_source(paired), open_source(photos)
+    mixture = Mixture([pairs, singles])
+    assert len(mixture) == 6
+    assert [mixture.name(index) for index in range(6)] == ["a", "scene/b", "scene/c", "0", "1", "2"]
+    np.testing.assert_array_equal(mixture.whole(5)[0], singles.whole(2)[0])
+    assert mixture.paths == pairs.paths + singles.paths
+
+
+@pytest.mark.parametrize("shares", [(1,), (1, 0), (1, -1), (1, float("nan"))])
+def test_bad_shares_are_refused(shares):
+    with pytest.raises(UserError, match="share"):
+        Mixture([Counted(1), Counted(1)], shares)
+
+
+def pairs_named(*names):
+    return [Pair(name, pathlib.Path(name), pathlib.Path(name)) for name in names]
+
+
+def test_whole_sequences_are_held_out():
+    names = [f"GOPR{scene:04}_11_00-{frame:06}" for scene in range(10) for frame in range(8)]
+    kept, held = hold_out(pairs_named(*names), 0.2)
+    scenes = [{pair.name.split("-")[0] for pair in part} for part in (kept, held)]
+    assert not scenes[0] & scenes[1]
+    assert len(held) == 16
+    assert len(kept) + len(held) == 80
+
+
+def test_subfolders_are_sequences():
+    names = [f"{scene}/{frame}" for scene in "abcd" for frame in range(3)]
+    kept, held = hold_out(pairs_named(*names), 0.25)
+    assert len(held) == 3
+    assert len({pair.name[0] for pair in held}) == 1
+    assert len(kept) == 9
+
+
+def test_single_photographs_are_held_out_whatever_their_order_and_folder():
+    paths = [pathlib.Path("/one/photos") / f"{name}.jpg" for name in "abcdefghij"]
+    kept, held = hold_out(paths, 0.3)
+    assert len(held) == 3 and len(kept) == 7
+    again = hold_out([pathlib.Path("/two") / path.name for path in reversed(paths)], 0.3)[1]
+    assert {path.name for path in again} == {path.name for path in held}
+    assert sorted(kept + held) == paths
+
+
+def test_only_sequence_gives_its_last_frames():
+    kept, held = hold_out(pairs_named(*(f"scene-{frame:03}" for frame in range(10))), 0.2)
+    assert [pair.name for pair in held] == ["scene-008", "scene-009"]
+    assert len(kept) == 8
+
+
+@pytest.mark.parametrize("names", [["long-1", "long-2", "long-3", "other"], ["a", "b"], ["s-1", "s-2"]])
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.99])
+def test_something_is_held_out_and_most_is_kept(names, fraction):
+    kept, held = hold_out(pairs_named(*names), fraction)
+    assert 1 <= len(held) <= len(kept)
+
+
+def test_impossible_splits_are_refused():
+    with pytest.raises(UserError, match="two or more"):
+        hold_out(pairs_named("a"), 0.1)
+    for fraction in (0, 1, float("nan")):
+        with pytest.raises(UserError, match="fraction"):
+            hold_out(pairs_named("a", "b"), fraction)
+
+
+def test_split_sources_keep_their_settings(photos):
+    shake = CameraShake(max_length_px=7)
+    training, validation = split_source(open_source(photos, degradation=shake), 0.3)
+    assert (len(training), len(validation)) == (2, 1)
+    assert isinstance(validation, PhotoSource) and validation.degradation == shake
+    assert not set(training.items) & set(validation.items)
+
+
+def test_synthesised_pairs_are_the_same_bytes_every_time(photos, tmp_path):
+    for out in ("one", "two", "two"):  # writing over itself is allowed
+        assert synthesize(photos, tmp_path / out) == 3
+    for part in ("input", "target"):
+        for name in ("0.png", "1.png", "2.png"):
+            assert (tmp_path / "one" / part / name).read_bytes() == (tmp_path / "two" / part / name).read_bytes()
+    pairs = find_pairs(tmp_path / "one")
+    np.testing.assert_array_equal(PairSource(pairs).whole(2)[1], random_picture(2, 32, 40))
+    synthesize(photos, tmp_path / "other", seed=1)
+    assert (tmp_path / "one/input/0.png").read_bytes() != (tmp_path / "other/input/0.png").read_bytes()
+
+
+def test_synthesis_refuses_pairs_doubled_names_and_foreign_pictures(photos, paired, tmp_path):
+    with pytest.raises(UserError, match="holds pairs already"):
+        synthesize(paired, tmp_path / "out")
+    write_png(tmp_path / "out" / "input" / "old.png", random_picture(0))
+    with pytest.raises(UserError, match=r"old\.png: is not one of these"):
+        synthesize(photos, tmp_path / "out")
+    shutil.copy(photos / "0.png", photos / "0.jpg")
+    with pytest.raises(UserError, match="two pictures named 0"):
+        synthesize(photos, tmp_path / "new")
