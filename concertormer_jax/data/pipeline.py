@@ -4,6 +4,7 @@ Not on the number of hosts, the threads, or where reading started. So there is n
 for the batches from its position on.
 """
 
+import atexit
 import contextlib
 import functools
 import os
@@ -119,6 +120,7 @@ def _batches(read_sample, *, first, batch, local, crop_px, steps, prefetch):
         raise
 
 
+@atexit.register
 def _close_iterators():
     """End TensorFlow's readers while Python still runs; afterwards they would wait for it, and it for them."""
     for iterator in list(_open_iterators):

@@ -1,0 +1,199 @@
+"""Whole training runs by the command: killed, stopped, resumed, on several hosts, and refused."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+import training_runs as runs
+
+from concertormer_jax.checkpoints import load_model
+from concertormer_jax.errors import UserError
+from concertormer_jax.training import loop
+from configs import common
+
+LAST_STEP = 8
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    runs.write_photos(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def settings(photos):
+    return runs.TINY_RUN | {"data.source": str(photos)}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings, tmp_path_factory):
+    """The state at the end of a run that was left alone, and its work folder."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    output = runs.finish(runs.start(runs.command(workdir, settings)))
+    assert "compiling the step of stage 2" in output
+    return runs.stored_state(workdir, LAST_STEP), workdir
+
+
+def kill_when(process, seen, timeout_s=180) -> bool:
+    """Kill `process` as soon as `seen()` is true; False if it ended before that."""
+    deadline = time.monotonic() + timeout_s
+    while process.poll() is None and time.monotonic() < deadline:
+        if seen():
+            process.kill()
+            process.wait()
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def test_killed_while_saving_and_across_the_stage_boundary_ends_the_same(undisturbed, settings, tmp_path):
+    expected, _ = undisturbed
+    command = runs.command(tmp_path, settings)
+    folder = tmp_path / "checkpoints"
+    # The temporary folder of a step is there only while the step is being saved.
+    for step in (2, 4):
+        process = runs.start(command)
+        assert kill_when(process, lambda step=step: any(folder.glob(f"{step}.*tmp*")))
+        process.stdout.close()
+        assert not (folder / str(step) / "commit_success.txt").exists() or (folder / str(step) / "params").exists()
+    process = runs.start(command)
+    assert kill_when(process, lambda: (folder / "6").exists())
+    process.stdout.close()
+    output = runs.finish(runs.start(command))
+    assert "going on from step" in output
+    runs.assert_identical(runs.stored_state(tmp_path, LAST_STEP), expected)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+
+
+def test_sigterm_saves_at_once_and_the_run_goes_on(undisturbed, settings, tmp_path):
+    expected, _ = undisturbed
+    settings = settings | {"run.checkpoint_every_steps": 100}
+    process = runs.start(runs.command(tmp_path, settings))
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    output = runs.finish(process)
+    assert "stopped by SIGTERM" in output
+    (stopped,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert 3 <= stopped < LAST_STEP
+    runs.finish(runs.start(runs.command(tmp_path, settings)))
+    runs.assert_identical(runs.stored_state(tmp_path, LAST_STEP), expected)
+
+
+def test_run_folder_holds_what_the_readme_promises(undisturbed):
+    _, workdir = undisturbed
+    assert json.loads((workdir / "config.json").read_text())["stages"]["steps"] == [4, 4]
+    assert len(list((workdir / "samples").glob("*.png"))) == 4
+    assert list((workdir / "tensorboard").glob("events*"))
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in training] == list(range(1, LAST_STEP + 1))
+    assert [line["train/stage"] for line in training] == [1] * 4 + [2] * 4
+    assert training[0]["train/learning_rate"] == pytest.approx(1e-3)
+    assert "validation/psnr" in lines[-1]
+
+
+def test_two_hosts_train_like_one(undisturbed, settings, tmp_path):
+    expected, _ = undisturbed
+    hosts = [
+        runs.start(
+            [*runs.command(tmp_path, settings), "--distributed"],
+            devices=1,
+            SLURM_JOB_ID="4711",
+            SLURM_STEP_NODELIST="localhost",
+            SLURM_NTASKS="2",
+            SLURM_PROCID=str(host),
+            SLURM_LOCALID=str(host),
+        )
+        for host in range(2)
+    ]
+    first, second = [runs.finish(host) for host in hosts]
+    assert f"step {LAST_STEP} is saved" in first
+    assert "is saved" not in second
+    for name, value in runs.stored_state(tmp_path, LAST_STEP).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=2e-5, err_msg=name)
+
+
+def config_with(settings):
+    return runs.override(common.get_config(), settings)
+
+
+def test_not_finite_stops_with_step_and_images(settings, tmp_path):
+    config = config_with(settings | {"optimizer.learning_rate": 1e30})
+    with pytest.raises(UserError, match=r"the loss is (nan|inf).* at step \d+, on the batch of photo\d"):
+        loop.train(config, tmp_path)
+    kept = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    for step in kept:  # what was saved before is good
+        for name, value in runs.stored_state(tmp_path, step).items():
+            assert np.isfinite(value).all(), name
+
+
+def test_moving_average_is_what_is_loaded(settings, tmp_path):
+    config = config_with(settings | {"train.ema_decay": 0.5, "stages.steps": (2,), "stages.crop_px": (16,)})
+    config = runs.override(config, {"stages.batch": (8,)})
+    loop.train(config, tmp_path)
+    weights = runs.stored_state(tmp_path, 2)["params['intro']['kernel']"]
+    average = load_model(tmp_path).params["intro"]["kernel"]
+    assert average.shape == weights.shape
+    assert (average != weights).any()
+
+
+def test_init_from_starts_at_those_weights(undisturbed, settings, tmp_path):
+    _, workdir = undisturbed
+    one_step = {"stages.steps": (1,), "stages.crop_px": (16,), "stages.batch": (8,)}
+    config = config_with(
+        settings | one_step | {"init_from": str(workdir), "optimizer.learning_rate": 1e-12, "seed": 7}
+    )
+    loop.train(config, tmp_path)
+    start = load_model(workdir).params["intro"]["kernel"]
+    np.testing.assert_allclose(load_model(tmp_path).params["intro"]["kernel"], start, atol=1e-9)
+
+
+def test_init_from_another_architecture_is_refused(undisturbed, settings, tmp_path):
+    config = config_with(settings | {"init_from": str(undisturbed[1]), "model.width": 8})
+    with pytest.raises(UserError, match=r"another architecture: width is 4 there and 8"):
+        loop.train(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"stages.batch": (8, 9)}, r"batch of 9 images of stage 2 .* over 8 devices x 1"),
+        ({"train.accumulation": 3}, r"batch of 8 images of stage 1 .* over 8 devices x 3"),
+        ({"stages.steps": (4,)}, r"one entry for each stage"),
+        ({"stages.crop_px": (16, 20)}, r"multiples of 8 pixels"),
+        ({"model.variant": "huge"}, r"'huge' is unknown; choose one of gopro, lite"),
+        ({"model.dtype": "float16"}, r"'float16' is unknown"),
+        ({"model.decoder_heads": (3,)}, r"3 heads do not divide"),
+        ({"data.source": ""}, r"config.data.source is empty"),
+        ({"data.source": "nowhere"}, r"nowhere"),
+        ({"init_from": "nowhere"}, r"nowhere does not exist"),
+    ],
+)
+def test_bad_settings_are_named(settings, tmp_path, changed, message):
+    with pytest.raises(UserError, match=message):
+        loop.train(config_with(settings | changed), tmp_path)
+
+
+def test_work_folder_of_another_config_is_refused(settings, tmp_path):
+    loop.claim_workdir(tmp_path, config_with(settings))
+    loop.claim_workdir(tmp_path, config_with(settings | {"run.log_every_steps": 7}))
+    with pytest.raises(UserError, match=r"config.optimizer.clip_norm was 0.01 and is now 0.5"):
+        loop.claim_workdir(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}))
+
+
+def test_command_reports_a_mistyped_key_and_a_file_as_work_folder(settings, tmp_path):
+    process = runs.start([*runs.command(tmp_path, settings), "--config.optimizer.lr=1"])
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "config.optimizer.lr" in output
+    (tmp_path / "file").write_text("")
+    process = runs.start(runs.command(tmp_path / "file" / "run", settings))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert output.splitlines()[-1].startswith("error: ")
