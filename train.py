@@ -21,6 +21,17 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts, one
 flags.mark_flags_as_required(["config", "workdir"])
 
 
+def parse(argv):
+    """Parse the flags; a key that the config does not have is one sentence, not ml_collections' trace."""
+    with errors.reported():
+        try:
+            return app.parse_flags_with_usage(argv)
+        except AttributeError as error:
+            key = str(error).strip("\"'")
+            flag = next((argument for argument in argv if argument.partition("=")[0].endswith(f".{key}")), key)
+            raise errors.UserError(f"{flag}: the config has no such key; see configs/common.py") from error
+
+
 def main(_):
     logging.getLogger("jax").setLevel(logging.ERROR)
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells of every file otherwise
@@ -34,4 +45,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -22,6 +22,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def place_batch(mesh: Mesh, arrays):
+    """Put this host's share of a batch (a tree of NumPy arrays) on its devices of `mesh`."""
+    sharding = batch_sharding(mesh)
+    with jax.transfer_guard("allow"):  # it is explicit here; with several hosts the guard does not see that
+        return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), arrays)
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder if that is not set."""
     if jax.config.jax_compilation_cache_dir is None:

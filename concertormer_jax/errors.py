@@ -21,5 +21,5 @@ def reported():
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
     except OSError as error:
-        print(f"error: {error.strerror or error}: {error.filename or 'no file named'}", file=sys.stderr)
+        print(f"error: {f'{error.filename}: {error.strerror}' if error.filename else error}", file=sys.stderr)
         raise SystemExit(2) from error

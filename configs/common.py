@@ -27,8 +27,8 @@ def get_config() -> ConfigDict:
     config.model.remat = False  # recompute each block in the backward pass: less memory, a third more work
 
     config.data = ConfigDict()
-    # Folders, separated by commas. One with input/ and target/ holds pairs; any other holds sharp photographs, which are
-    # blurred anew for every crop.
+    # Folders, separated by commas. One with input/ and target/ holds pairs; any other holds sharp photographs, which
+    # are blurred anew for every crop.
     config.data.source = ""
     config.data.shares = ()  # share of the samples that comes from each folder; () for in proportion to their images
     config.data.flip = True  # mirror at random

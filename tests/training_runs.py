@@ -35,6 +35,8 @@ TINY_RUN = TINY_NETWORK | {
     "run.cache": False,
 }
 
+ONE_STAGE = {"stages.steps": (2,), "stages.crop_px": (16,), "stages.batch": (8,)}
+
 
 def write_photos(folder, count=6, size=48) -> None:
     """Write `count` pictures of random coloured stripes."""
@@ -85,10 +87,13 @@ def stored_state(workdir, step: int) -> dict[str, np.ndarray]:
     """All arrays of the checkpoint of `step`, by item and path."""
     arrays = {}
     for item in ("params", "optimizer"):
+        path = Path(workdir).resolve() / "checkpoints" / str(step) / item
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree = checkpointer.restore(Path(workdir).resolve() / "checkpoints" / str(step) / item)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            arrays[item + jax.tree_util.keystr(path)] = np.asarray(leaf)
+            shapes = checkpointer.metadata(path).item_metadata.tree
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+            tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            arrays[item + jax.tree_util.keystr(key)] = leaf
     return arrays
 
 

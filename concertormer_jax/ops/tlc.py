@@ -29,7 +29,7 @@ def _join(windows: jax.Array, axis: int, size: int) -> jax.Array:
     """The inverse of `_cut`; where windows overlap, their mean."""
     window = windows.shape[axis + 1]
     starts = window_starts(size, window)
-    shape = (*windows.shape[:axis], size, *windows.shape[axis + 2:])
+    shape = (*windows.shape[:axis], size, *windows.shape[axis + 2 :])
     total = jnp.zeros(shape, windows.dtype)
     count = np.zeros(size, np.float32)
     before = (slice(None),) * axis

@@ -18,7 +18,7 @@ from concertormer_jax.data import pipeline
 from concertormer_jax.data.cache import require_memory_for
 from concertormer_jax.data.degradations import CameraShake
 from concertormer_jax.data.sources import Mixture, open_source, split_source
-from concertormer_jax.devices import batch_sharding, data_mesh, replicated
+from concertormer_jax.devices import batch_sharding, data_mesh, place_batch, replicated
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import Concertormer, create, initial_params
 from concertormer_jax.training.optimizer import adamw, cosine
@@ -81,7 +81,7 @@ def claim_workdir(workdir, config) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / ".config.json.tmp"
         temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-        temporary.rename(path)
+        temporary.replace(path)
 
 
 def _differences(stored: dict, wanted: dict):
@@ -295,7 +295,6 @@ def _compile(run: Run, state: TrainState, stage: Stage):
 
 def _batches(run: Run, stage: Stage, step: int):
     """Batches on the devices, from that for `step` on: {"images": {"input", "target"}, "position"}."""
-    sharding = batch_sharding(run.mesh)
     batches = pipeline.batches(
         run.source,
         seed=run.config.seed,
@@ -309,7 +308,7 @@ def _batches(run: Run, stage: Stage, step: int):
         rotate=run.config.data.rotate,
     )
     for batch in batches:
-        images = {name: jax.make_array_from_process_local_data(sharding, batch[name]) for name in ("input", "target")}
+        images = place_batch(run.mesh, {name: batch[name] for name in ("input", "target")})
         yield {"images": images, "position": batch["position"]}
 
 
@@ -321,8 +320,8 @@ def _finite(run: Run, step: int, metrics: dict, positions: np.ndarray) -> dict[s
         latest = run.checkpoints.latest_step()
         kept = "no checkpoint was saved yet" if latest is None else f"the checkpoint of step {latest} is kept"
         raise UserError(
-            f"the loss is {values['loss']} and the gradient norm {values['gradient_norm']} at step {step}, on the batch "
-            f"of {', '.join(names)}; {kept}; check these images or lower config.optimizer.learning_rate"
+            f"the loss is {values['loss']} and the gradient norm {values['gradient_norm']} at step {step}, on the "
+            f"batch of {', '.join(names)}; {kept}; check these images or lower config.optimizer.learning_rate"
         )
     return values
 

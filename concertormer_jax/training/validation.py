@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from concertormer_jax.data.sources import Mixture, PairSource, PhotoSource
-from concertormer_jax.devices import batch_sharding
+from concertormer_jax.devices import place_batch
 from concertormer_jax.training.step import batch_psnr, to_unit
 
 
@@ -44,7 +44,7 @@ class Validation:
         self._crops = [
             tuple(middle_crop(image, crop_px) for image in source.whole(int(index))) for index in self._chosen
         ]
-        self._sharding = batch_sharding(mesh)
+        self._mesh = mesh
         self._devices = mesh.size
         self._local = self._devices // jax.process_count()
 
@@ -74,7 +74,7 @@ class Validation:
             "target": np.stack([self._crops[index][1] for index in mine]),
             "real": np.arange(start, start + self._local) < len(self._crops),
         }
-        return jax.tree.map(lambda a: jax.make_array_from_process_local_data(self._sharding, a), local)
+        return place_batch(self._mesh, local)
 
     def _compile(self, params) -> None:
         self._log("compiling the validation ...")

@@ -1,0 +1,61 @@
+"""The written record of a run survives interruption without gaps or repeats."""
+
+import json
+
+import pytest
+
+from concertormer_jax.training.stages import make_stages
+from concertormer_jax.training.writers import Interval, Writer, duration
+
+
+def lines(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def write(workdir, first, last):
+    writer = Writer(workdir, step=first - 1, total_steps=10, enabled=True)
+    for step in range(first, last + 1):
+        writer.scalars(step, {"value": step / 2})
+    writer.close()
+
+
+def test_lines_after_the_step_of_the_checkpoint_are_dropped(tmp_path):
+    write(tmp_path, 1, 5)
+    write(tmp_path, 4, 6)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
+    write(tmp_path, 1, 2)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "val')
+    write(tmp_path, 3, 3)
+    assert lines(tmp_path) == [{"step": step, "value": step / 2} for step in (1, 2, 3)]
+
+
+def test_only_the_first_host_writes(tmp_path):
+    writer = Writer(tmp_path, step=0, total_steps=10, enabled=False)
+    writer.scalars(1, {"value": 1.0})
+    writer.validation(1, 20.0, 19.0, [])
+    writer.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_interval_means_and_time_for_remaining_work():
+    (stage,) = make_stages((10,), (16,), (4,))
+    interval = Interval()
+    interval.start -= 2.0
+    for loss in (1.0, 3.0):
+        interval.add({"loss": loss, "learning_rate": loss / 10}, stage)
+    summary = interval.summary()
+    assert summary["loss"] == 2.0
+    assert summary["learning_rate"] == pytest.approx(0.3)
+    assert summary["images_per_s"] == pytest.approx(4, rel=0.1)
+    assert interval.seconds_for(10 * stage.work) == pytest.approx(10, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00:00"), (59.6, "0:01:00"), (3661, "1:01:01"), (90061, "1-01:01:01")]
+)
+def test_duration(seconds, text):
+    assert duration(seconds) == text
