@@ -34,7 +34,7 @@ def parse(argv):
 
 def main(_):
     logging.getLogger("jax").setLevel(logging.ERROR)
-    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells of every file otherwise
+    absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax logs as an error it also raises
     with errors.reported():
         use_compilation_cache()
         if DISTRIBUTED.value:

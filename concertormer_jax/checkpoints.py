@@ -5,6 +5,7 @@ A checkpoint directory holds one folder per step, with the items `params`, `aver
 step beside its place and renames it, so a step is whole or absent.
 """
 
+import contextlib
 import dataclasses
 import json
 from typing import Any
@@ -92,7 +93,8 @@ class Checkpoints:
         if state.average is not None:
             items["average"] = ocp.args.StandardSave(state.average)
         metrics = None if psnr is None else {"psnr": psnr}
-        self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        with self._full_disk_explained():
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
 
     def restore(self, abstract):
         """The latest state, laid out like `abstract` (a state of `jax.ShapeDtypeStruct`s with shardings)."""
@@ -113,11 +115,26 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Wait until everything is on the disk."""
-        self._manager.wait_until_finished()
+        with self._full_disk_explained():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _full_disk_explained(self):
+        """Turn the failure of this save, or of the one before in the background, into one sentence."""
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise several kinds, with the reason in the text
+            if "No space left" not in str(error) and "Disk quota" not in str(error):
+                raise
+            reason = f"{self._manager.directory}: no space is left for the checkpoint; free some and start again"
+        else:
+            return
+        raise UserError(f"{reason}, the last whole one is kept")
 
     def close(self) -> None:
         """Wait, and release the manager's threads."""
-        self._manager.close()
+        with self._full_disk_explained():
+            self._manager.close()
 
 
 def save_converted(directory, module: Concertormer, params, train_crop_px: int) -> None:

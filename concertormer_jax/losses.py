@@ -1,4 +1,4 @@
-"""The training loss, in space and in frequency at every scale (paper, section 3.4)."""
+"""The training loss, in space and in frequency at every scale (paper, section 3)."""
 
 from collections.abc import Sequence
 

@@ -7,18 +7,16 @@ from configs import common
 
 
 def get_config():
-    """The demo network, 300 steps."""
+    """The demo network, 320 steps."""
     config = common.get_config()
     config.model.variant = "demo"
     config.data.source = "photos/train"
-    config.data.blur_min_px = 4.0
-    config.data.blur_max_px = 10.0
-    config.stages.steps = (200, 100)
-    config.stages.crop_px = (64, 128)
-    config.stages.batch = (16, 4)
+    config.stages.steps = (320,)
+    config.stages.crop_px = (64,)
+    config.stages.batch = (16,)
     config.validation.images = 4
     config.validation.crop_px = 128
     config.run.log_every_steps = 20
-    config.run.checkpoint_every_steps = 100
+    config.run.checkpoint_every_steps = 80
     config.run.cache = True
     return config

@@ -33,7 +33,7 @@ def layer_norm(name: str) -> nn.LayerNorm:
 class Block(nn.Module):
     """One block: x + CSA-gdMLP(norm(x), keys), the keys being norm(x) in all but the first block of a cross stage.
 
-    (Paper, section 3.3.) `tlc_window` is the side in pixels of this level's windows for the attention, None for the
+    (Paper, section 3.) `tlc_window` is the side in pixels of this level's windows for the attention, None for the
     whole map.
     """
 

@@ -28,7 +28,7 @@ def convolution(name, inputs, outputs, kernel=3, stride=1, bias=True, dtype=jnp.
 
 
 class Concertormer(nn.Module):
-    """Multi-scale U-Net of Concertormer blocks (paper, section 3, figure 2).
+    """Multi-scale U-Net of Concertormer blocks (paper, section 3).
 
     Encoder fields are from the finest level down, decoder fields from the deepest level up. `tlc_window` is the side of
     the test-time local converter's windows in pixels of the picture, None for none; level i uses tlc_window // 2**i.
@@ -66,17 +66,18 @@ class Concertormer(nn.Module):
                     f"{field}={getattr(self, field)} must have one entry for each of the {self.levels} levels "
                     f"of encoder_blocks={self.encoder_blocks}"
                 )
-        for field in ("encoder_blocks", "decoder_blocks", "middle_blocks"):
+        for field in ("width", "expansion", "encoder_blocks", "decoder_blocks", "middle_blocks"):
             counts = getattr(self, field)
-            if min(counts if isinstance(counts, tuple) else (counts,)) < 1:
+            if min(counts if isinstance(counts, tuple) else (counts,), default=0) < 1:
                 raise ValueError(f"{field}={counts} must be at least 1")
-        middle = self.width * self.expansion * 2**self.levels
-        stages = [(self.width * self.expansion * 2**i, m) for i, m in enumerate(self.encoder_heads)]
-        stages += [(self.width * self.expansion * 2**i, m) for i, m in enumerate(reversed(self.decoder_heads))]
-        for hidden, heads in [*stages, (middle, self.middle_heads)]:
+        stages = [("encoder_heads", level, heads) for level, heads in enumerate(self.encoder_heads)]
+        stages += [("decoder_heads", level, heads) for level, heads in enumerate(self.decoder_heads[::-1])]
+        for field, level, heads in [*stages, ("middle_heads", self.levels, self.middle_heads)]:
+            hidden = self.width * self.expansion * 2**level
             if heads < 1 or hidden % (4 * heads):
                 raise ValueError(
-                    f"{heads} heads do not divide the {hidden} hidden channels of their level into 4 groups"
+                    f"{field}={getattr(self, field)}: {heads} heads do not divide the {hidden} hidden channels "
+                    f"of their level into 4 groups"
                 )
         if self.tlc_window is not None and (self.tlc_window < 1 or self.tlc_window % self.multiple):
             raise ValueError(

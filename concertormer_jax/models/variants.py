@@ -36,7 +36,7 @@ VARIANTS = {
     "gopro": Variant(_fields((6, 8, 24), 2, (24, 8, 8)), 50_535_664, 224.36),
     "lite": Variant(_fields((4, 4, 12), 2, (12, 4, 4)), 28_985_644, 119.15),
     "sidd": Variant(_fields((2, 4, 8), 16, (8, 4, 4)), 67_958_144, 131.24),
-    "demo": Variant(_fields((1, 1, 2), 1, (2, 1, 1), width=16), 0, 0),
+    "demo": Variant(_fields((1, 1, 2), 1, (2, 1, 1), width=16), 1_393_928, 3.84),
 }
 
 

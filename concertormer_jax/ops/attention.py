@@ -1,4 +1,4 @@
-"""Concerto self-attention: four groups of heads over 8x8 blocks (paper, sections 3.1 and 3.2).
+"""Concerto self-attention: four groups of heads over 8x8 blocks (paper, section 3).
 
 The groups differ only in which axis of the blocked features is attended, which is contracted, and which are batched
 over. With n blocks of p = 64 positions, m heads and c channels in a head:

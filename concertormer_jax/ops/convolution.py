@@ -71,7 +71,7 @@ def _over_blocks(logits, kernel):
 def communicate_over_blocks(logits: jax.Array, kernel: jax.Array) -> jax.Array:
     """Cross-dimensional communication of a Ripieno map: a 3x3 convolution over the grid of blocks, heads to heads.
 
-    The same kernel serves every entry of the attention maps; the border is padded with zeros (paper, section 3.2).
+    The same kernel serves every entry of the attention maps; the border is padded with zeros (paper, section 3).
     logits: [B, rows, columns, m, E, F]; kernel: [3, 3, m, m] (down, right, head in, head out). Returns logits' shape.
     """
     return _over_blocks(logits, kernel)

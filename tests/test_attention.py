@@ -1,0 +1,86 @@
+"""Concerto self-attention: the shift's mask, the communication of maps, and degenerate features."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from concertormer_jax.ops import attention
+
+
+def only_spatial_ripieno_values():
+    """Weights for two channels: keys see the first, values the second, and no communication or channel attention."""
+    none = jnp.zeros((2, 4))
+    one_head = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
+    return attention.Weights(
+        to_q=none.at[0].set(1),
+        to_kv=jnp.concatenate([none.at[0].set(1), none.at[1].set(1)], axis=1),
+        temperature=jnp.ones((4, 1)),
+        b_talking=one_head,
+        l_talking=one_head,
+        g_talking=jnp.zeros((1, 64, 64, 1)),
+        r_talking=jnp.zeros((1, 1, 1, 1)),
+        sca_kernel=jnp.zeros((4, 4)),
+        sca_bias=jnp.ones(4),
+    )
+
+
+@pytest.fixture(scope="module")
+def spatial_ripieno():
+    """(features, shifted) -> output of the group Rs, [H, W]."""
+    weights = only_spatial_ripieno_values()
+    return jax.jit(lambda x, shifted: attention.concerto_attention(x, x, weights, shifted)[0, :, :, 0])
+
+
+@pytest.mark.parametrize(
+    ("pixel", "shifted", "rows", "columns"),
+    [
+        ((0, 0), False, (0, 8), (0, 8)),
+        ((0, 0), True, (0, 4), (0, 4)),  # in a block with pixels of all four corners of the image
+        ((3, 7), True, (0, 4), (4, 12)),  # at the upper border only
+        ((15, 12), True, (12, 16), (12, 20)),
+        ((7, 23), True, (4, 12), (20, 24)),  # at the right border only
+        ((4, 11), True, (4, 12), (4, 12)),  # away from the border a shifted block is whole
+    ],
+)
+def test_spatial_attention_stays_in_the_block_and_on_one_side_of_the_border(
+    spatial_ripieno, pixel, shifted, rows, columns
+):
+    features = jax.random.normal(jax.random.key(0), (1, 16, 24, 2))
+    changed = features.at[0, *pixel, 1].add(100)  # in the channel of the values, so that no map changes
+    difference = np.asarray(spatial_ripieno(changed, shifted) - spatial_ripieno(features, shifted))
+    expected = np.zeros((16, 24), bool)
+    expected[slice(*rows), slice(*columns)] = True
+    np.testing.assert_array_equal(np.abs(difference) > 1e-3, expected)
+    np.testing.assert_array_equal(difference[~expected], 0)
+
+
+def test_maps_are_mixed_over_heads_and_positions():
+    logits = jax.random.normal(jax.random.key(0), (2, 3, 4, 5, 5))
+    kernel = jax.random.normal(jax.random.key(1), (3, 4, 4, 3))
+    mixed = attention.communicate_over_maps(logits, kernel)
+    for head in range(3):
+        for position in range(4):
+            expected = sum(
+                kernel[s, p, position, head] * logits[:, s, p] for s in range(3) for p in range(4)
+            )  # [B, A, A]
+            np.testing.assert_allclose(mixed[:, head, position], expected, atol=1e-5)
+
+
+def test_queries_and_keys_are_normalised():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 6, 4))
+    temperature = jnp.array([0.5, 2.0])[:, None, None]
+    seen = []
+    attended = attention.attend(jnp.stack([q, k, v]), temperature, lambda logits: seen.append(logits) or logits)
+    cosine = jnp.einsum("nak,nbk->nab", *(a / jnp.linalg.norm(a, axis=-1, keepdims=True) for a in (q, k)))
+    np.testing.assert_allclose(seen[0], cosine * temperature, atol=1e-5)
+    np.testing.assert_allclose(attended, jax.nn.softmax(cosine * temperature) @ v, atol=1e-5)
+
+
+def test_zero_features_have_finite_results_and_gradients():
+    def mean(qkv):
+        return attention.attend(qkv, jnp.ones((1, 1)), lambda logits: logits).mean()
+
+    value, gradient = jax.value_and_grad(mean)(jnp.zeros((3, 1, 5, 4)))
+    assert value == 0
+    assert np.isfinite(gradient).all()

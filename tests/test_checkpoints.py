@@ -1,0 +1,113 @@
+"""What is kept, what is loaded, and how a directory that cannot be used is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from concertormer_jax import checkpoints
+from concertormer_jax.checkpoints import Checkpoints, load_model, save_converted, size_of
+from concertormer_jax.errors import UserError
+from concertormer_jax.models import create, parameter_shapes
+from concertormer_jax.training.step import TrainState
+
+MODULE = create(
+    None,
+    width=4,
+    encoder_blocks=(1,),
+    middle_blocks=1,
+    decoder_blocks=(1,),
+    encoder_heads=(1,),
+    middle_heads=1,
+    decoder_heads=(1,),
+)
+MODEL = {"size": size_of(MODULE), "train_crop_px": 64, "weights": "params"}
+
+
+def params(value):
+    return jax.tree.map(lambda leaf: jnp.full(leaf.shape, value, leaf.dtype), parameter_shapes(MODULE))
+
+
+def state(step):
+    return TrainState(jnp.int32(step), params(float(step)), {"count": jnp.int32(step)}, None)
+
+
+def value_of(loaded):
+    (value,) = {float(leaf.ravel()[0]) for leaf in jax.tree.leaves(loaded.params)}
+    return value
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Steps 1 to 4, the best being 2 and the last not validated."""
+    store = Checkpoints(tmp_path)
+    for step, psnr in ((1, 20.0), (2, 25.0), (3, 24.0), (4, None)):
+        store.save(state(step), MODEL, psnr)
+    store.close()
+    return tmp_path
+
+
+def test_latest_and_best_are_kept(saved):
+    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["2", "4"]
+
+
+def test_best_is_loaded_by_default_and_any_by_its_folder(saved):
+    best = load_model(saved)
+    assert (best.step, best.train_crop_px, value_of(best)) == (2, 64, 2.0)
+    assert "best" in best.name
+    assert size_of(best.module) == size_of(MODULE)
+    assert load_model(saved / "checkpoints").step == 2
+    latest = load_model(saved / "checkpoints" / "4")
+    assert (latest.step, value_of(latest)) == (4, 4.0)
+
+
+def test_latest_is_restored_on_the_given_devices(saved):
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[3])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state(0))
+    restored = Checkpoints(saved).restore(abstract)
+    assert int(restored.step) == 4
+    for leaf in jax.tree.leaves(restored.params):
+        assert leaf.sharding == sharding
+        np.testing.assert_array_equal(leaf, 4.0)
+
+
+def test_converted_weights_need_an_empty_directory(tmp_path):
+    save_converted(tmp_path / "new", MODULE, params(3.0), 256)
+    assert value_of(load_model(tmp_path / "new")) == 3.0
+    with pytest.raises(UserError, match="is not empty; choose a new directory"):
+        save_converted(tmp_path / "new", MODULE, params(3.0), 256)
+
+
+def test_missing_empty_and_foreign_directories_are_refused(tmp_path, saved):
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        load_model(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_model(tmp_path / "empty")
+    (saved / "checkpoints" / "2" / "model" / "metadata").write_text("{")
+    with pytest.raises(UserError, match="is no checkpoint of this program or is damaged"):
+        load_model(saved)
+
+
+def test_damaged_weights_are_refused(saved):
+    for path in (saved / "checkpoints" / "2" / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_model(saved)
+
+
+def test_another_architecture_is_named():
+    stored = size_of(MODULE) | {"middle_blocks": 3}
+    with pytest.raises(UserError, match="somewhere holds another architecture: middle_blocks is 3 there and 1"):
+        checkpoints.require_same_size("somewhere", stored, MODULE)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device")
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(UserError, match="no space is left for the checkpoint"):
+        Checkpoints(tmp_path).save(state(1), MODEL, None)

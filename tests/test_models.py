@@ -1,0 +1,256 @@
+"""The network: its parameters, the sizes it takes, its numerical variants, and what cannot be built."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_network import random_images, random_params, tiny_network
+
+from concertormer_jax.errors import UserError
+from concertormer_jax.models import VARIANTS, create, initial_params, parameter_shapes
+
+
+def count(module):
+    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(module)))
+
+
+@pytest.mark.parametrize(("variant", "parameters"), [("gopro", 50_535_664), ("lite", 28_985_644), ("sidd", 67_958_144)])
+def test_published_parameter_counts(variant, parameters):
+    assert count(create(variant)) == VARIANTS[variant].parameters == parameters
+
+
+def test_parameter_count_of_the_demo_variant():
+    assert count(create("demo")) == VARIANTS["demo"].parameters
+
+
+def convolution(kernel, inputs, outputs, bias=True):
+    return {"kernel": (kernel, kernel, inputs, outputs)} | ({"bias": (outputs,)} if bias else {})
+
+
+def blocks(number, width, heads):
+    hidden = 2 * width
+    channels = hidden // (4 * heads)
+    shapes = {
+        "norm": {"scale": (width,), "bias": (width,)},
+        "to_quz": (width, 3 * hidden),
+        "to_kv": (width, 2 * hidden),
+        "temperature": (4, heads),
+        "b_talking": (3, 3, heads, heads),
+        "l_talking": (3, 3, heads, heads),
+        "g_talking": (heads, 64, 64, heads),
+        "r_talking": (heads, channels, channels, heads),
+        "sca_kernel": (hidden, hidden),
+        "sca_bias": (hidden,),
+        "dw_u": (3, 3, hidden),
+        "project": (hidden, hidden),
+        "project_out": (hidden, width),
+    }
+    return jax.tree.map(lambda shape: (number, *shape), shapes, is_leaf=lambda node: isinstance(node, tuple))
+
+
+def test_the_parameter_tree_is_an_interface():
+    """Checkpoints hold this tree: another name or shape makes those of users unreadable."""
+    module = tiny_network(encoder_blocks=(3,), decoder_blocks=(2,), decoder_heads=(2,))
+    second_norm = {8: {"scale": (8,), "bias": (8,)}, 16: {"scale": (16,), "bias": (16,)}}
+    expected = {
+        "intro": convolution(3, 3, 8),
+        "encoders_0": {"blocks": blocks(3, width=8, heads=1)},
+        "downs_0": convolution(2, 8, 16),
+        "intros_0": convolution(3, 3, 16),
+        "middle": {"blocks": blocks(1, width=16, heads=2), "norm2": second_norm[16]},
+        "endings_0": convolution(3, 16, 3),
+        "ups_0": convolution(1, 16, 32, bias=False),
+        "decoders_0": {"blocks": blocks(2, width=8, heads=2), "norm2": second_norm[8]},
+        "ending": convolution(3, 8, 3),
+    }
+    shapes = parameter_shapes(module)
+    assert jax.tree.map(lambda leaf: leaf.shape, shapes) == expected
+
+
+@pytest.mark.parametrize("setting", [{"dtype": jnp.bfloat16}, {"remat": True}, {"tlc_window": 32}])
+def test_parameters_are_float32_and_the_same_under_every_setting(setting):
+    assert parameter_shapes(tiny_network(**setting)) == parameter_shapes(tiny_network())
+    assert {leaf.dtype for leaf in jax.tree.leaves(parameter_shapes(tiny_network(**setting)))} == {np.dtype("float32")}
+
+
+def test_initial_values():
+    module = tiny_network(encoder_blocks=(2,))
+    params = jax.jit(lambda key: initial_params(module, key))(jax.random.key(0))
+    first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], params["encoders_0"]["blocks"]) for i in (0, 1))
+    middle = jax.tree.map(lambda leaf: leaf[0], params["middle"]["blocks"])
+    np.testing.assert_array_equal(middle["temperature"], 1)
+    np.testing.assert_array_equal(middle["norm"]["scale"], 1)
+    np.testing.assert_array_equal(middle["norm"]["bias"], 0)
+    assert not np.array_equal(first["to_quz"], second["to_quz"])
+    # Kaiming normal with a = sqrt(5), the fan-in being shape[1] * prod(shape[2:]).
+    np.testing.assert_allclose(np.std(middle["g_talking"]), (3 * 64 * 64 * 2) ** -0.5, rtol=0.05)
+    # PyTorch's default of convolutions: uniform within 1 / sqrt(fan-in), that of a bias being its kernel's.
+    for value, fan_in in (
+        (middle["to_quz"], 16),
+        (middle["project"], 32),
+        (middle["sca_bias"], 32),
+        (middle["b_talking"], 9 * 2),
+        (middle["dw_u"], 9),
+        (params["intros_0"]["kernel"], 27),
+        (params["intros_0"]["bias"], 27),
+        (params["ups_0"]["kernel"], 16),
+    ):
+        largest = np.abs(value).max() * fan_in**0.5
+        assert 0.8 < largest <= 1
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(tiny_network())
+
+
+@pytest.fixture(scope="module")
+def images():
+    return random_images(2, 16, 32, 3)
+
+
+@pytest.fixture(scope="module")
+def outputs(params, images):
+    return jax.jit(tiny_network().apply)({"params": params}, images)
+
+
+def assert_all_close(outputs, expected, atol):
+    for output, array in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output, array, atol=atol)
+
+
+def test_outputs_are_coarsest_first_and_the_coarse_ones_padded():
+    module = create("demo")
+    shapes = jax.eval_shape(module.apply, {"params": parameter_shapes(module)}, jnp.zeros((2, 100, 75, 3)))
+    assert [output.shape for output in shapes] == [(2, 16, 16, 3), (2, 32, 32, 3), (2, 64, 64, 3), (2, 100, 75, 3)]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 13), (37, 53)])
+def test_any_size(params, size):
+    restored = jax.jit(tiny_network().apply)({"params": params}, random_images(1, *size, 3))[-1]
+    assert restored.shape == (1, *size, 3)
+    assert np.isfinite(restored).all()
+
+
+def test_images_of_a_batch_do_not_mix(params, images, outputs):
+    apply = jax.jit(tiny_network().apply)
+    for index in range(2):
+        alone = apply({"params": params}, images[index : index + 1])
+        assert_all_close([output[index : index + 1] for output in outputs], alone, atol=1e-5)
+
+
+def test_jit_changes_nothing(params, images, outputs):
+    assert_all_close(tiny_network().apply({"params": params}, images), outputs, atol=1e-5)
+
+
+def gradient_program(module):
+    def loss(params, images):
+        return sum(jnp.sum(jnp.square(output)) for output in module.apply({"params": params}, images))
+
+    return jax.jit(jax.grad(loss))
+
+
+@pytest.fixture(scope="module")
+def gradient():
+    return gradient_program(tiny_network())
+
+
+def test_rematerialisation_changes_nothing(params, images, gradient):
+    rematerialised = gradient_program(tiny_network(remat=True))(params, images)
+    for one, other in zip(jax.tree.leaves(rematerialised), jax.tree.leaves(gradient(params, images)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+
+
+def test_rematerialisation_keeps_less():
+    module, images = tiny_network(), jnp.zeros((1, 64, 64, 3))
+
+    def kept(module):
+        _, backward = jax.eval_shape(
+            lambda params: jax.vjp(lambda params: module.apply({"params": params}, images), params),
+            parameter_shapes(module),
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(backward))
+
+    assert kept(module.clone(remat=True)) < kept(module) / 4
+
+
+def test_a_black_image_has_a_finite_gradient(params, images, gradient):
+    for leaf in jax.tree.leaves(gradient(params, np.zeros_like(images))):
+        assert np.isfinite(leaf).all()
+
+
+def test_bfloat16_is_close_to_float32(params, images, outputs):
+    module = tiny_network(dtype=jnp.bfloat16)
+    for output, expected in zip(jax.jit(module.apply)({"params": params}, images), outputs, strict=True):
+        assert output.dtype == jnp.float32
+        error = np.linalg.norm(output - expected) / np.linalg.norm(expected)
+        assert 1e-5 < error < 2e-2
+
+
+def test_bfloat16_keeps_norms_and_softmax_in_float32(params, images):
+    program = str(jax.make_jaxpr(tiny_network(dtype=jnp.bfloat16).apply)({"params": params}, images))
+    types = {name: set(re.findall(rf":(\w+)\[[\d,]*\] = {name}\b", program)) for name in ("exp", "rsqrt")}
+    assert types == {"exp": {"f32"}, "rsqrt": {"f32"}}
+
+
+def test_an_unknown_variant_is_refused_with_the_names():
+    with pytest.raises(UserError, match="variant 'large' is unknown; choose one of gopro, lite, sidd, demo"):
+        create("large")
+
+
+def test_an_unknown_field_is_refused_with_the_names():
+    with pytest.raises(UserError, match="field 'heads' is unknown; choose one of .*middle_heads"):
+        create("lite", heads=2)
+
+
+def test_without_a_variant_every_field_of_the_size_is_needed():
+    with pytest.raises(UserError, match="field 'middle_heads' must be given"):
+        create(
+            None,
+            width=8,
+            encoder_blocks=(1,),
+            middle_blocks=1,
+            decoder_blocks=(1,),
+            encoder_heads=(1,),
+            decoder_heads=(1,),
+        )
+
+
+def test_a_field_of_a_variant_can_be_overridden():
+    assert create("lite", width=16, remat=True).width == 16
+    assert create("lite").width == 48
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"encoder_heads": (3,)}, r"encoder_heads=\(3,\): 3 heads do not divide the 16 hidden channels"),
+        ({"decoder_heads": (0,)}, r"decoder_heads=\(0,\): 0 heads do not divide the 16 hidden channels"),
+        ({"middle_heads": 16}, "middle_heads=16: 16 heads do not divide the 32 hidden channels"),
+        ({"decoder_blocks": (1, 1)}, r"decoder_blocks=\(1, 1\) must have one entry for each of the 1 levels"),
+        ({"encoder_heads": ()}, r"encoder_heads=\(\) must have one entry for each of the 1 levels"),
+        ({"encoder_blocks": (0,)}, r"encoder_blocks=\(0,\) must be at least 1"),
+        ({"middle_blocks": 0}, "middle_blocks=0 must be at least 1"),
+        ({"width": 0}, "width=0 must be at least 1"),
+        ({"tlc_window": 24}, "tlc_window=24 must be a positive multiple of 16"),
+        ({"tlc_window": 0}, "tlc_window=0 must be a positive multiple of 16"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_network(**fields)
+
+
+def test_decoder_heads_are_from_the_deepest_level_up():
+    sizes = {"encoder_blocks": (1, 1), "decoder_blocks": (1, 1), "encoder_heads": (1, 1)}
+    tiny_network(**sizes, decoder_heads=(8, 4))
+    with pytest.raises(ValueError, match="8 heads do not divide the 16"):
+        tiny_network(**sizes, decoder_heads=(4, 8))
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 3), (1, 16, 16, 4)])
+def test_images_of_another_shape_are_refused(params, shape):
+    with pytest.raises(ValueError, match=rf"images of shape {re.escape(str(shape))} must be \[B, H, W, 3\]"):
+        jax.eval_shape(tiny_network().apply, {"params": params}, jnp.zeros(shape))

@@ -1,0 +1,84 @@
+"""The test-time local converter: where windows lie, how they are averaged, and what it does to the network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_network import random_images, random_params, tiny_network
+
+from concertormer_jax.ops.tlc import on_windows, window_starts
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "starts"),
+    [
+        (64, 64, [0]),
+        (40, 64, [0]),
+        (96, 64, [0, 32]),
+        (128, 64, [0, 64]),
+        (130, 64, [0, 33, 66]),
+        (250, 64, [0, 62, 124, 186]),
+        (100, 30, [0, 24, 48, 70]),  # 3 * 24 + 30 is over the border: the last window is moved back
+    ],
+)
+def test_window_starts(size, window, starts):
+    assert window_starts(size, window) == starts
+
+
+def test_windows_cover_every_size_up_to_the_border():
+    for size in range(1, 60):
+        for window in range(1, 20):
+            covered = {at for start in window_starts(size, window) for at in range(start, start + min(size, window))}
+            assert covered == set(range(size))
+
+
+def test_overlapping_windows_are_averaged():
+    row = jnp.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    # Windows of 3 pixels of a row of 5 start at 0 and 2; their means are 7/3 and 28/3.
+    for image in (row.reshape(1, 1, 5, 1), row.reshape(1, 5, 1, 1)):
+        means = on_windows(lambda x: jnp.broadcast_to(x.mean(axis=(1, 2), keepdims=True), x.shape), (image,), 3)
+        np.testing.assert_allclose(means.ravel(), [7 / 3, 7 / 3, (7 + 28) / 6, 28 / 3, 28 / 3], rtol=1e-6)
+
+
+def test_windows_of_all_images_and_arrays_are_cut_alike():
+    features = jax.random.normal(jax.random.key(0), (2, 11, 14, 3))
+    sizes = []
+
+    def product(x, y):
+        sizes.append(x.shape)
+        return x * y[..., :2]
+
+    result = on_windows(product, (features[..., :2], features), 8)
+    assert sizes == [(2 * 2 * 2, 8, 8, 2)]
+    np.testing.assert_allclose(result, features[..., :2] ** 2, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return random_params(tiny_network())
+
+
+@pytest.fixture(scope="module")
+def images():
+    return random_images(2, 32, 48, 3)
+
+
+def restore(params, images, tlc_window):
+    return np.asarray(jax.jit(tiny_network(tlc_window=tlc_window).apply)({"params": params}, images)[-1])
+
+
+@pytest.fixture(scope="module")
+def local(params, images):
+    return restore(params, images, tlc_window=16)
+
+
+def test_a_window_as_large_as_the_image_changes_nothing_and_a_smaller_one_does(params, images, local):
+    whole = restore(params, images, tlc_window=None)
+    np.testing.assert_allclose(restore(params, images, tlc_window=48), whole, atol=1e-5)
+    assert np.abs(local - whole).max() > 1e-2
+
+
+def test_images_of_a_batch_do_not_mix(params, images, local):
+    for index in range(2):
+        alone = restore(params, images[index : index + 1], tlc_window=16)
+        np.testing.assert_allclose(local[index : index + 1], alone, atol=1e-5)
