@@ -142,8 +142,27 @@ def _leaf(tree, path):
     return tree
 
 
-def torch_from_params(params: dict, module: Concertormer) -> dict[str, np.ndarray]:
-    """The state dictionary of the published model: our parameters (or their gradients) under its names and shapes."""
+def _require_same_shapes(found: dict[str, tuple], expected: dict[str, tuple]) -> None:
+    problems = [f"missing {name}" for name in expected if name not in found]
+    problems += [f"surplus {name}" for name in found if name not in expected]
+    problems += [
+        f"misshapen {name} {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    if problems:
+        raise UserError(
+            f"the weights are not those of this network, {len(problems)} names differ; "
+            f"choose the variant that they belong to: {'; '.join(problems)}"
+        )
+
+
+def _shapes(tree) -> dict[str, tuple]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+
+
+def _state_dict(params: dict, module: Concertormer) -> dict[str, np.ndarray]:
     state = {}
     for mapping in mappings(module):
         leaf = np.asarray(_leaf(params, mapping.path))
@@ -153,31 +172,28 @@ def torch_from_params(params: dict, module: Concertormer) -> dict[str, np.ndarra
     return state
 
 
+def torch_from_params(params: dict, module: Concertormer) -> dict[str, np.ndarray]:
+    """The state dictionary of the published model: our parameters (or their gradients) under its names and shapes.
+
+    Raises UserError that lists every missing, surplus and misshapen name.
+    """
+    _require_same_shapes(_shapes(params), _shapes(parameter_shapes(module)))
+    return _state_dict(params, module)
+
+
 def params_from_torch(state_dict: dict[str, np.ndarray], module: Concertormer) -> dict:
     """The parameter tree of `module`, as float32 NumPy arrays, from a published state dictionary.
 
     Raises UserError that lists every missing, surplus and misshapen name.
     """
-    shapes = parameter_shapes(module)
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    expected = {name: array.shape for name, array in torch_from_params(zeros, module).items()}
-    problems = [f"missing {name}" for name in expected if name not in state_dict]
-    problems += [f"surplus {name}" for name in state_dict if name not in expected]
-    problems += [
-        f"misshapen {name} {tuple(state_dict[name].shape)} instead of {shape}"
-        for name, shape in expected.items()
-        if name in state_dict and tuple(state_dict[name].shape) != shape
-    ]
-    if problems:
-        raise UserError(
-            f"the weights are not those of this network, {len(problems)} names differ; "
-            f"choose the variant that they belong to: {'; '.join(problems)}"
-        )
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameter_shapes(module))
+    expected = {name: array.shape for name, array in _state_dict(params, module).items()}
+    _require_same_shapes({name: tuple(array.shape) for name, array in state_dict.items()}, expected)
     for mapping in mappings(module):
         value = mapping.to_ours(np.asarray(state_dict[mapping.torch_name], np.float32))
-        leaf = _leaf(zeros, mapping.path)
+        leaf = _leaf(params, mapping.path)
         leaf[... if mapping.index is None else mapping.index] = value
-    return zeros
+    return params
 
 
 def main(arguments=None) -> None:

@@ -6,6 +6,7 @@ few names that a file of tensors needs and refuses every other.
 
 import collections
 import io
+import math
 import pickle
 import struct
 import zipfile
@@ -29,13 +30,19 @@ STORAGE_TYPES = {
 }
 
 
+class _RefusedError(Exception):
+    """What a weights file must not contain."""
+
+
 def _rebuild_tensor(storage, offset, shape, stride, requires_grad=False, hooks=None, metadata=None):
     itemsize = storage.dtype.itemsize
     if offset < 0 or len(shape) != len(stride) or any(n < 0 for n in (*shape, *stride)):
-        raise pickle.UnpicklingError("a tensor with an impossible shape")
+        raise _RefusedError("a tensor with an impossible shape")
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if all(shape) else -1
     if last >= storage.size:
-        raise pickle.UnpicklingError("a tensor that reaches outside its storage")
+        raise _RefusedError("a tensor that reaches outside its storage")
+    if math.prod(shape) > storage.size:  # its elements would have to be repeated, to any size
+        raise _RefusedError("a tensor with more elements than its storage")
     strides = tuple(s * itemsize for s in stride)
     return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False).copy()
 
@@ -59,17 +66,17 @@ class _WeightsUnpickler(pickle.Unpickler):
 
     def find_class(self, module, name):
         if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"the name {module}.{name}")
+            raise _RefusedError(f"the name {module}.{name}")
         return ALLOWED[module, name]
 
     def persistent_load(self, identifier):
         kind, dtype, key, _, size = identifier
         if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise pickle.UnpicklingError(f"an object of kind {kind!r}")
+            raise _RefusedError(f"an object of kind {kind!r}")
         if key not in self.storages:
             data = np.frombuffer(self.archive.read(f"{self.root}/data/{key}"), dtype)
             if data.size != size:
-                raise pickle.UnpicklingError(f"a storage of {data.size} numbers where {size} are announced")
+                raise _RefusedError(f"a storage of {data.size} numbers where {size} are announced")
             self.storages[key] = data
         return self.storages[key]
 
@@ -89,9 +96,9 @@ def _read_pth(path: Path):
         raise UserError(
             f"{path} is damaged or older than PyTorch 1.6; download it again or save it with a newer PyTorch"
         ) from error
-    except UserError:
+    except (UserError, PermissionError):
         raise
-    except pickle.UnpicklingError as error:
+    except _RefusedError as error:
         raise UserError(f"{path} is refused, because a weights file must not contain {error}") from error
     except Exception as error:  # a crafted pickle can fail in any way inside the unpickler
         raise UserError(f"{path} is refused, because its pickle is malformed ({error})") from error

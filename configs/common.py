@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.data.flip = True  # mirror at random
     config.data.rotate = True  # turn by quarter turns at random
     config.data.blur_min_px = 3.0  # shortest camera-shake path for photographs, in pixels
-    config.data.blur_max_px = 20.0  # longest
+    config.data.blur_max_px = 14.0  # longest
     config.data.shot_noise = 2e-4  # largest variance at full intensity, in linear light in [0, 1]
     config.data.read_noise = 1e-3  # largest standard deviation, in linear light in [0, 1]
 

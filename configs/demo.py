@@ -7,16 +7,18 @@ from configs import common
 
 
 def get_config():
-    """The demo network, 320 steps."""
+    """The demo network, 500 steps."""
     config = common.get_config()
     config.model.variant = "demo"
     config.data.source = "photos/train"
-    config.stages.steps = (320,)
+    config.stages.steps = (500,)
     config.stages.crop_px = (64,)
-    config.stages.batch = (16,)
+    config.stages.batch = (8,)
+    config.optimizer.learning_rate = 2e-3
+    config.validation.fraction = 0.1
     config.validation.images = 4
     config.validation.crop_px = 128
-    config.run.log_every_steps = 20
-    config.run.checkpoint_every_steps = 80
+    config.run.log_every_steps = 40
+    config.run.checkpoint_every_steps = 125
     config.run.cache = True
     return config

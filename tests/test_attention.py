@@ -36,6 +36,7 @@ def spatial_ripieno():
     ("pixel", "shifted", "rows", "columns"),
     [
         ((0, 0), False, (0, 8), (0, 8)),
+        ((15, 23), False, (8, 16), (16, 24)),
         ((0, 0), True, (0, 4), (0, 4)),  # in a block with pixels of all four corners of the image
         ((3, 7), True, (0, 4), (4, 12)),  # at the upper border only
         ((15, 12), True, (12, 16), (12, 20)),
@@ -75,6 +76,16 @@ def test_queries_and_keys_are_normalised():
     cosine = jnp.einsum("nak,nbk->nab", *(a / jnp.linalg.norm(a, axis=-1, keepdims=True) for a in (q, k)))
     np.testing.assert_allclose(seen[0], cosine * temperature, atol=1e-5)
     np.testing.assert_allclose(attended, jax.nn.softmax(cosine * temperature) @ v, atol=1e-5)
+
+
+def test_logits_of_bfloat16_features_are_accumulated_in_float32():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 6, 200), jnp.bfloat16)
+    seen = []
+    attended = attention.attend(jnp.stack([q, k, v]), jnp.ones(1), lambda logits: seen.append(logits) or logits)
+    cosine = np.einsum("ak,bk->ab", *(a / np.linalg.norm(a, axis=-1, keepdims=True) for a in np.float64([q, k])))
+    assert seen[0].dtype == jnp.float32
+    np.testing.assert_allclose(seen[0], cosine, atol=1e-5)
+    assert attended.dtype == jnp.bfloat16
 
 
 def test_zero_features_have_finite_results_and_gradients():

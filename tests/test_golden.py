@@ -146,17 +146,6 @@ def three_steps(archive, module, params, dtype):
     return gradient, history, jax.device_get(state.params)
 
 
-@pytest.fixture(scope="module")
-def single(archive, module, params):
-    return three_steps(archive, module, params, np.float32)
-
-
-@pytest.fixture(scope="module")
-def double(archive, module, params):
-    with jax.enable_x64(True):
-        return three_steps(archive, module.clone(dtype=jnp.float64), params, np.float64)
-
-
 def check_metrics(archive, history):
     for name, golden in (("loss", "losses"), ("gradient_norm", "grad_norms"), ("learning_rate", "lrs")):
         tolerance = 1e-5 if name == "loss" else 1e-4
@@ -182,8 +171,8 @@ def elements_after_training(archive, module, params):
     return np.concatenate([sample(ours[name]) for name in golden]), np.concatenate(list(golden.values()))
 
 
-def test_training_in_float32(archive, module, single):
-    gradient, history, params = single
+def test_training_in_float32(archive, module, params):
+    gradient, history, params = three_steps(archive, module, params, np.float32)
     check_metrics(archive, history)
     errors = gradient_errors(archive, module, gradient)
     assert max(errors.values()) < 1e-3, max(errors.items(), key=lambda item: item[1])
@@ -192,8 +181,9 @@ def test_training_in_float32(archive, module, single):
     assert np.mean(np.abs(ours - golden) < 1e-5) > 0.999
 
 
-def test_training_in_float64(archive, module, double):
-    gradient, history, params = double
+def test_training_in_float64(archive, module, params):
+    with jax.enable_x64(True):
+        gradient, history, params = three_steps(archive, module.clone(dtype=jnp.float64), params, np.float64)
     check_metrics(archive, history)
     errors = gradient_errors(archive, module, gradient)
     assert max(errors.values()) < 1e-5, max(errors.items(), key=lambda item: item[1])

@@ -33,7 +33,9 @@ def test_downsample_is_bilinear_without_antialiasing(factor):
     np.testing.assert_allclose(downsample(images, factor), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "factor"), [((16, 16), 1), ((15, 15), 3), ((12, 16), 8), ((16, 12), 8)])
+@pytest.mark.parametrize(
+    ("size", "factor"), [((16, 16), 0), ((16, 16), 1), ((15, 15), 3), ((12, 16), 8), ((16, 12), 8)]
+)
 def test_downsample_refuses_other_factors(size, factor):
     with pytest.raises(ValueError, match=f"factor={factor} must be even and divide"):
         downsample(jnp.zeros((1, *size, 3)), factor)

@@ -1,6 +1,7 @@
 """The network: its parameters, the sizes it takes, its numerical variants, and what cannot be built."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -189,6 +190,15 @@ def test_bfloat16_is_close_to_float32(params, images, outputs):
         assert 1e-5 < error < 2e-2
 
 
+def test_bfloat16_is_the_type_of_all_feature_maps(params, images):
+    module = tiny_network(dtype=jnp.bfloat16)
+    apply = partial(module.apply, capture_intermediates=True, mutable=["intermediates"])
+    _, state = jax.eval_shape(apply, {"params": params}, images)
+    types = {name: layer["__call__"][0].dtype for name, layer in state["intermediates"].items() if name != "__call__"}
+    assert {"intro", "encoders_0", "downs_0", "middle", "ups_0", "decoders_0", "ending"} <= types.keys()
+    assert set(types.values()) == {jnp.dtype(jnp.bfloat16)}
+
+
 def test_bfloat16_keeps_norms_and_softmax_in_float32(params, images):
     program = str(jax.make_jaxpr(tiny_network(dtype=jnp.bfloat16).apply)({"params": params}, images))
     types = {name: set(re.findall(rf":(\w+)\[[\d,]*\] = {name}\b", program)) for name in ("exp", "rsqrt")}
@@ -201,7 +211,7 @@ def test_an_unknown_variant_is_refused_with_the_names():
 
 
 def test_an_unknown_field_is_refused_with_the_names():
-    with pytest.raises(UserError, match="field 'heads' is unknown; choose one of .*middle_heads"):
+    with pytest.raises(UserError, match=r"field 'heads' is unknown; choose one of .*middle_heads"):
         create("lite", heads=2)
 
 

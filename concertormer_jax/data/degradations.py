@@ -24,7 +24,7 @@ class CameraShake:
     """
 
     min_length_px: float = 3.0
-    max_length_px: float = 20.0
+    max_length_px: float = 14.0
     shot_noise: float = 2e-4
     read_noise: float = 1e-3
 

@@ -1,0 +1,84 @@
+"""The README's example commands run as they stand there, with short runs and small folders."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import training_runs as runs
+
+from concertormer_jax.data.images import read_rgb
+from concertormer_jax.data.synthesize import synthesize
+
+README = (runs.ROOT / "README.md").read_text()
+
+
+def command_with(text: str) -> str:
+    """The one-line command in the README's bash blocks that starts with `text`."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    found = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    (command,) = [line for line in found if line.startswith(text)]
+    return command
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with photographs, pairs, and the checkpoint that the README's training command made of them."""
+    folder = tmp_path_factory.mktemp("readme")
+    runs.write_photos(folder / "photos")
+    synthesize(folder / "photos", folder / "pairs")
+    command = command_with("python train.py --config=configs/custom.py")
+    command = command.replace("runs/mine", str(folder / "run")).replace("FOLDER", str(folder / "photos"))
+    settings = runs.TINY_RUN | runs.ONE_STAGE
+    extra = [a for a in runs.command("", settings)[2:] if not a.startswith(("--config=", "--workdir="))]
+    run([*shlex.split(command), *extra])
+    return folder
+
+
+def run(arguments: list[str]) -> str:
+    """Run a command of the README with this Python."""
+    assert arguments[0] == "python"
+    return runs.finish(runs.start([sys.executable, *arguments[1:]], devices=1))
+
+
+def test_evaluate(folder):
+    command = command_with("python evaluate.py").replace("runs/demo", str(folder / "run"))
+    command = command.replace("FOLDER", str(folder / "pairs")).replace("results", str(folder / "results"))
+    output = run(shlex.split(command))
+    assert "psnr_rgb" in output
+    names = {path.name for path in (folder / "results").iterdir()}
+    assert names >= {"restored", "per_image.csv", "results.json", "results.md", "worst_ten.png"}
+    assert len(list((folder / "results" / "restored").iterdir())) == 6
+
+
+def test_restore_a_file(folder):
+    command = command_with("python -m concertormer_jax.restore --ckpt=runs/demo photo.jpg")
+    photo = next((folder / "photos").iterdir())
+    command = command.replace("runs/demo", str(folder / "run")).replace("restored.jpg", str(folder / "restored.jpg"))
+    run(shlex.split(command.replace("photo.jpg", str(photo))))
+    assert read_rgb(folder / "restored.jpg").shape == read_rgb(photo).shape
+
+
+def test_convert_there_and_back(folder):
+    command = command_with("python -m concertormer_jax.convert runs/mine")
+    weights = folder / "mine.safetensors"
+    run(shlex.split(command.replace("runs/mine", str(folder / "run")).replace("mine.safetensors", str(weights))))
+    assert weights.stat().st_size > 1000
+
+
+def test_python_example(folder):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    images = np.random.default_rng(0).random((1, 20, 30, 3), np.float32)
+    namespace = {"images": images}
+    exec(code.replace("runs/demo", str(folder / "run")).replace("tlc_window=448", "tlc_window=16"), namespace)
+    assert namespace["restored"].shape == images.shape
+
+
+def test_every_file_and_make_target_named_in_the_readme_exists():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (runs.ROOT / target).exists(), target
+    help_text = subprocess.run(["make", "-n", "demo", "test"], cwd=runs.ROOT, capture_output=True, text=True)
+    assert help_text.returncode == 0, help_text.stderr

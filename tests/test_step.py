@@ -1,0 +1,151 @@
+"""One training step: accumulation, several devices, moving average and metrics. (Its values: see test_golden.py.)"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny_network import random_params, tiny_network
+
+from concertormer_jax.devices import batch_sharding, data_mesh, replicated
+from concertormer_jax.training.optimizer import adamw, cosine
+from concertormer_jax.training.step import batch_psnr, initial_state, make_train_step, to_unit
+
+SCHEDULE = cosine(1e-2, 1e-4, steps=10)
+ADAMW = adamw(SCHEDULE, beta1=0.9, beta2=0.9, epsilon=1e-8, weight_decay=1e-3, clip_norm=0.01)
+GRADIENT_DESCENT = optax.sgd(1.0)
+
+
+def toy_network(params, images):
+    """A network of four parameters and one scale."""
+    return (images * params["gain"] + params["offset"],)
+
+
+def toy_params():
+    return {"gain": jnp.array([0.5, 1.0, 1.5]), "offset": jnp.array(0.1)}
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    return {part: rng.integers(0, 256, (8, 16, 16, 3), np.uint8) for part in ("input", "target")}
+
+
+def make_step(apply=toy_network, optimizer=ADAMW, accumulation=1, ema_decay=0.0):
+    step = make_train_step(apply, optimizer, SCHEDULE, fft_weight=0.1, accumulation=accumulation, ema_decay=ema_decay)
+    return jax.jit(step)
+
+
+def assert_close(tree, expected, rtol):
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=rtol), tree, expected)
+
+
+def test_accumulated_parts_are_one_batch(batch):
+    """With plain gradient descent, so that an error in the size of the gradient is not normalised away."""
+    state = initial_state(toy_params(), GRADIENT_DESCENT, ema_decay=0.0)
+    whole, metrics = make_step(optimizer=GRADIENT_DESCENT)(state, batch)
+    for accumulation in (2, 8):
+        parts, same_metrics = make_step(optimizer=GRADIENT_DESCENT, accumulation=accumulation)(state, batch)
+        assert_close(parts.params, whole.params, rtol=1e-5)
+        assert_close(same_metrics, metrics, rtol=1e-5)
+    assert not np.allclose(whole.params["gain"], state.params["gain"], rtol=1e-2)
+
+
+def test_accumulated_parts_hold_every_nth_image(batch):
+    """An image then stays on its device: with 2 devices of 4 images and 2 parts, each part has 2 images of both."""
+    seen = []
+
+    def spy(params, images):
+        jax.debug.callback(lambda images: seen.append(np.asarray(images)), images, ordered=True)
+        return toy_network(params, images)
+
+    state = initial_state(toy_params(), GRADIENT_DESCENT, ema_decay=0.0)
+    jax.block_until_ready(make_step(spy, GRADIENT_DESCENT, accumulation=2)(state, batch))
+    jax.effects_barrier()
+    first, second = seen
+    np.testing.assert_array_equal(np.rint(first * 255), batch["input"][0::2])
+    np.testing.assert_array_equal(np.rint(second * 255), batch["input"][1::2])
+
+
+def test_metrics(batch):
+    state = initial_state(toy_params(), ADAMW, ema_decay=0.0)
+    step = make_step()
+    state, first = step(state, batch)
+    assert first.keys() == {"loss", "psnr", "gradient_norm", "learning_rate"}
+    (restored,) = toy_network(toy_params(), batch["input"].astype(np.float64) / 255)
+    squared = np.square(np.clip(restored, 0, 1) - batch["target"] / 255).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(first["psnr"], np.mean(-10 * np.log10(squared)), rtol=1e-5)
+    assert first["gradient_norm"] > 0.1  # the optimiser clips at 0.01
+    _, second = step(state, batch)
+    np.testing.assert_allclose([first["learning_rate"], second["learning_rate"]], [SCHEDULE(0), SCHEDULE(1)])
+    assert int(state.step) == 1
+
+
+def test_psnr_of_each_image():
+    target = jnp.full((3, 4, 4, 3), 0.5)
+    restored = target.at[0].add(0.1).at[1].set(7.0)
+    np.testing.assert_allclose(batch_psnr(restored, target), [20, -20 * np.log10(0.5), 100], rtol=1e-5)
+
+
+def test_uint8_to_unit():
+    unit = to_unit(jnp.array([0, 51, 255], jnp.uint8))
+    assert unit.dtype == jnp.float32
+    np.testing.assert_allclose(unit, [0, 0.2, 1])
+
+
+def test_moving_average(batch):
+    step = make_step(ema_decay=0.9)
+    states = [initial_state(toy_params(), ADAMW, ema_decay=0.9)]
+    for _ in range(3):
+        states.append(step(states[-1], batch)[0])
+    expected = toy_params()
+    for state in states[1:]:
+        expected = jax.tree.map(lambda average, new: 0.9 * average + 0.1 * new, expected, state.params)
+        assert_close(state.average, expected, rtol=1e-6)
+    assert not np.array_equal(states[3].average["gain"], states[3].params["gain"])
+
+
+def test_without_moving_average_none_is_kept(batch):
+    state, _ = make_step()(initial_state(toy_params(), ADAMW, ema_decay=0.0), batch)
+    assert state.average is None
+
+
+def test_cosine_from_first_to_last_learning_rate():
+    np.testing.assert_allclose([SCHEDULE(0), SCHEDULE(5), SCHEDULE(10)], [1e-2, (1e-2 + 1e-4) / 2, 1e-4], rtol=1e-5)
+
+
+def test_weight_decay_is_decoupled_and_on_every_parameter():
+    params = toy_params()
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = ADAMW.update(zero, ADAMW.init(params), params)
+    assert_close(updates, jax.tree.map(lambda value: -1e-2 * 1e-3 * value, params), rtol=1e-5)
+
+
+def test_eight_devices_are_one_device(batch):
+    """One step of the real network: the parameters after it and the metrics, within rounding."""
+    module = tiny_network()
+    params = random_params(module)
+    step = make_train_step(
+        lambda params, images: module.apply({"params": params}, images),
+        GRADIENT_DESCENT,
+        SCHEDULE,
+        fft_weight=0.1,
+        accumulation=1,
+        ema_decay=0.0,
+    )
+
+    def train(devices):
+        mesh = data_mesh(devices)
+        state = jax.device_put(initial_state(params, GRADIENT_DESCENT, ema_decay=0.0), replicated(mesh))
+        placed = jax.device_put(batch, batch_sharding(mesh))
+        program = jax.jit(step, out_shardings=replicated(mesh))
+        state, metrics = program(state, placed)
+        assert len(metrics["loss"].sharding.device_set) == len(devices)
+        return jax.device_get((state.params, metrics))
+
+    assert len(jax.devices()) == 8
+    one_params, one_metrics = train(jax.devices()[:1])
+    params_of_8, metrics_of_8 = train(jax.devices())
+    assert_close(metrics_of_8, one_metrics, rtol=1e-5)
+    for start, one, eight in zip(*map(jax.tree.leaves, (params, one_params, params_of_8)), strict=True):
+        assert np.linalg.norm(one - eight) <= 1e-4 * np.linalg.norm(one - start)
