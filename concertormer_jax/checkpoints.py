@@ -66,7 +66,7 @@ class Checkpoints:
         policies = checkpoint_managers
         best = policies.BestN(get_metric_fn=_psnr, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
-            epath.Path(workdir) / FOLDER,
+            epath.Path(workdir).resolve() / FOLDER,  # Orbax wants absolute paths, and says so only while it saves
             options=ocp.CheckpointManagerOptions(
                 create=not read_only,
                 read_only=read_only,
@@ -142,7 +142,7 @@ def save_converted(directory, module: Concertormer, params, train_crop_px: int) 
 
     Raises UserError when it exists and is not empty.
     """
-    directory = epath.Path(directory)
+    directory = epath.Path(directory).resolve()
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} is not empty; choose a new directory")
     model = {"size": size_of(module), "train_crop_px": train_crop_px, "step": 0, "psnr": None, "weights": "params"}
@@ -153,7 +153,7 @@ def save_converted(directory, module: Concertormer, params, train_crop_px: int) 
 
 def _step_folder(directory) -> tuple[epath.Path, str]:
     """The folder of the step that `directory` stands for, and why: it is named itself, or the best, or the latest."""
-    path = epath.Path(directory)
+    path = epath.Path(directory).resolve()
     if not path.exists():
         raise UserError(f"the checkpoint directory {directory} does not exist")
     if (path / "model").exists() and (path / "params").exists():

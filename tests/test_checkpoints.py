@@ -72,6 +72,17 @@ def test_latest_is_restored_on_the_given_devices(saved):
         np.testing.assert_array_equal(leaf, 4.0)
 
 
+def test_paths_may_be_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = Checkpoints("run")
+    for step in (1, 2):
+        store.save(state(step), MODEL, None)
+    store.close()
+    assert value_of(load_model("run")) == 2.0
+    save_converted("weights", MODULE, params(3.0), 256)
+    assert value_of(load_model("weights")) == 3.0
+
+
 def test_converted_weights_need_an_empty_directory(tmp_path):
     save_converted(tmp_path / "new", MODULE, params(3.0), 256)
     assert value_of(load_model(tmp_path / "new")) == 3.0

@@ -146,21 +146,16 @@ def test_jit_changes_nothing(params, images, outputs):
     assert_all_close(tiny_network().apply({"params": params}, images), outputs, atol=1e-5)
 
 
-def gradient_program(module):
-    def loss(params, images):
+def gradient(module, params, images):
+    def loss(params):
         return sum(jnp.sum(jnp.square(output)) for output in module.apply({"params": params}, images))
 
-    return jax.jit(jax.grad(loss))
+    return jax.tree.leaves(jax.jit(jax.grad(loss))(params))
 
 
-@pytest.fixture(scope="module")
-def gradient():
-    return gradient_program(tiny_network())
-
-
-def test_rematerialisation_changes_nothing(params, images, gradient):
-    rematerialised = gradient_program(tiny_network(remat=True))(params, images)
-    for one, other in zip(jax.tree.leaves(rematerialised), jax.tree.leaves(gradient(params, images)), strict=True):
+def test_rematerialisation_changes_nothing(params, images):
+    leaves = [gradient(tiny_network(remat=remat), params, images) for remat in (True, False)]
+    for one, other in zip(*leaves, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
 
 
@@ -175,11 +170,6 @@ def test_rematerialisation_keeps_less():
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
     assert kept(module.clone(remat=True)) < kept(module) / 4
-
-
-def test_a_black_image_has_a_finite_gradient(params, images, gradient):
-    for leaf in jax.tree.leaves(gradient(params, np.zeros_like(images))):
-        assert np.isfinite(leaf).all()
 
 
 def test_bfloat16_is_close_to_float32(params, images, outputs):
