@@ -1,5 +1,6 @@
 """Photographs of every format and mode: read as displayed, written back as they were."""
 
+import functools
 import io
 import itertools
 import struct
@@ -22,6 +23,7 @@ def gradient(channels, peak=255):
     return np.rint(np.stack(planes[:channels], axis=2) * peak).astype(np.uint8 if peak == 255 else np.uint16)
 
 
+@functools.cache  # a profile holds the second of its creation
 def profile():
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
