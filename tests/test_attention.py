@@ -56,41 +56,60 @@ def test_spatial_attention_stays_in_the_block_and_on_one_side_of_the_border(
     np.testing.assert_array_equal(difference[~expected], 0)
 
 
-def test_maps_are_mixed_over_heads_and_positions():
+def test_maps_are_mixed_by_the_matrix():
     logits = jax.random.normal(jax.random.key(0), (2, 3, 4, 5, 5))
-    kernel = jax.random.normal(jax.random.key(1), (3, 4, 4, 3))
-    mixed = attention.communicate_over_maps(logits, kernel)
-    for head in range(3):
-        for position in range(4):
-            expected = sum(
-                kernel[s, p, position, head] * logits[:, s, p] for s in range(3) for p in range(4)
-            )  # [B, A, A]
-            np.testing.assert_allclose(mixed[:, head, position], expected, atol=1e-5)
+    matrix = jax.random.normal(jax.random.key(1), (12, 12))
+    mixed = attention.communicate_over_maps(logits, matrix)
+    maps = logits.reshape(2, 12, 5, 5)
+    for to in range(12):
+        expected = sum(matrix[source, to] * maps[:, source] for source in range(12))  # [B, A, A]
+        np.testing.assert_allclose(mixed.reshape(maps.shape)[:, to], expected, atol=1e-5)
+
+
+def cosine(q, k):
+    """[..., A, K] twice to [..., A, A] in float64."""
+    q, k = (a / np.linalg.norm(a, axis=-1, keepdims=True) for a in np.float64([q, k]))
+    return np.einsum("...ak,...bk->...ab", q, k)
 
 
 def test_queries_and_keys_are_normalised():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 6, 4))
-    temperature = jnp.array([0.5, 2.0])[:, None, None]
+    temperature = jnp.array([0.5, 2.0])[:, None]
     seen = []
-    attended = attention.attend(jnp.stack([q, k, v]), temperature, lambda logits: seen.append(logits) or logits)
-    cosine = jnp.einsum("nak,nbk->nab", *(a / jnp.linalg.norm(a, axis=-1, keepdims=True) for a in (q, k)))
-    np.testing.assert_allclose(seen[0], cosine * temperature, atol=1e-5)
-    np.testing.assert_allclose(attended, jax.nn.softmax(cosine * temperature) @ v, atol=1e-5)
+    attended = attention.spatial_attention(q, k, v, temperature, lambda logits: seen.append(logits) or logits)
+    expected = cosine(q, k) * temperature[..., None]
+    np.testing.assert_allclose(seen[0], expected, atol=1e-5)
+    np.testing.assert_allclose(attended, jax.nn.softmax(expected) @ v, atol=1e-5)
+
+
+def test_channel_attention_is_spatial_attention_of_each_heads_transposed_features():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 7, 12))  # 3 heads of 4 channels
+    temperature = jnp.array([0.5, 1.0, 2.0])[:, None]
+
+    def communicate(logits):  # [2, 3, 4, 4]
+        return logits + logits[:, ::-1] ** 2
+
+    def heads(features):
+        return features.reshape(2, 7, 3, 4).transpose(0, 2, 3, 1)
+
+    expected = attention.spatial_attention(heads(q), heads(k), heads(v), temperature, communicate)
+    result = attention.channel_attention(q, k, v, temperature, communicate)
+    np.testing.assert_allclose(heads(result), expected, atol=1e-5)
 
 
 def test_logits_of_bfloat16_features_are_accumulated_in_float32():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 6, 200), jnp.bfloat16)
     seen = []
-    attended = attention.attend(jnp.stack([q, k, v]), jnp.ones(1), lambda logits: seen.append(logits) or logits)
-    cosine = np.einsum("ak,bk->ab", *(a / np.linalg.norm(a, axis=-1, keepdims=True) for a in np.float64([q, k])))
+    attended = attention.spatial_attention(q, k, v, jnp.ones(1), lambda logits: seen.append(logits) or logits)
     assert seen[0].dtype == jnp.float32
-    np.testing.assert_allclose(seen[0], cosine, atol=1e-5)
+    np.testing.assert_allclose(seen[0], cosine(q, k), atol=1e-5)
     assert attended.dtype == jnp.bfloat16
 
 
-def test_zero_features_have_finite_results_and_gradients():
+@pytest.mark.parametrize("attend", [attention.spatial_attention, attention.channel_attention])
+def test_zero_features_have_finite_results_and_gradients(attend):
     def mean(qkv):
-        return attention.attend(qkv, jnp.ones((1, 1)), lambda logits: logits).mean()
+        return attend(*qkv, jnp.ones((1, 1)), lambda logits: logits).mean()
 
     value, gradient = jax.value_and_grad(mean)(jnp.zeros((3, 1, 5, 4)))
     assert value == 0

@@ -14,17 +14,17 @@ def features():
 
 
 def test_merge_undoes_partition(features):
-    np.testing.assert_array_equal(windows.merge(windows.partition(features, 3), 3), features)
+    np.testing.assert_array_equal(windows.merge(windows.partition(features, 3), 3, 6, 9), features)
 
 
 def test_partition_is_row_major_outside_and_inside(features):
     blocks = windows.partition(features, 3)
-    assert blocks.shape == (2, 2, 3, 9, 4)
+    assert blocks.shape == (2, 9, 6, 4)
     for row in range(2):
         for column in range(3):
             for position in range(9):
                 pixel = features[:, 3 * row + position // 3, 3 * column + position % 3]
-                np.testing.assert_array_equal(blocks[:, row, column, position], pixel)
+                np.testing.assert_array_equal(blocks[:, position, 3 * row + column], pixel)
 
 
 @pytest.mark.parametrize("size", [2, 9])
@@ -48,7 +48,7 @@ def test_the_border_separates_pixels_that_are_neighbours_only_after_the_shift(ro
     # Where each position of a shifted block comes from: [rows, columns, size * size, 2].
     places = np.stack(np.meshgrid(np.arange(rows * size), np.arange(columns * size), indexing="ij"), axis=-1)
     shifted = windows.roll_where(True, jnp.asarray(places)[None], -size // 2)
-    origin = np.asarray(windows.partition(shifted, size))[0]
+    origin = np.asarray(windows.partition(shifted, size))[0].swapaxes(0, 1).reshape(rows, columns, size**2, 2)
     inside = np.stack(np.divmod(np.arange(size**2), size), axis=-1)
     distance_in_image = origin[..., :, None, :] - origin[..., None, :, :]
     distance_in_block = inside[:, None] - inside[None]

@@ -87,8 +87,9 @@ class Block(nn.Module):
         dw_u = self.param("dw_u", torch_uniform(9), (3, 3, hidden)).astype(self.dtype)
         project = pointwise("project", hidden, hidden).astype(self.dtype)
         project_out = pointwise("project_out", hidden, width).astype(self.dtype)
-        u, z = jnp.split(queries @ to_quz[:, hidden:], 2, axis=-1)
-        return x + ((attended @ project + depthwise_3x3(u, dw_u)) * z) @ project_out
+        with jax.named_scope("gdmlp"):
+            u, z = (queries @ part for part in jnp.split(to_quz[:, hidden:], 2, axis=1))
+            return x + ((attended @ project + depthwise_3x3(u, dw_u)) * z) @ project_out
 
 
 class Stage(nn.Module):

@@ -12,6 +12,10 @@ over. With n blocks of p = 64 positions, m heads and c channels in a head:
 Queries and keys are normalised along the contracted axis. That is done after their product: the logits are scaled by
 the inverse norms, which touches the small attention maps in place of the large feature maps. Products are accumulated,
 and logits and softmax computed, in float32 whatever the type of the features.
+
+Each group has its own projections, which write the layout that its attention reads; the channel groups multiply all
+heads at once and keep the diagonal blocks of the product (c is small: it costs less than to separate the heads of the
+feature maps).
 """
 
 from collections.abc import Callable
@@ -33,30 +37,74 @@ def _wide(features: jax.Array):
     return jnp.promote_types(features.dtype, jnp.float32)
 
 
-def attend(qkv: jax.Array, temperature: jax.Array, communicate: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """einsum, accumulated in float32."""
+    return jnp.einsum(axes, a, b, preferred_element_type=_wide(a))
+
+
+def _inverse_norm(features: jax.Array, axis: int) -> jax.Array:
+    squared = jnp.sum(jnp.square(features.astype(_wide(features))), axis=axis)
+    return jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))  # 1 / max(norm, 1e-12)
+
+
+def _weights(logits, inverse_norm_q, inverse_norm_k, temperature, communicate):
+    logits *= (inverse_norm_q * temperature)[..., None] * inverse_norm_k[..., None, :]
+    return jax.nn.softmax(communicate(logits), axis=-1)
+
+
+def spatial_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, temperature: jax.Array, communicate: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
     """Softmax attention with normalised queries and keys, its logits passed through `communicate`.
 
-    qkv: [3, ..., A, K], attended and contracted axes last; temperature: broadcasts against [..., A, 1].
+    q, k, v: [..., A, K], attended and contracted axes last; temperature: broadcasts against [..., A].
     communicate: a map of the logits [..., A, A]. Returns [..., A, K].
     """
-    q, k, v = qkv
-    wide = _wide(qkv)
-    squared = jnp.sum(jnp.square(qkv[:2].astype(wide)), axis=-1)
-    inverse_norm = jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))  # 1 / max(norm, 1e-12)
-    logits = jnp.einsum("...ak,...bk->...ab", q, k, preferred_element_type=wide)
-    logits *= (inverse_norm[0][..., None] * temperature) * inverse_norm[1][..., None, :]
-    weights = jax.nn.softmax(communicate(logits), axis=-1)
+    logits = _product("...ak,...bk->...ab", q, k)
+    weights = _weights(logits, _inverse_norm(q, -1), _inverse_norm(k, -1), temperature, communicate)
     return jnp.einsum("...ab,...bk->...ak", weights.astype(v.dtype), v)
 
 
-def communicate_over_maps(logits: jax.Array, kernel: jax.Array) -> jax.Array:
+def channel_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, temperature: jax.Array, communicate: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """As `spatial_attention` between the channels of each head.
+
+    q, k, v: [..., K, m c], the contracted axis and then m heads of c channels; temperature: [m, 1].
+    communicate: a map of the logits [..., m, c, c]. Returns [..., K, m c].
+    """
+    heads = temperature.shape[0]
+
+    def split(norms):
+        return norms.reshape(*norms.shape[:-1], heads, -1)
+
+    logits = _diagonal_blocks(_product("...ka,...kb->...ab", q, k), heads)
+    norms = [split(_inverse_norm(part, -2)) for part in (q, k)]
+    weights = _weights(logits, *norms, temperature, communicate)
+    return jnp.einsum("...ab,...kb->...ka", _block_diagonal(weights.astype(v.dtype)), v)
+
+
+def _diagonal_blocks(matrices: jax.Array, count: int) -> jax.Array:
+    """[..., m c, m c] to [..., m, c, c] for m = count."""
+    size = matrices.shape[-1] // count
+    ranges = [slice(i * size, (i + 1) * size) for i in range(count)]
+    return jnp.stack([matrices[..., part, part] for part in ranges], axis=-3)
+
+
+def _block_diagonal(blocks: jax.Array) -> jax.Array:
+    """The inverse of `_diagonal_blocks`, with zeros elsewhere."""
+    count, size = blocks.shape[-3:-1]
+    none = [(0, 0)] * (blocks.ndim - 2)
+    rows = [jnp.pad(blocks[..., i, :, :], [*none, (i * size, (count - 1 - i) * size)]) for i in range(count)]
+    return jnp.concatenate(rows, axis=-2)
+
+
+def communicate_over_maps(logits: jax.Array, matrix: jax.Array) -> jax.Array:
     """Cross-dimensional communication of a Concertino: every map becomes a weighted sum of all maps.
 
-    logits: [B, m, D, A, A], D positions or channels; kernel: [m, D, D, m] (head in, in, out, head out).
+    logits: [B, ..., A, A], the axes between numbering D maps; matrix: [D, D] (map in, map out). Returns logits' shape.
     """
-    batch, heads, size = logits.shape[:3]
-    matrix = kernel.reshape(heads * size, size, heads).swapaxes(1, 2).reshape(heads * size, heads * size)
-    maps = logits.reshape(batch, heads * size, -1)
+    maps = logits.reshape(logits.shape[0], matrix.shape[0], -1)
     return jnp.einsum("st,bse->bte", matrix, maps).reshape(logits.shape)
 
 
@@ -81,51 +129,76 @@ def concerto_attention(x: jax.Array, y: jax.Array, weights: Weights, shifted: ja
     multiples of 8. `shifted` (a boolean, may be traced) moves the blocks by half their size.
     Returns [B, H, W, h] with the channels in the order (group, head, channel), the groups being Rs, Rc, Cc, Cs.
     """
-    heads = weights.temperature.shape[1]
+    (batch, height, width, features), heads = x.shape, weights.temperature.shape[1]
+    rows, columns = height // BLOCK, width // BLOCK
+    hidden = weights.to_q.shape[1]
+    channels = hidden // (4 * heads)
 
     def blocks(features):
         return windows.partition(windows.roll_where(shifted, features, -BLOCK // 2), BLOCK)
 
-    x_blocks = blocks(x)
-    y_blocks = x_blocks if y is x else blocks(y)
-    q = x_blocks @ weights.to_q.astype(x.dtype)
-    k, v = jnp.split(y_blocks @ weights.to_kv.astype(x.dtype), 2, axis=-1)
-    batch, rows, columns, positions, hidden = q.shape
-    channels = hidden // (4 * heads)
-    # group: [3, B, rows, columns, positions, heads, channels], the first axis being queries, keys, values
-    group = [
-        jnp.stack(parts).reshape(3, batch, rows, columns, positions, heads, channels)
-        for parts in zip(*(jnp.split(part, 4, axis=-1) for part in (q, k, v)), strict=True)
-    ]
+    # Both [B, positions, blocks, C]; the Ripieno take [B, blocks, positions, C].
+    x_positions = blocks(x)
+    y_positions = x_positions if y is x else blocks(y)
+    x_blocks = x_positions.swapaxes(1, 2)
+    y_blocks = x_blocks if y is x else y_positions.swapaxes(1, 2)
 
-    def temperature(number, axes_after):
-        return weights.temperature[number].reshape(heads, *(1,) * axes_after)
+    to_q = weights.to_q.astype(x.dtype).reshape(features, 4, heads, channels)
+    to_kv = weights.to_kv.astype(x.dtype).reshape(features, 2, 4, heads, channels)
+
+    def project(axes, group, x, y):
+        kernels = (to_q[:, group], to_kv[:, 0, group], to_kv[:, 1, group])
+        if "m" not in axes:
+            kernels = [kernel.reshape(features, -1) for kernel in kernels]
+        return [jnp.einsum(axes, source, kernel) for source, kernel in zip((x, y, y), kernels, strict=True)]
+
+    def temperature(group):
+        return weights.temperature[group][:, None]
+
+    def over_blocks(kernel):
+        def communicate(logits):  # [B, blocks, m, A, A]
+            grid = logits.reshape(batch, rows, columns, *logits.shape[2:])
+            return communicate_over_blocks(grid, kernel).reshape(logits.shape)
+
+        return communicate
 
     def over_blocks_masked(logits):
-        logits = communicate_over_blocks(logits, weights.b_talking)
-        crosses = windows.crosses_border(rows, columns, BLOCK)[:, :, None]
+        crosses = windows.crosses_border(rows, columns, BLOCK).reshape(rows * columns, 1, *logits.shape[-2:])
+        logits = over_blocks(weights.b_talking)(logits)
         return jnp.where(crosses & shifted, logits + SHIFT_MASK, logits)
 
-    # Ripieno: [3, B, rows, columns, m, A, K]
-    spatial = attend(group[0].swapaxes(-3, -2), temperature(0, 2), over_blocks_masked)
-    channel = attend(
-        jnp.moveaxis(group[1], 4, 6), temperature(1, 2), lambda a: communicate_over_blocks(a, weights.l_talking)
-    )
-    ripieno = [spatial.swapaxes(-3, -2), jnp.moveaxis(channel, 5, 3)]
+    def over_positions(logits):  # [B, positions, m, c, c]
+        matrix = weights.g_talking.transpose(1, 0, 2, 3).reshape(2 * (BLOCK**2 * heads,))
+        return communicate_over_maps(logits, matrix)
 
-    # Concertino: [3, B, m, D, A, n]
-    flat = [part.reshape(3, batch, rows * columns, positions, heads, channels) for part in group[2:]]
-    channel = attend(
-        flat[0].transpose(0, 1, 4, 3, 5, 2), temperature(2, 3), lambda a: communicate_over_maps(a, weights.g_talking)
-    )
-    spatial = attend(
-        flat[1].transpose(0, 1, 4, 5, 3, 2), temperature(3, 3), lambda a: communicate_over_maps(a, weights.r_talking)
-    )
-    concertino = [channel.transpose(0, 4, 2, 1, 3), spatial.transpose(0, 4, 3, 1, 2)]
+    def over_channels(logits):  # [B, m c, positions, positions]
+        matrix = weights.r_talking.transpose(0, 1, 3, 2).reshape(2 * (heads * channels,))
+        return communicate_over_maps(logits, matrix)
 
-    shape = (batch, rows, columns, positions, hidden // 4)
-    output = jnp.concatenate([part.reshape(shape) for part in (*ripieno, *concertino)], axis=-1)
-    mean = output.mean(axis=(1, 2, 3), dtype=_wide(output))
-    gate = (mean @ weights.sca_kernel + weights.sca_bias).astype(output.dtype)
-    output = windows.merge(output * gate[:, None, None, None], BLOCK)
-    return windows.roll_where(shifted, output, BLOCK // 2)
+    with jax.named_scope("ripieno_spatial"):
+        qkv = project("bnpi,imc->bnmpc", 0, x_blocks, y_blocks)
+        ripieno_spatial = spatial_attention(*qkv, temperature(0), over_blocks_masked)
+        ripieno_spatial = ripieno_spatial.transpose(0, 3, 1, 2, 4).reshape(batch, BLOCK**2, rows * columns, -1)
+    with jax.named_scope("ripieno_channel"):
+        qkv = project("bnpi,io->bnpo", 1, x_blocks, y_blocks)
+        ripieno_channel = channel_attention(*qkv, temperature(1), over_blocks(weights.l_talking)).swapaxes(1, 2)
+    with jax.named_scope("concertino_channel"):
+        qkv = project("bpni,io->bpno", 2, x_positions, y_positions)
+        concertino_channel = channel_attention(*qkv, temperature(2), over_positions)
+    with jax.named_scope("concertino_spatial"):
+        qkv = project("bpni,io->bopn", 3, x_positions, y_positions)
+        concertino_spatial = spatial_attention(*qkv, jnp.repeat(temperature(3), channels, axis=0), over_channels)
+        concertino_spatial = concertino_spatial.transpose(0, 2, 3, 1)
+
+    with jax.named_scope("sca"):
+        output = jnp.concatenate([ripieno_spatial, ripieno_channel, concertino_channel, concertino_spatial], axis=-1)
+        gate = _mean(output) @ weights.sca_kernel + weights.sca_bias
+        output = windows.merge(output * gate.astype(output.dtype)[:, None, None], BLOCK, height, width)
+        return windows.roll_where(shifted, output, BLOCK // 2)
+
+
+def _mean(features: jax.Array) -> jax.Array:
+    """The mean of [B, P, N, C] over P and N; first over P by a matrix product, several times faster than such a sum."""
+    share = jnp.full(features.shape[1], 1 / features.shape[1], features.dtype)
+    means = jnp.einsum("p,bpnc->bnc", share, features, preferred_element_type=_wide(features), precision="highest")
+    return means.mean(axis=1)

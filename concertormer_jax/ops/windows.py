@@ -1,11 +1,15 @@
-"""Square blocks of a feature map: cutting, joining, and the half-block shift."""
+"""Square blocks of a feature map: cutting, joining, and the half-block shift.
+
+Blocks lie as [B, positions, blocks, C], the position inside the block first: what attends across blocks contracts them
+as they lie, and only the attention inside blocks exchanges the two axes.
+"""
 
 import jax
 import jax.numpy as jnp
 
 
 def partition(features: jax.Array, size: int) -> jax.Array:
-    """Cut [B, H, W, C] into blocks [B, H / size, W / size, size * size, C], row-major outside and inside.
+    """Cut [B, H, W, C] into [B, size * size, (H / size) * (W / size), C], row-major outside and inside.
 
     Raises ValueError when `size` does not divide H and W.
     """
@@ -13,22 +17,33 @@ def partition(features: jax.Array, size: int) -> jax.Array:
     if height % size or width % size:
         raise ValueError(f"a {height}x{width} feature map cannot be cut into blocks of size={size}")
     blocks = features.reshape(batch, height // size, size, width // size, size, channels)
-    return blocks.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, size * size, channels)
+    return blocks.transpose(0, 2, 4, 1, 3, 5).reshape(batch, size * size, -1, channels)
 
 
-def merge(blocks: jax.Array, size: int) -> jax.Array:
-    """The inverse of `partition`: [B, rows, columns, size * size, C] to [B, rows * size, columns * size, C]."""
-    batch, rows, columns, _, channels = blocks.shape
-    features = blocks.reshape(batch, rows, columns, size, size, channels).transpose(0, 1, 3, 2, 4, 5)
-    return features.reshape(batch, rows * size, columns * size, channels)
+def merge(blocks: jax.Array, size: int, height: int, width: int) -> jax.Array:
+    """The inverse of `partition`: [B, size * size, blocks, C] to [B, height, width, C]."""
+    batch, _, _, channels = blocks.shape
+    features = blocks.reshape(batch, size, size, height // size, width // size, channels).transpose(0, 3, 1, 4, 2, 5)
+    return features.reshape(batch, height, width, channels)
 
 
 def roll_where(shifted: jax.Array | bool, features: jax.Array, offset: int) -> jax.Array:
     """Roll [B, H, W, C] circularly by `offset` pixels down and right where the scalar `shifted` is true.
 
-    `shifted` may be traced: the blocks of a stage are scanned, and every other one is shifted.
+    `shifted` may be traced: the blocks of a stage are scanned, and every other one is shifted. The map is extended by
+    its own border and cut where `shifted` tells, which compilers do in one pass; a choice between two maps takes more.
     """
-    return jnp.where(shifted, jnp.roll(features, (offset, offset), axis=(1, 2)), features)
+    border = abs(offset)
+    start = jnp.where(shifted, border, 0) if offset < 0 else jnp.where(shifted, 0, border)
+    shape = features.shape
+    for axis in (1, 2):
+        size = shape[axis]
+        if offset < 0:
+            parts = [features, jax.lax.slice_in_dim(features, 0, border, axis=axis)]
+        else:
+            parts = [jax.lax.slice_in_dim(features, size - border, size, axis=axis), features]
+        features = jnp.concatenate(parts, axis=axis)
+    return jax.lax.dynamic_slice(features, [0, start, start, 0], shape)
 
 
 def crosses_border(rows: int, columns: int, size: int) -> jax.Array:
