@@ -1,7 +1,10 @@
-"""Restore and score a folder of pairs: `python evaluate.py --ckpt=DIR [--data=FOLDER] [--tlc=auto|off|N]`.
+"""Restore and score the pictures of a benchmark or a folder: `python evaluate.py --ckpt=DIR [--data=DATA]`.
 
-FOLDER holds input/ and target/. The output folder gets the restored pictures (restored/), the scores (per_image.csv,
-results.json, results.md) and a sheet of the ten pictures with the lowest PSNR (worst_ten.png).
+DATA is a prepared set (tfds:NAME), a folder of one of the known sets in any of its layouts, or any folder with input/
+and target/. The output folder gets the restored pictures (restored/), the scores (per_image.csv, results.json,
+results.md) and a sheet of the ten pictures with the lowest PSNR (worst_ten.png); of several sets, each gets a folder.
+
+`python evaluate.py --predictions=DIR --data=DATA` scores pictures that other software restored, by the same protocol.
 """
 
 import argparse
@@ -12,10 +15,13 @@ import absl.logging
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.devices import use_compilation_cache
-from concertormer_jax.errors import reported
-from concertormer_jax.evaluation.evaluator import DEFAULT_METRICS, evaluate
+from concertormer_jax.errors import UserError, reported
+from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
+from concertormer_jax.evaluation.opening import open_sets
 from concertormer_jax.evaluation.outputs import require_writable
-from concertormer_jax.evaluation.reports import markdown_table, write_reports
+from concertormer_jax.evaluation.predictions import find_predictions, predictions_folder
+from concertormer_jax.evaluation.protocols import PROTOCOLS
+from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
 from concertormer_jax.metrics import METRICS
 
 BUNDLED_PHOTOS = Path(__file__).parent / "photos" / "test"
@@ -23,33 +29,89 @@ BUNDLED_PHOTOS = Path(__file__).parent / "photos" / "test"
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="training folder, checkpoint or converted weights")
-    parser.add_argument("--data", metavar="FOLDER", help="default: the bundled test photographs, blurred into pairs/")
+    parser.add_argument("--ckpt", metavar="DIR", help="training folder, checkpoint or converted weights")
+    parser.add_argument("--predictions", metavar="DIR", help="pictures to score in place of a network's, by name")
+    parser.add_argument("--data", metavar="DATA", help="default: the bundled test photographs, blurred into pairs/")
+    parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared sets are; default as in prepare")
+    parser.add_argument("--protocol", metavar="NAME", help=f"default: the data's; {', '.join(PROTOCOLS)}")
     parser.add_argument(
         "--output", metavar="DIR", help="default: evaluation/ in the checkpoint's folder, by data and TLC"
     )
-    parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")
-    parser.add_argument("--metrics", default=",".join(DEFAULT_METRICS), help=f"any of {', '.join(METRICS)}")
+    parser.add_argument(
+        "--tlc", metavar="auto|off|N", help="window of the test-time local converter; auto, the default: the protocol's"
+    )
+    parser.add_argument("--metrics", help=f"default: the protocol's; any of {', '.join(METRICS)}")
     parser.add_argument(
         "--batch", type=int, metavar="N", help="images per step over all devices; default: one for each"
     )
     flags = parser.parse_args(arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
-        use_compilation_cache()
-        model = load_model(flags.ckpt)
-        data_name = "-".join(Path(flags.data or BUNDLED_PHOTOS).resolve().parts[-2:])
-        output = Path(flags.output or Path(flags.ckpt, "evaluation", f"{data_name}-tlc-{flags.tlc}"))
-        data = flags.data
-        if data is None:
-            data = output / "pairs"
-            require_writable(output)
-            synthesize(BUNDLED_PHOTOS, data)
-        metrics = [name for name in flags.metrics.split(",") if name]
-        evaluation = evaluate(model, data, output, tlc=flags.tlc, metrics=metrics, batch=flags.batch)
-        write_reports(evaluation, output)
-        print(markdown_table([evaluation]))
-        print(f"{len(evaluation.images)} images in {evaluation.seconds:.0f} s; pictures and tables are in {output}")
+        if bool(flags.ckpt) == bool(flags.predictions):
+            raise UserError("give either --ckpt, a network to score, or --predictions, a folder of restored pictures.")
+        metrics = None if flags.metrics is None else [name for name in flags.metrics.split(",") if name]
+        if flags.ckpt:
+            evaluations, output = _network(flags, metrics)
+        else:
+            evaluations, output = _predictions(flags, metrics)
+        print(markdown_table(evaluations))
+        protocol = PROTOCOLS[evaluations[0].protocol]
+        if missing := protocol.missing(evaluations):
+            print(f"no average over {', '.join(protocol.averaged)}: {', '.join(missing)} not evaluated")
+        images, seconds = sum(len(one.images) for one in evaluations), sum(one.seconds for one in evaluations)
+        print(f"{images} images in {seconds:.0f} s; pictures and tables are in {output}")
+
+
+def _network(flags, metrics):
+    use_compilation_cache()
+    model = load_model(flags.ckpt)
+    tlc = flags.tlc or "auto"
+    data_name = "-".join(Path(flags.data or BUNDLED_PHOTOS).resolve().parts[-2:])
+    if flags.data and flags.data.startswith("tfds:"):
+        data_name = flags.data.removeprefix("tfds:").replace("/", "-")
+    output = Path(flags.output or Path(flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}"))
+    data = flags.data
+    if data is None:
+        data = str(output / "pairs")
+        require_writable(output)
+        synthesize(BUNDLED_PHOTOS, data)
+    protocol, sets = open_sets(data, flags.protocol, flags.data_dir)
+
+    def score(pairs, folder):
+        return evaluate(model, pairs, folder, protocol=protocol, tlc=tlc, metrics=metrics, batch=flags.batch)
+
+    return _scored(score, sets, output), output
+
+
+def _predictions(flags, metrics):
+    if not flags.data:
+        raise UserError("--predictions needs --data: the set whose inputs were restored.")
+    if flags.tlc or flags.batch:
+        raise UserError("--tlc and --batch are for a network; leave them out with --predictions.")
+    protocol, sets = open_sets(flags.data, flags.protocol, flags.data_dir)
+    output = Path(flags.output or f"{flags.predictions.rstrip('/')}-scores")
+    paths = {  # of all sets, before the first is scored
+        pairs.name: find_predictions(predictions_folder(flags.predictions, pairs, len(sets) == 1), pairs)
+        for pairs in sets
+    }
+
+    def score(pairs, folder):
+        maker = f"pictures in {flags.predictions}"
+        return evaluate_predictions(paths[pairs.name], pairs, folder, protocol=protocol, metrics=metrics, maker=maker)
+
+    return _scored(score, sets, output), output
+
+
+def _scored(score, sets, output):
+    """Score every set and write its reports; those of several go into folders, with a summary beside them."""
+    evaluations = []
+    for pairs in sets:
+        folder = output if len(sets) == 1 else output / pairs.name
+        evaluations.append(score(pairs, folder))
+        write_reports(evaluations[-1], folder)
+    if len(sets) > 1:
+        write_summary(evaluations, output)
+    return evaluations
 
 
 if __name__ == "__main__":

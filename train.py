@@ -12,6 +12,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from concertormer_jax import errors
+from concertormer_jax.command_line import parse
 from concertormer_jax.devices import use_compilation_cache
 from concertormer_jax.training.loop import train
 
@@ -19,17 +20,6 @@ CONFIG = config_flags.DEFINE_config_file("config", help_string="A file in config
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, samples; may be gs://.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts, one process on each.")
 flags.mark_flags_as_required(["config", "workdir"])
-
-
-def parse(argv):
-    """Parse the flags; a key that the config does not have is one sentence, not ml_collections' trace."""
-    with errors.reported():
-        try:
-            return app.parse_flags_with_usage(argv)
-        except AttributeError as error:
-            key = str(error).strip("\"'")
-            flag = next((argument for argument in argv if argument.partition("=")[0].endswith(f".{key}")), key)
-            raise errors.UserError(f"{flag}: the config has no such key; see configs/common.py") from error
 
 
 def main(_):

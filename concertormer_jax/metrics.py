@@ -5,10 +5,12 @@ Every function takes `(restored, target)` of one shape and returns a Python floa
 """
 
 import math
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from concertormer_jax.alignment import aligned, psnr_aligned, ssim_aligned
 from concertormer_jax.errors import UserError
 
 PEAK = 255.0
@@ -31,12 +33,7 @@ def ssim_rgb_3d(restored: np.ndarray, target: np.ndarray) -> float:
     This is the SSIM of NAFNet's and Concertormer's tables. Arguments and errors as in `psnr_rgb`.
     """
     _check(restored, target)
-    across_channels = _replicating_matrix(restored.shape[2])
-
-    def blur(volume):
-        return cv2.transform(_blur(volume), across_channels)
-
-    return float(_ssim_map(restored, target, blur).mean())
+    return _ssim_3d(restored, target)
 
 
 def ssim_rgb_2d(restored: np.ndarray, target: np.ndarray) -> float:
@@ -61,22 +58,73 @@ def ssim_y(restored: np.ndarray, target: np.ndarray) -> float:
     return _ssim_valid(luma(restored), luma(target))
 
 
-METRICS = {
+def psnr_rgb_unrounded(restored: np.ndarray, target: np.ndarray) -> float:
+    """PSNR of an output that was not rounded to 8 bits, in dB, as SIDD is scored.
+
+    restored: float or uint8 [H, W, 3] in [0, 255]; target: uint8 [H, W, 3]. Errors as in `psnr_rgb`.
+    """
+    _check(restored, target, unrounded=True)
+    return _psnr(restored, target)
+
+
+def ssim_rgb_3d_unrounded(restored: np.ndarray, target: np.ndarray) -> float:
+    """`ssim_rgb_3d` of an output that was not rounded to 8 bits. Arguments and errors as in `psnr_rgb_unrounded`."""
+    _check(restored, target, unrounded=True)
+    return _ssim_3d(restored, target)
+
+
+UNROUNDED_METRICS = {
+    "psnr_rgb_unrounded": psnr_rgb_unrounded,
+    "ssim_rgb_3d_unrounded": ssim_rgb_3d_unrounded,
+}
+ALIGNED_METRICS = {  # of an `alignment.Aligned`, which takes most of the time, so that several share one
+    "psnr_realblur": psnr_aligned,
+    "ssim_realblur": ssim_aligned,
+}
+ROUNDED_METRICS = {
     "psnr_rgb": psnr_rgb,
     "ssim_rgb_3d": ssim_rgb_3d,
     "ssim_rgb_2d": ssim_rgb_2d,
     "psnr_y": psnr_y,
     "ssim_y": ssim_y,
 }
+METRICS = (*ROUNDED_METRICS, *UNROUNDED_METRICS, *ALIGNED_METRICS)
 
 
-def metrics_named(names) -> dict:
-    """Return {name: function} for the given names, in their order. Raises UserError for an unknown name or none."""
+class Scores(NamedTuple):
+    """values: by metric; converged: whether RealBlur's alignment did, None if no metric needs it."""
+
+    values: dict[str, float]
+    converged: bool | None
+
+
+def score(names, restored: np.ndarray, target: np.ndarray) -> Scores:
+    """Return the metrics `names` (of `METRICS`) of a restored picture.
+
+    restored: uint8, or float in [0, 255] (rounded for all but the unrounded metrics); target: uint8; both [H, W, 3].
+    Raises ValueError for any other type or shape, or two different shapes.
+    """
+    _check(restored, target, unrounded=True)
+    rounded = restored if restored.dtype == np.uint8 else np.rint(restored).astype(np.uint8)
+    pair = aligned(rounded, target) if ALIGNED_METRICS.keys() & set(names) else None
+    values = {}
+    for name in names:
+        if name in ALIGNED_METRICS:
+            values[name] = ALIGNED_METRICS[name](pair)
+        elif name in UNROUNDED_METRICS:
+            values[name] = UNROUNDED_METRICS[name](restored, target)
+        else:
+            values[name] = ROUNDED_METRICS[name](rounded, target)
+    return Scores(values, None if pair is None else pair.converged)
+
+
+def require_known(names) -> tuple[str, ...]:
+    """Return the metric names as a tuple. Raises UserError for an unknown name or none."""
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
         wrong = f"unknown metric {', '.join(map(repr, unknown))}" if unknown else "no metric is named"
         raise UserError(f"--metrics: {wrong}; known are {', '.join(METRICS)}.")
-    return {name: METRICS[name] for name in names}
+    return tuple(names)
 
 
 def luma(image: np.ndarray) -> np.ndarray:
@@ -88,11 +136,13 @@ def luma(image: np.ndarray) -> np.ndarray:
     return (16 + (thousands + 127500) // 255000).astype(np.uint8)
 
 
-def _check(restored, target):
-    for name, image in (("restored", restored), ("target", target)):
+def _check(restored, target, unrounded=False):
+    for name, image, floats in (("restored", restored, unrounded), ("target", target, False)):
         shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", type(image).__name__)
-        if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
-            raise ValueError(f"{name} must be a uint8 array [H, W, 3], got {dtype} {shape}")
+        known = dtype == np.uint8 or (floats and getattr(dtype, "kind", None) == "f")
+        if not known or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+            allowed = "uint8 or float" if floats else "uint8"
+            raise ValueError(f"{name} must be a {allowed} array [H, W, 3], got {dtype} {shape}")
     if restored.shape != target.shape:
         raise ValueError(f"restored {restored.shape} and target {target.shape} differ in shape")
 
@@ -100,6 +150,15 @@ def _check(restored, target):
 def _psnr(restored, target):
     mean_squared_error = np.mean(np.square(restored.astype(np.float64) - target))
     return math.inf if mean_squared_error == 0 else float(10 * math.log10(PEAK**2 / mean_squared_error))
+
+
+def _ssim_3d(restored, target):
+    across_channels = _replicating_matrix(restored.shape[2])
+
+    def blur(volume):
+        return cv2.transform(_blur(volume), across_channels)
+
+    return float(_ssim_map(restored, target, blur).mean())
 
 
 def _ssim_valid(restored, target):

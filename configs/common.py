@@ -27,16 +27,19 @@ def get_config() -> ConfigDict:
     config.model.remat = False  # recompute each block in the backward pass: less memory, a third more work
 
     config.data = ConfigDict()
-    # Folders, separated by commas. One with input/ and target/ holds pairs; any other holds sharp photographs, which
-    # are blurred anew for every crop.
+    # Prepared sets (tfds:NAME, made by `python -m concertormer_jax.prepare`) and folders, separated by commas. A folder
+    # with input/ and target/ holds pairs; any other holds sharp photographs, which are degraded anew for every crop.
     config.data.source = ""
+    config.data.data_dir = ""  # where prepared sets are; "" for ~/tensorflow_datasets or $TFDS_DATA_DIR
     config.data.shares = ()  # share of the samples that comes from each folder; () for in proportion to their images
     config.data.flip = True  # mirror at random
     config.data.rotate = True  # turn by quarter turns at random
-    config.data.blur_min_px = 3.0  # shortest camera-shake path for photographs, in pixels
+    config.data.degradation = "shake"  # of photographs: shake, frames, rain or noise (data/degradations.py)
+    config.data.blur_min_px = 3.0  # shortest path of the camera (shake, frames), in pixels
     config.data.blur_max_px = 14.0  # longest
     config.data.shot_noise = 2e-4  # largest variance at full intensity, in linear light in [0, 1]
     config.data.read_noise = 1e-3  # largest standard deviation, in linear light in [0, 1]
+    config.data.jpeg_quality = ()  # (lowest, highest) quality of the degraded photographs' JPEG; () for none
 
     config.stages = ConfigDict()  # one entry for each stage; one learning-rate schedule runs over all
     config.stages.steps = (200_000, 300_000, 100_000)

@@ -5,12 +5,17 @@ from pathlib import Path
 
 import pytest
 import training_runs as runs
+from light_network import leave_out_blocks
 
 from concertormer_jax.checkpoints import load_model
+from concertormer_jax.data.rain import Rain
+from concertormer_jax.data.shake import CameraShake, FrameAverage
 from concertormer_jax.training import loop
 from configs import common
 
-RECIPES = ["gopro", "gopro:paper", "gopro:lite", "custom", "demo"]
+ON_PHOTOGRAPHS = ["gopro:paper", "gopro:lite", "gopro:synthetic", "derain:synthetic", "custom", "demo"]
+ON_SETS = ["gopro", "realblur_r", "realblur_j", "derain", "reds", "sidd"]  # trained in test_protocols_end_to_end.py
+RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS]
 DUMPS = Path(__file__).parent / "golden" / "configs"
 
 
@@ -40,15 +45,57 @@ def test_recipe_changes_values_and_never_keys(recipe):
     assert set(keys(build(recipe))) == set(keys(common.get_config()))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recipe_trains_two_steps_when_shrunk(recipe, tmp_path):
+@pytest.mark.parametrize("recipe", ON_PHOTOGRAPHS)
+def test_recipe_trains_two_steps_when_shrunk(recipe, tmp_path, monkeypatch):
+    if recipe != "demo":
+        leave_out_blocks(monkeypatch)
     runs.write_photos(tmp_path / "photos")
     shrunk = runs.TINY_RUN | runs.ONE_STAGE | {"data.source": str(tmp_path / "photos")}
     assert loop.train(runs.override(build(recipe), shrunk), tmp_path / "run") == 2
     assert load_model(tmp_path / "run").step == 2
 
 
-@pytest.mark.parametrize("argument", ["", "papper", "lite "])
-def test_unknown_schedule_is_refused(argument):
-    with pytest.raises(ValueError, match="choose released, paper or lite"):
-        importlib.import_module("configs.gopro").get_config(argument)
+@pytest.mark.parametrize(("recipe", "kind"), [("demo", CameraShake), ("gopro:synthetic", FrameAverage)])
+def test_photographs_are_degraded_as_the_recipe_says(recipe, kind, tmp_path):
+    runs.write_photos(tmp_path)
+    keys = {
+        "data.source": str(tmp_path),
+        "data.blur_max_px": 9.0,
+        "data.shot_noise": 0.1,
+        "data.jpeg_quality": (20, 30),
+    }
+    training, validation = loop.sources_from(runs.override(build(recipe), keys))
+    expected = kind(max_length_px=9.0, shot_noise=0.1, jpeg_quality=(20, 30))
+    assert training.degradation == expected
+    assert validation.sources[0].degradation == expected
+
+
+def test_rain_is_drawn_over_photographs(tmp_path):
+    runs.write_photos(tmp_path)
+    training, _ = loop.sources_from(runs.override(build("derain:synthetic"), {"data.source": str(tmp_path)}))
+    assert training.degradation == Rain()
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "known"),
+    [
+        ("gopro", "", "released, paper, lite or synthetic"),
+        ("gopro", "papper", "released, paper, lite or synthetic"),
+        ("gopro", "lite ", "released, paper, lite or synthetic"),
+        ("derain", "rain", "rain13k or synthetic"),
+    ],
+)
+def test_unknown_argument_is_refused(name, argument, known):
+    with pytest.raises(ValueError, match=f"choose {known}"):
+        importlib.import_module(f"configs.{name}").get_config(argument)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_header_says_command_hardware_and_state(recipe):
+    name, colon, argument = recipe.partition(":")
+    header = importlib.import_module(f"configs.{name}").__doc__
+    if recipe == "demo":
+        assert "make demo" in header
+        return
+    assert f"python train.py --config=configs/{name}.py{colon}{argument} --workdir=" in header
+    assert "GPU" in header

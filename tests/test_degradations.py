@@ -1,11 +1,20 @@
-"""Camera shake: the kernel, the blur and the noise."""
+"""Synthetic degradations: blur, rain, noise and JPEG, each what it says, and in the camera's order."""
 
 import numpy as np
 import pytest
 import scipy.ndimage
+from PIL import Image
 
-from concertormer_jax.data.degradations import CameraShake, correlated, encoded, rasterised, shake_path
+from concertormer_jax.data import pipeline
+from concertormer_jax.data.camera import Camera, encoded, jpeg_coded, linear_values
+from concertormer_jax.data.contact_sheet import SHOWN, main
+from concertormer_jax.data.degradations import DEGRADATIONS, make_degradation
 from concertormer_jax.data.images import list_images, read_rgb
+from concertormer_jax.data.rain import Rain, streaks
+from concertormer_jax.data.shake import CameraShake, FrameAverage, correlated, rasterised, shake_path
+from concertormer_jax.data.sources import open_source
+from concertormer_jax.data.synthesize import synthesize
+from concertormer_jax.errors import UserError
 
 QUIET = CameraShake(shot_noise=0, read_noise=0)
 
@@ -83,15 +92,6 @@ def test_noise_has_the_stated_size_and_no_bias():
     assert abs(shake(sharp, np.random.default_rng(0)).mean() - 128) < 0.1
 
 
-def test_blur_is_applied_in_linear_light():
-    """Fine black and white stripes blur to the grey of half the light (188), not to half the value (128)."""
-    sharp = np.zeros((80, 80, 3), np.uint8)
-    sharp[:, ::2] = 255
-    shake = CameraShake(min_length_px=20, max_length_px=20, shot_noise=0, read_noise=0)
-    means = [shake(sharp, np.random.default_rng(seed)).mean() for seed in range(10)]
-    assert np.median(means) == pytest.approx(188, abs=3)
-
-
 def test_same_generator_same_bytes():
     sharp = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
     first, again, other = (CameraShake()(sharp, np.random.default_rng(seed)) for seed in (1, 1, 2))
@@ -115,7 +115,265 @@ def test_blur_of_the_bundled_photographs_is_as_strong_as_of_real_video(request):
 def test_bad_settings_and_too_small_pictures_are_refused():
     with pytest.raises(ValueError, match="min_length_px"):
         CameraShake(min_length_px=5, max_length_px=4)
+    with pytest.raises(ValueError, match="min_length_px"):
+        FrameAverage(min_length_px=-1)
+    with pytest.raises(ValueError, match="max_turn_px"):
+        FrameAverage(max_turn_px=-1)
     with pytest.raises(ValueError, match="noise"):
         CameraShake(read_noise=-1)
+    with pytest.raises(ValueError, match="streaks"):
+        Rain(min_streaks=0)
+    with pytest.raises(ValueError, match="veil"):
+        Rain(max_veil=1)
+    for quality in ((30,), (0, 50), (50, 101), (60, 50)):
+        with pytest.raises(ValueError, match="jpeg_quality"):
+            Camera(jpeg_quality=quality)
     with pytest.raises(ValueError, match="margin"):
         QUIET(np.zeros((8, 80, 3), np.uint8), np.random.default_rng(0))
+
+
+def linear(values):
+    return linear_values()[values]
+
+
+@pytest.mark.parametrize("length", [0.0, 3.0, 14.0])
+def test_frames_stay_within_the_margin(length):
+    frames = FrameAverage(min_length_px=length, max_length_px=length, shot_noise=0, read_noise=0)
+    light = np.random.default_rng(0).random((60, 70, 3), np.float32)
+    light[[0, -1]] = light[:, [0, -1]] = np.nan
+    for seed in range(20):
+        averaged = frames.light(light, np.random.default_rng(seed))
+        assert averaged.shape == (60 - 2 * frames.margin_px, 70 - 2 * frames.margin_px, 3)
+        assert np.isfinite(averaged).all()
+
+
+def test_the_middle_frame_is_the_sharp_picture():
+    """A point of light is averaged over 7 to 13 places, one of which is its own."""
+    frames = FrameAverage(min_length_px=14, max_length_px=14, max_turn_px=0, shot_noise=0, read_noise=0)
+    margin = frames.margin_px
+    light = np.zeros((41 + 2 * margin, 41 + 2 * margin, 3), np.float32)
+    light[20 + margin, 20 + margin] = 1
+    counts = set()
+    for seed in range(40):
+        averaged = frames.light(light, np.random.default_rng(seed))[:, :, 0]
+        assert averaged.sum() == pytest.approx(1, abs=1e-4)
+        share = averaged[20, 20]
+        assert share >= 1 / 13 - 1e-6
+        if abs(round(1 / share) - 1 / share) < 1e-3:  # no other frame stays nearer than a pixel
+            counts.add(round(1 / share))
+        places = np.argwhere(averaged > 1e-6) - 20
+        assert np.linalg.norm(places, axis=1).max() < 7 + 1.5, "half a length, and a pixel for interpolation"
+    assert counts == {7, 9, 11, 13}
+
+
+def test_frames_before_and_after_the_sharp_one_lie_around_it():
+    frames = FrameAverage(min_length_px=14, max_length_px=14, max_turn_px=0)
+    margin = frames.margin_px
+    light = np.zeros((31 + 2 * margin, 31 + 2 * margin, 3), np.float32)
+    light[15 + margin, 15 + margin] = 1
+    offsets = []
+    for seed in range(40):
+        averaged = frames.light(light, np.random.default_rng(seed))[:, :, 0]
+        across = np.arange(31) - 15
+        offsets.append(np.hypot(averaged.sum(0) @ across, averaged.sum(1) @ across))
+    assert np.mean(offsets) < 2.2, "about the first frame they would lie 3.5 pixels to one side"
+
+
+def test_frames_turn_about_the_middle():
+    turning = FrameAverage(min_length_px=0, max_length_px=0, max_turn_px=6, shot_noise=0, read_noise=0)
+    margin = turning.margin_px
+    sharp = np.random.default_rng(0).integers(0, 256, (101 + 2 * margin, 101 + 2 * margin, 3), np.uint8)
+    inner = sharp[margin:-margin, margin:-margin]
+    change = np.zeros(inner.shape[:2])
+    for seed in range(10):
+        change += np.abs(turning(sharp, np.random.default_rng(seed)).astype(float) - inner).mean(axis=2)
+    assert change[48:53, 48:53].mean() < 0.3 * change[:5, :5].mean()
+
+
+@pytest.mark.parametrize("name", ["shake", "frames"])
+def test_blurs_average_light_and_not_values(name):
+    """Fine black and white stripes blur to the grey of half the light (188), not to half the value (128)."""
+    sharp = np.zeros((90, 90, 3), np.uint8)
+    sharp[:, ::2] = 255
+    blur = make_degradation(name, min_length_px=20, max_length_px=20, shot_noise=0, read_noise=0)
+    means = [linear(blur(sharp, np.random.default_rng(seed))).mean() for seed in range(10)]
+    np.testing.assert_allclose(means, 0.5, atol=0.06)
+
+
+def test_streaks_are_drawn_along_their_direction():
+    def roughness(angle):
+        field = streaks(
+            (120, 130),
+            0.004,
+            length_px=24,
+            width_px=0.6,
+            angle=angle,
+            opacities=(0.3, 0.6),
+            rng=np.random.default_rng(0),
+        )
+        assert field.shape == (120, 130)
+        assert field.min() >= 0
+        assert 0.3 < field.max() < 1
+        return [np.abs(np.diff(field, axis=axis)).mean() for axis in (0, 1)]
+
+    down, across = roughness(0.0)
+    assert down < 0.4 * across, "vertical streaks change little from row to row"
+    down, across = roughness(np.pi / 2)
+    assert across < 0.4 * down
+
+
+def test_the_number_of_streaks_is_the_one_asked_for():
+    few, many = (
+        streaks(
+            (300, 300), density, length_px=8, width_px=0.4, angle=0, opacities=(0.3, 0.31), rng=np.random.default_rng(1)
+        )
+        for density in (2e-4, 8e-4)
+    )
+    covered = [(-np.log1p(-field)).sum() for field in (few, many)]
+    assert covered[1] / covered[0] == pytest.approx(4, rel=0.35)
+
+
+def test_the_veil_takes_light_from_the_scene_and_adds_the_skys():
+    """Without streaks the light that arrives is an affine function of the scene's, towards a sky of its brightness."""
+    veiled = Rain(min_streaks=1e-9, max_streaks=1e-9, max_veil=0.5, shot_noise=0, read_noise=0)
+    scene = np.random.default_rng(0).random((80, 80, 3), np.float32)
+    slopes = []
+    for seed in range(10):
+        arrived = veiled.light(scene, np.random.default_rng(seed))
+        slope, offset = np.polyfit(scene.ravel(), arrived.ravel(), 1)
+        np.testing.assert_allclose(arrived, slope * scene + offset, atol=1e-5)
+        sky = offset / (1 - slope)
+        assert 0.58 < sky < 1
+        slopes.append(slope)
+    assert 0.5 <= min(slopes) < 0.7
+    assert 0.85 < max(slopes) <= 1
+
+
+def test_rain_adds_light_to_dark_scenes_and_streaks_hide_what_is_behind_them():
+    rain = Rain(min_streaks=12, max_streaks=12, max_veil=0, shot_noise=0, read_noise=0)
+    scene = np.full((100, 100, 3), 0.02, np.float32)
+    scene[:5] = 0.9  # the sky
+    wet = rain.light(scene, np.random.default_rng(0))
+    below = wet[5:]
+    assert (below >= 0.02 - 1e-6).all()
+    assert below.max() > 0.2
+    assert np.median(below) < 0.2, "most of the scene is seen"
+    assert wet.max() <= 1
+
+
+def test_rain_of_the_bundled_photographs_is_from_light_to_heavy(request):
+    """From sparse streaks that hardly matter to a downpour."""
+    values = {}
+    for name, rain in (("light", Rain(max_streaks=0.5)), ("heavy", Rain(min_streaks=12))):
+        photos = list_images(request.config.rootpath / "photos" / "test")
+        values[name] = np.mean(
+            [
+                psnr(rain(photo, np.random.default_rng(seed)), photo)
+                for seed, path in enumerate(photos)
+                for photo in [read_rgb(path)[:300, :300]]
+            ]
+        )
+    assert 23 < values["light"] < 33
+    assert 12 < values["heavy"] < 19
+
+
+def test_noise_comes_after_the_blur_and_is_not_blurred():
+    shake = CameraShake(min_length_px=14, max_length_px=14, shot_noise=1e-2, read_noise=1e-2)
+    side = 120 + 2 * shake.margin_px
+    noisy = shake(np.full((side, side, 3), 128, np.uint8), np.random.default_rng(1)).astype(float) - 128
+    assert noisy.std() > 3
+    assert abs((noisy[:, 1:] * noisy[:, :-1]).mean() / noisy.var()) < 0.05
+
+
+def test_jpeg_comes_after_the_noise():
+    settings = {"shot_noise": 1e-2, "read_noise": 1e-2}
+    flat = np.full((128, 128, 3), 128, np.uint8)
+    noisy = Camera(**settings)(flat, np.random.default_rng(1)).std()
+    stored = Camera(**settings, jpeg_quality=(5, 5))(flat, np.random.default_rng(1)).std()
+    assert stored < 0.5 * noisy
+
+
+def test_jpeg_keeps_place_and_size_and_loses_more_at_lower_quality(request):
+    photo = read_rgb(list_images(request.config.rootpath / "photos" / "test")[0])[:101, :77]
+    rng = np.random.default_rng(0)
+    losses = [psnr(jpeg_coded(photo, (quality, quality), rng), photo) for quality in (95, 60, 25, 8)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[0] > 35
+    qualities = {psnr(jpeg_coded(photo, (10, 90), np.random.default_rng(seed)), photo) for seed in range(8)}
+    assert max(qualities) - min(qualities) > 2
+
+
+def test_the_grid_of_jpeg_blocks_has_no_fixed_place():
+    ramp = np.repeat(np.linspace(0, 255, 64).astype(np.uint8)[None, :, None], 64, axis=0).repeat(3, axis=2)
+    edges = set()
+    for seed in range(12):
+        coded = jpeg_coded(ramp, (1, 1), np.random.default_rng(seed)).astype(int)
+        steps = np.abs(np.diff(coded[:, :, 0], axis=1)).mean(axis=0)
+        edges.add(int(np.argmax(np.bincount(np.arange(len(steps)) % 8, steps))))
+    assert len(edges) >= 3
+
+
+@pytest.mark.parametrize("name", list(DEGRADATIONS))
+def test_samples_depend_on_seed_and_position_alone(name, tmp_path):
+    for number in range(2):
+        rng = np.random.default_rng(number)
+        blocks = rng.integers(0, 256, (12, 12, 3)).repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        np_path = tmp_path / "photos" / f"{number}.png"
+        Image.fromarray(blocks).save(np_path)
+    degradation = make_degradation(name, jpeg_quality=(20, 80), shot_noise=1e-3)
+
+    def sample(seed, position):
+        source = open_source(tmp_path / "photos", degradation=degradation)
+        return pipeline.sample(source, seed, position, crop_px=32, flip=True, rotate=True)
+
+    degraded, target = sample(3, 7)
+    assert degraded.shape == target.shape == (32, 32, 3)
+    assert np.any(degraded != target)
+    for again, first in zip(sample(3, 7), (degraded, target), strict=True):
+        np.testing.assert_array_equal(again, first)
+    assert np.any(sample(4, 7)[0] != degraded)
+    assert np.any(sample(3, 8)[0] != degraded)
+
+
+def test_degradations_are_made_by_name():
+    assert make_degradation("shake") == CameraShake()
+    assert make_degradation("frames", min_length_px=1, max_length_px=2, jpeg_quality=[30, 40]) == FrameAverage(
+        min_length_px=1, max_length_px=2, jpeg_quality=(30, 40)
+    )
+    assert make_degradation("rain", read_noise=0.5, max_length_px=3) == Rain(read_noise=0.5)
+    assert type(make_degradation("noise")) is Camera
+    with pytest.raises(UserError, match="degradation 'fog' is unknown; choose one of shake, frames, rain, noise"):
+        make_degradation("fog")
+    with pytest.raises(UserError, match="degradation 'rain': jpeg_quality"):
+        make_degradation("rain", jpeg_quality=(3,))
+
+
+def test_pairs_are_synthesised_by_any_degradation(tmp_path, request):
+    photo = read_rgb(list_images(request.config.rootpath / "photos" / "test")[0])[:80, :90]
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(photo).save(tmp_path / "photos" / "one.png")
+    inputs = []
+    for name in ("shake", "rain"):
+        synthesize(tmp_path / "photos", tmp_path / name, degradation=name)
+        np.testing.assert_array_equal(read_rgb(tmp_path / name / "target" / "one.png"), photo)
+        inputs.append(read_rgb(tmp_path / name / "input" / "one.png"))
+    assert np.any(inputs[0] != inputs[1])
+
+
+def test_contact_sheet(tmp_path, request, capsys):
+    photo = request.config.rootpath / "photos" / "test" / "sklearn_china.jpg"
+    main([str(photo), str(tmp_path / "sheet.png")])
+    sheet = read_rgb(tmp_path / "sheet.png")
+    assert sheet.shape == (3 * 264 + 2 * 6, 3 * 320 + 2 * 6, 3)
+    cells = [
+        sheet[top + 24 : top + 264, left : left + 320] for top in range(0, 800, 270) for left in range(0, 970, 326)
+    ]
+    assert len(cells) == len(SHOWN)
+    for number, cell in enumerate(cells[1:], start=1):
+        assert psnr(cell, cells[0]) < 36, list(SHOWN)[number]
+    Image.fromarray(sheet[:100, :100]).save(tmp_path / "small.png")
+    for arguments in ([tmp_path / "small.png", tmp_path / "x.png"], [photo, tmp_path / "x.txt"]):
+        with pytest.raises(SystemExit):
+            main([str(argument) for argument in arguments])
+        assert capsys.readouterr().err.startswith("error: ")

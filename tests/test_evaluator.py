@@ -10,11 +10,14 @@ from PIL import Image
 
 import evaluate as command
 from concertormer_jax import metrics
+from concertormer_jax.data.sources import open_source
 from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation import evaluator
 from concertormer_jax.evaluation.evaluator import evaluate
 from concertormer_jax.evaluation.forward import CompiledBySize
 from concertormer_jax.evaluation.outputs import restored_path
+from concertormer_jax.evaluation.protocols import PROTOCOLS
+from concertormer_jax.evaluation.sets import EvaluationSet
 
 SIZES = [(64, 64), (70, 40), (64, 64), (7, 130), (50, 60), (1, 1), (64, 64)]
 
@@ -42,6 +45,10 @@ def write_pairs(folder, sizes=SIZES, noise=20):
     return folder
 
 
+def pairs_in(folder):
+    return EvaluationSet(folder.name, open_source(folder))
+
+
 def recording(calls):
     """A module that notes what it is compiled for."""
 
@@ -62,7 +69,7 @@ def test_every_picture_is_scored_once_on_any_number_of_devices(tmp_path, devices
     folder = write_pairs(tmp_path / "data")
     result = evaluate(
         fake_model(0.8437),
-        folder,
+        pairs_in(folder),
         tmp_path / "out",
         tlc="off",
         metrics=["psnr_rgb", "ssim_y"],
@@ -72,12 +79,12 @@ def test_every_picture_is_scored_once_on_any_number_of_devices(tmp_path, devices
     assert [image.name for image in result.images] == [f"scene/{index}" for index in range(len(SIZES))]
     assert [(image.height, image.width) for image in result.images] == SIZES
     for image in result.images:
-        degraded, target = read(image.pair.input), read(image.pair.target)
+        degraded, target = (read(folder / part / f"{image.name}.png") for part in ("input", "target"))
         restored = read(restored_path(tmp_path / "out", image.name))
         np.testing.assert_array_equal(restored, np.rint(degraded * 0.8437))
         for name in ("psnr_rgb", "ssim_y"):
-            assert image.restored[name] == metrics.METRICS[name](restored, target)
-            assert image.input[name] == metrics.METRICS[name](degraded, target)
+            assert image.restored[name] == metrics.ROUNDED_METRICS[name](restored, target)
+            assert image.input[name] == metrics.ROUNDED_METRICS[name](degraded, target)
     assert result.mean("restored", "psnr_rgb") == pytest.approx(
         np.mean([i.restored["psnr_rgb"] for i in result.images])
     )
@@ -95,7 +102,12 @@ def test_every_padded_size_is_compiled_once_and_fills_its_steps(tmp_path, monkey
     model = fake_model()
     object.__setattr__(model, "module", recording(calls))
     evaluate(
-        model, write_pairs(tmp_path / "data"), tmp_path / "out", batch=2, devices=jax.devices()[:1], log=lines.append
+        model,
+        pairs_in(write_pairs(tmp_path / "data")),
+        tmp_path / "out",
+        batch=2,
+        devices=jax.devices()[:1],
+        log=lines.append,
     )
     assert sorted(calls) == [(1, 64, 192, 3), (1, 128, 64, 3), (2, 64, 64, 3)]
     assert sum(line.startswith("compiling 64x64") for line in lines) == 1
@@ -120,17 +132,18 @@ def test_padding_reflects_and_changes_no_pixel_of_the_picture(tmp_path):
     folder = write_pairs(tmp_path / "data", [(50, 60), (64, 64), (65, 127)])
     model = fake_model()
     object.__setattr__(model, "module", Blur())
-    result = evaluate(model, folder, tmp_path / "out", tlc="off")
+    result = evaluate(model, pairs_in(folder), tmp_path / "out", tlc="off")
     for image in result.images:
-        (alone,) = Blur().apply({}, jax.numpy.asarray(read(image.pair.input), jax.numpy.float32)[None] / 255)
+        degraded = read(folder / "input" / f"{image.name}.png")
+        (alone,) = Blur().apply({}, jax.numpy.asarray(degraded, jax.numpy.float32)[None] / 255)
         expected = np.rint(np.clip(alone[0], 0, 1) * 255)
         np.testing.assert_array_equal(read(restored_path(tmp_path / "out", image.name)), expected)
 
 
 def test_equal_input_and_target_are_perfect(tmp_path):
     folder = write_pairs(tmp_path / "data", noise=0)
-    names = list(metrics.METRICS)
-    result = evaluate(fake_model(), folder, tmp_path / "out", tlc="off", metrics=names)
+    names = list(metrics.ROUNDED_METRICS)
+    result = evaluate(fake_model(), pairs_in(folder), tmp_path / "out", tlc="off", metrics=names)
     for name in names:
         perfect = math.inf if name.startswith("psnr") else 1.0
         assert result.mean("restored", name) == result.mean("input", name) == perfect
@@ -139,27 +152,68 @@ def test_equal_input_and_target_are_perfect(tmp_path):
 
 def test_outputs_are_clipped(tmp_path):
     folder = write_pairs(tmp_path / "data", [(20, 20)])
-    result = evaluate(fake_model(3.0), folder, tmp_path / "out", tlc="off")
+    result = evaluate(fake_model(3.0), pairs_in(folder), tmp_path / "out", tlc="off")
     (image,) = result.images
-    expected = np.minimum(3 * read(image.pair.input).astype(int), 255)
+    expected = np.minimum(3 * read(folder / "input" / f"{image.name}.png").astype(int), 255)
     np.testing.assert_array_equal(read(restored_path(tmp_path / "out", image.name)), expected)
 
 
 def test_tlc_is_on_by_default_and_its_reach_is_recorded(tmp_path):
     folder = write_pairs(tmp_path / "data", [(20, 20), (20, 500), (448, 448)], noise=0)
-    on = evaluate(fake_model(), folder, tmp_path / "on")
+    on = evaluate(fake_model(), pairs_in(folder), tmp_path / "on")
     assert on.tlc_window == 448
     assert [image.window_covers for image in on.images] == [True, False, True]
     assert on.mean("restored", "psnr_rgb") < 25, "the fake network's TLC adds 0.1"
-    off = evaluate(fake_model(), folder, tmp_path / "off", tlc="off")
+    off = evaluate(fake_model(), pairs_in(folder), tmp_path / "off", tlc="off")
     assert off.tlc_window is None
     assert not any(image.window_covers for image in off.images)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_unrounded_metrics_see_the_output_before_it_is_rounded(tmp_path, devices):
+    folder = write_pairs(tmp_path / "data", [(32, 32), (32, 32), (40, 33)])
+    result = evaluate(
+        fake_model(0.8437),
+        pairs_in(folder),
+        tmp_path / "out",
+        protocol=PROTOCOLS["sidd"],
+        devices=jax.devices()[:devices],
+    )
+    assert result.metrics == ("psnr_rgb_unrounded", "ssim_rgb_3d_unrounded")
+    assert result.tlc_window is None
+    for image in result.images:
+        degraded, target = (read(folder / part / f"{image.name}.png") for part in ("input", "target"))
+        exact = degraded.astype(np.float64) * 0.8437
+        np.testing.assert_array_equal(read(image.file), np.rint(exact), err_msg="what is written is rounded")
+        assert image.restored["psnr_rgb_unrounded"] == pytest.approx(
+            metrics.psnr_rgb_unrounded(exact, target), abs=1e-5
+        )
+        assert image.restored["psnr_rgb_unrounded"] != image.restored["psnr_rgb"]
+        assert image.restored["psnr_rgb"] == metrics.psnr_rgb(read(image.file), target)
+
+
+def test_the_alignment_is_recorded_for_the_output_and_the_input(tmp_path, monkeypatch):
+    folder = write_pairs(tmp_path / "data", [(40, 40), (40, 41)])
+    outcomes = iter([True, False, False, False])
+
+    def fake(names, restored, target):
+        return metrics.Scores(dict.fromkeys(names, 30.0), next(outcomes))
+
+    monkeypatch.setattr(evaluator, "score", fake)
+    monkeypatch.setattr(evaluator, "_THREADS", 1)  # so that the outcomes come in order
+    result = evaluate(fake_model(), pairs_in(folder), tmp_path / "out", protocol=PROTOCOLS["realblur_j"])
+    assert result.metrics == ("psnr_realblur", "ssim_realblur")
+    assert [image.converged for image in result.images] == [(True, False), (False, False)]
+    assert (result.unaligned("restored"), result.unaligned("input")) == (1, 2)
+    monkeypatch.undo()
+    plain = evaluate(fake_model(), pairs_in(folder), tmp_path / "out", tlc="off")
+    assert plain.unaligned("restored") is None
+
+
 def test_a_network_that_diverged_is_refused(tmp_path):
     folder = write_pairs(tmp_path / "data", [(20, 20), (20, 20)])
-    with pytest.raises(UserError, match=r"input/scene/0\.png: the network's output is not finite"):
-        evaluate(fake_model(math.nan), folder, tmp_path / "out", tlc="off", batch=2)
+    with pytest.raises(UserError, match=r"scene/0 of data: the network's output is not finite"):
+        evaluate(fake_model(math.nan), pairs_in(folder), tmp_path / "out", tlc="off", batch=2)
 
 
 def test_bad_settings_are_refused_before_anything_is_written(tmp_path):
@@ -171,11 +225,11 @@ def test_bad_settings_are_refused_before_anything_is_written(tmp_path):
         ({"batch": 0}, "--batch=0"),
     ]:
         with pytest.raises(UserError, match=message):
-            evaluate(fake_model(), folder, tmp_path / "out", **options)
+            evaluate(fake_model(), pairs_in(folder), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r".*file/out: cannot be written"):
-        evaluate(fake_model(), folder, tmp_path / "file" / "out")
+        evaluate(fake_model(), pairs_in(folder), tmp_path / "file" / "out")
 
 
 def test_bad_pictures_are_named(tmp_path):
@@ -183,12 +237,12 @@ def test_bad_pictures_are_named(tmp_path):
     path = folder / "target" / "scene" / "4.png"
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"target/scene/4\.png"):
-        evaluate(fake_model(), folder, tmp_path / "out")
+        evaluate(fake_model(), pairs_in(folder), tmp_path / "out")
     path.unlink()
     with pytest.raises(UserError, match=r"input/scene/4\.png"):
-        evaluate(fake_model(), folder, tmp_path / "out")
+        evaluate(fake_model(), pairs_in(folder), tmp_path / "out")
     with pytest.raises(UserError, match="no such folder"):
-        evaluate(fake_model(), tmp_path / "missing", tmp_path / "out")
+        evaluate(fake_model(), pairs_in(tmp_path / "missing"), tmp_path / "out")
 
 
 def test_the_command_writes_everything_and_prints_the_row(tmp_path, loaded, capsys):

@@ -9,18 +9,30 @@ import pytest
 from fake_model import fake_model
 from PIL import Image
 
-from concertormer_jax.data.sources import Pair
-from concertormer_jax.evaluation.evaluator import Evaluation, ImageScores, evaluate
+from concertormer_jax.data.sources import open_source
+from concertormer_jax.evaluation.evaluator import evaluate
 from concertormer_jax.evaluation.pictures import ERROR_GAIN, comparison_sheet, error_picture, side_by_side
-from concertormer_jax.evaluation.reports import markdown_table, per_image_csv, results_json, write_reports
+from concertormer_jax.evaluation.reports import (
+    markdown_table,
+    per_image_csv,
+    results_json,
+    summary_json,
+    write_reports,
+    write_summary,
+)
+from concertormer_jax.evaluation.scores import Evaluation, ImageScores
+from concertormer_jax.evaluation.sets import EvaluationSet
 
 
-def evaluation(restored, degraded, covers=(False, True), tlc="auto", window=448):
+def evaluation(
+    restored, degraded, covers=(False, True), tlc="auto", window=448, name="data|set", protocol="pairs", converged=None
+):
     images = tuple(
-        ImageScores(Pair(f"scene/{index}", None, None), 48, 64, covered, {"psnr_rgb": after}, {"psnr_rgb": before})
+        ImageScores(index, f"scene/{index}", 48, 64, None, covered, {"psnr_y": after}, {"psnr_y": before}, converged)
         for index, (after, before, covered) in enumerate(zip(restored, degraded, covers, strict=True))
     )
-    return Evaluation("demo, step 300", "data|set", tlc, window, ("psnr_rgb",), images, "1 x cpu", 2.0)
+    pairs = EvaluationSet(name, None)
+    return Evaluation("demo, step 300", "demo", protocol, pairs, tlc, window, ("psnr_y",), images, "1 x cpu", 2.0)
 
 
 def write_pairs(folder, count):
@@ -35,7 +47,8 @@ def write_pairs(folder, count):
 
 def test_all_files_are_written_and_agree(tmp_path):
     folder, output = write_pairs(tmp_path / "data", 12), tmp_path / "out"
-    result = evaluate(fake_model(1.5), folder, output, metrics=["ssim_rgb_2d", "psnr_y"])
+    pairs = EvaluationSet("data", open_source(folder))
+    result = evaluate(fake_model(1.5), pairs, output, metrics=["ssim_rgb_2d", "psnr_y"])
     write_reports(result, output)
     assert sorted(path.name for path in output.iterdir()) == [
         "per_image.csv",
@@ -70,21 +83,21 @@ def test_infinite_values_leave_valid_files():
         raise AssertionError(f"{text} is no JSON")
 
     content = json.loads(results_json(result), parse_constant=refuse)
-    assert content["mean"]["psnr_rgb"] == {"restored": "inf", "input": "inf", "gain": 0.0}
-    assert content["per_image"][0]["restored"]["psnr_rgb"] == "inf"
+    assert content["mean"]["psnr_y"] == {"restored": "inf", "input": "inf", "gain": 0.0}
+    assert content["per_image"][0]["restored"]["psnr_y"] == "inf"
     rows = list(csv.DictReader(per_image_csv(result).splitlines()))
-    assert [row["gain_psnr_rgb"] for row in rows] == ["0.000000", "-inf"]
-    assert float(rows[0]["restored_psnr_rgb"]) == math.inf
+    assert [row["gain_psnr_y"] for row in rows] == ["0.000000", "-inf"]
+    assert float(rows[0]["restored_psnr_y"]) == math.inf
     assert "| inf | inf | +0.00 |" in markdown_table([result])
 
 
 def test_the_markdown_row_names_what_the_numbers_mean():
     result = evaluation(restored=(31.0, 32.0), degraded=(30.0, 30.0))
     header, rule, row = markdown_table([result]).splitlines()
-    assert header == "| checkpoint | data | images | TLC | psnr_rgb | psnr_rgb of the input | psnr_rgb gain |"
+    assert header == "| checkpoint | protocol | data | images | TLC | psnr_y | psnr_y of the input | psnr_y gain |"
     assert rule.count("|") == header.count("|")
     assert row == (
-        "| demo, step 300 | data\\|set | 2 | auto, 448 px: no effect on 1, which the window covers "
+        "| demo, step 300 | pairs | data\\|set | 2 | auto, 448 px: no effect on 1, which the window covers "
         "| 31.50 | 30.00 | +1.50 |"
     )
 
@@ -103,6 +116,47 @@ def test_the_row_says_whether_tlc_could_act(covers, tlc, window, text):
     assert text in markdown_table([result])
     acts = [row["tlc_has_effect"] for row in csv.DictReader(per_image_csv(result).splitlines())]
     assert acts == [str(window is not None and not covered).lower() for covered in covers]
+
+
+def derain(*names):
+    return [
+        evaluation((31.0 + 2 * place, 32.0), (30.0, 30.0), name=name, protocol="derain")
+        for place, name in enumerate(names)
+    ]
+
+
+def test_the_average_is_that_of_the_four_sets_whatever_their_sizes_and_order(tmp_path):
+    evaluations = derain("test1200", "rain100l", "test2800", "rain100h", "test100")
+    *_, fifth, average = markdown_table(evaluations).splitlines()
+    assert fifth.startswith("| demo, step 300 | derain | test100 | 2 |")
+    # Of 31.5 + place for the places 1 to 4; Test1200, at place 0, is not one of the four.
+    assert average == (
+        "| demo, step 300 | derain | average of test100, rain100h, rain100l, test2800 |  |  | 34.00 | 30.00 | +4.00 |"
+    )
+    write_summary(evaluations, tmp_path)
+    content = json.loads((tmp_path / "results.json").read_text())
+    assert content == json.loads(summary_json(evaluations))
+    assert (tmp_path / "results.md").read_text() == markdown_table(evaluations)
+    assert list(content["sets"]) == ["test1200", "rain100l", "test2800", "rain100h", "test100"]
+    assert content["sets"]["rain100l"]["mean"]["psnr_y"] == {"restored": 32.5, "input": 30.0, "gain": 2.5}
+    assert content["average"]["mean"]["psnr_y"] == {"restored": 34.0, "input": 30.0, "gain": 4.0}
+
+
+def test_no_average_is_formed_of_fewer_sets():
+    evaluations = derain("test100", "rain100h", "rain100l", "test1200")
+    assert "average" not in markdown_table(evaluations)
+    assert json.loads(summary_json(evaluations))["average"] is None
+
+
+def test_pictures_that_could_not_be_aligned_are_counted():
+    result = evaluation((31.0, 32.0), (30.0, 30.0), protocol="realblur_r", converged=(False, True))
+    assert "| realblur_r | data\\|set | 2 (2 not aligned) |" in markdown_table([result])
+    assert json.loads(results_json(result))["images_not_aligned"] == {"restored": 2, "input": 0}
+    rows = list(csv.DictReader(per_image_csv(result).splitlines()))
+    assert [(row["aligned"], row["input_aligned"]) for row in rows] == [("false", "true")] * 2
+    plain = evaluation((31.0, 32.0), (30.0, 30.0))
+    assert "aligned" not in markdown_table([plain]) + per_image_csv(plain)
+    assert json.loads(results_json(plain))["images_not_aligned"] == {"restored": None, "input": None}
 
 
 def test_pictures_stand_side_by_side_at_full_size():

@@ -171,11 +171,12 @@ def test_cached_files_are_decoded_once(paired, monkeypatch):
 
 def test_cache_size_is_known_beforehand_and_refused_if_too_large(paired, monkeypatch):
     source = open_source(paired)
-    assert cache.decoded_bytes(source.paths) == 6 * 40 * 30 * 3
-    assert cache.require_memory_for(source.paths) == 6 * 40 * 30 * 3
+    assert source.decoded_bytes() == 6 * 40 * 30 * 3
+    assert Mixture([source, source]).decoded_bytes() == 12 * 40 * 30 * 3
+    assert cache.require_memory_for(source) == 6 * 40 * 30 * 3
     monkeypatch.setattr(cache, "available_memory_bytes", lambda: 21599)
     with pytest.raises(UserError, match=r"cache .* GiB .* available"):
-        cache.require_memory_for(source.paths)
+        cache.require_memory_for(source)
 
 
 def test_available_memory_is_plausible():
@@ -216,7 +217,7 @@ def test_mixture_indexes_its_sources_one_after_the_other(paired, photos):
     assert len(mixture) == 6
     assert [mixture.name(index) for index in range(6)] == ["a", "scene/b", "scene/c", "0", "1", "2"]
     np.testing.assert_array_equal(mixture.whole(5)[0], singles.whole(2)[0])
-    assert mixture.paths == pairs.paths + singles.paths
+    assert mixture.decoded_bytes() == pairs.decoded_bytes() + singles.decoded_bytes()
 
 
 @pytest.mark.parametrize("shares", [(1,), (1, 0), (1, -1), (1, float("nan"))])
@@ -253,6 +254,20 @@ def test_single_photographs_are_held_out_whatever_their_order_and_folder():
     again = hold_out([pathlib.Path("/two") / path.name for path in reversed(paths)], 0.3)[1]
     assert {path.name for path in again} == {path.name for path in held}
     assert sorted(kept + held) == paths
+
+
+def test_photographs_of_one_folder_stay_together():
+    paths = [pathlib.Path("/photos") / folder / f"{name}.jpg" for folder in "abcd" for name in ("sea", "sun", "sky")]
+    kept, held = hold_out(paths, 0.25)
+    assert len(held) == 3 and len({path.parent for path in held}) == 1
+    assert not {path.parent for path in held} & {path.parent for path in kept}
+
+
+def test_crops_of_one_sequence_stay_together():
+    names = [f"GOPR{scene:04}-{frame:06}_s{crop:03}" for scene in range(4) for frame in range(2) for crop in (1, 2)]
+    kept, held = hold_out(pairs_named(*names), 0.25)
+    scenes = [{pair.name.partition("-")[0] for pair in part} for part in (kept, held)]
+    assert len(held) == 4 and len(scenes[1]) == 1 and not scenes[0] & scenes[1]
 
 
 def test_only_sequence_gives_its_last_frames():

@@ -14,23 +14,25 @@ _HEADER_THREADS = 16
 
 
 class ImageReader:
-    """`reader(path)` gives the decoded picture, uint8 [H, W, 3], read-only; if `cached`, each file is decoded once.
+    """`reader(key)` gives the picture that `read(key)` decodes, read-only; if `cached`, each is decoded once.
 
     Any number of threads may call it. The cache fills as pictures are asked for.
+    read: key to uint8 array; None: `read_rgb`, whose keys are paths.
     """
 
-    def __init__(self, cached: bool):
+    def __init__(self, cached: bool, read=None):
         self._images = {} if cached else None
+        self._decode = read or read_rgb
 
-    def __call__(self, path) -> np.ndarray:
+    def __call__(self, key) -> np.ndarray:
         if self._images is None:
-            return read_rgb(path)
-        image = self._images.get(path)
+            return self._decode(key)
+        image = self._images.get(key)
         if image is None:
-            decoded = read_rgb(path)
+            decoded = self._decode(key)
             decoded.flags.writeable = False
-            # Two threads may decode the same file at once; setdefault lets both go on with the first.
-            image = self._images.setdefault(path, decoded)
+            # Two threads may decode the same picture at once; setdefault lets both go on with the first.
+            image = self._images.setdefault(key, decoded)
         return image
 
 
@@ -50,13 +52,13 @@ def decoded_bytes(paths) -> int:
     return sum(3 * height * width for height, width in image_sizes(paths))
 
 
-def require_memory_for(paths) -> int:
-    """Return `decoded_bytes(paths)`; raise UserError with both numbers if that is more than the memory available."""
-    needed, available = decoded_bytes(paths), available_memory_bytes()
+def require_memory_for(source) -> int:
+    """Return `source.decoded_bytes()`, what a cache of its pictures takes; UserError if that is more than available."""
+    needed, available = source.decoded_bytes(), available_memory_bytes()
     if needed > available:
         raise UserError(
             f"the cache of decoded pictures takes {needed / 2**30:.1f} GiB but {available / 2**30:.1f} GiB of memory "
-            "are available; switch the cache off or train on fewer pictures."
+            "are available; switch the cache off (config.run.cache=False) or train on fewer pictures."
         )
     return needed
 

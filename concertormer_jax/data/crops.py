@@ -20,6 +20,18 @@ def random_corner(height: int, width: int, crop_px: int, rng: np.random.Generato
     return int(rng.integers(max(height - crop_px, 0) + 1)), int(rng.integers(max(width - crop_px, 0) + 1))
 
 
+def grid_corners(height: int, width: int, crop_px: int, step_px: int) -> list[tuple[int, int]]:
+    """Return (top, left) of the crops that cover a picture row by row, `step_px` apart; the last of each axis ends at
+    the border. An axis shorter than the crop has one, at 0.
+    """
+
+    def starts(length):
+        inside = list(range(0, max(length - crop_px, 0) + 1, step_px))
+        return inside if inside[-1] + crop_px >= length else [*inside, length - crop_px]
+
+    return [(top, left) for top in starts(height) for left in starts(width)]
+
+
 def random_orientation(images, rng: np.random.Generator, *, flip: bool, rotate: bool) -> tuple[np.ndarray, ...]:
     """Mirror and turn all `images` ([H, W, C] each) alike: left-right and top-bottom if `flip`, quarters if `rotate`.
 

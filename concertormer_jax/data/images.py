@@ -1,6 +1,7 @@
 """Picture files: reading them as 8-bit RGB, their sizes, listing and writing them."""
 
 import contextlib
+import io
 import os
 from pathlib import Path
 
@@ -22,13 +23,13 @@ def read_rgb(path) -> np.ndarray:
     Raises UserError naming the file if it is missing, no picture, corrupt or truncated.
     """
     with _opened(path) as image:
-        image = ImageOps.exif_transpose(image)
-        if image.mode == "F":
-            raise ValueError("floating-point pixels")
-        if image.mode.startswith("I"):
-            wide = np.clip(np.asarray(image, np.int64), 0, 65535)
-            return np.repeat(((wide + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
-        return np.array(image.convert("RGB"))
+        return _displayed(image)
+
+
+def decode_rgb(data: bytes, name) -> np.ndarray:
+    """Decode the content of a picture file like `read_rgb`; `name` stands for the file in messages."""
+    with _opened(io.BytesIO(data), name) as image:
+        return _displayed(image)
 
 
 def image_size(path) -> tuple[int, int]:
@@ -79,17 +80,31 @@ def write_png(path, image: np.ndarray) -> None:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
+def _displayed(image) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels")
+    if image.mode.startswith("I"):
+        wide = np.clip(np.asarray(image, np.int64), 0, 65535)
+        return np.repeat(((wide + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
+    return np.array(image.convert("RGB"))
+
+
 @contextlib.contextmanager
-def _opened(path):
-    """Yield the opened Pillow image; whatever Pillow raises on a bad file becomes a UserError that names it."""
+def _opened(file, name=None):
+    """Yield the opened Pillow image; whatever Pillow raises on a bad file becomes a UserError that names it.
+
+    file: a path, or an open file that goes by `name` in messages.
+    """
+    name = file if name is None else name
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             yield image
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; check the path.") from error
+        raise UserError(f"{name}: no such file; check the path.") from error
     except PermissionError as error:
-        raise UserError(f"{path}: no permission to read it; change its mode or owner.") from error
+        raise UserError(f"{name}: no permission to read it; change its mode or owner.") from error
     except Image.UnidentifiedImageError as error:
-        raise UserError(f"{path}: not a picture, or its header is corrupt; replace or remove it.") from error
+        raise UserError(f"{name}: not a picture, or its header is corrupt; replace or remove it.") from error
     except Exception as error:  # Pillow's plug-ins raise many kinds on corrupt data
-        raise UserError(f"{path}: cannot be decoded ({error}); replace or remove it.") from error
+        raise UserError(f"{name}: cannot be decoded ({error}); replace or remove it.") from error

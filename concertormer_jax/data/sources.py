@@ -1,9 +1,9 @@
-"""Where training samples come from: folders of pairs, folders of sharp photographs, and mixtures of both.
+"""Where training samples come from: folders of pairs or of sharp photographs, prepared sets, and mixtures of them.
 
 A source has a length, and for every index a name, a random crop and the whole picture:
-`len(source)`, `source.name(index)`, `source.crop(index, crop_px, rng)`, `source.whole(index)`, and `source.paths`, all
-its files. `source.part_at(position)` gives the source that serves the sample at `position` of an endless stream, and
-the position within that source's own stream; only a mixture passes it on.
+`len(source)`, `source.name(index)`, `source.crop(index, crop_px, rng)`, `source.whole(index)`; `source.decoded_bytes()`
+is what all its decoded pictures take. `source.part_at(position)` gives the source that serves the sample at `position`
+of an endless stream, and the position within that source's own stream; only a mixture passes it on.
 """
 
 import dataclasses
@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from concertormer_jax.data.cache import ImageReader, image_sizes
+from concertormer_jax.data.cache import ImageReader, decoded_bytes, image_sizes
+from concertormer_jax.data.camera import Camera
 from concertormer_jax.data.crops import random_corner, reflected_window
-from concertormer_jax.data.degradations import CameraShake
-from concertormer_jax.data.images import list_images
+from concertormer_jax.data.images import image_size, list_images
+from concertormer_jax.data.shake import CameraShake
 from concertormer_jax.errors import UserError
 
 _MIXTURE_CYCLE = 1000
@@ -61,20 +62,13 @@ def find_pairs(folder) -> list[Pair]:
     return pairs
 
 
-class PairSource:
-    """Pairs of a degraded picture and its target. With `cached`, decoded pictures stay in memory."""
+class Pairs:
+    """What every source of pairs shares: `items` with names, one stream, crops cut from the whole pictures."""
 
-    def __init__(self, pairs, *, cached: bool = False):
-        self.items = tuple(pairs)
-        self._cached = cached
-        self._read = ImageReader(cached)
+    items: tuple
 
     def __len__(self):
         return len(self.items)
-
-    @property
-    def paths(self) -> list[Path]:
-        return [path for pair in self.items for path in (pair.input, pair.target)]
 
     def name(self, index: int) -> str:
         return self.items[index].name
@@ -82,15 +76,32 @@ class PairSource:
     def part_at(self, position: int):
         return self, position
 
-    def select(self, pairs) -> "PairSource":
-        """Return a source of `pairs` alone, otherwise like this one."""
-        return PairSource(pairs, cached=self._cached)
-
     def crop(self, index: int, crop_px: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return one random crop of input and target, uint8 [crop_px, crop_px, 3]; small pictures are reflected."""
         degraded, target = self.whole(index)
         corner = random_corner(*target.shape[:2], crop_px, rng)
         return tuple(reflected_window(image, *corner, crop_px, crop_px) for image in (degraded, target))
+
+
+class PairSource(Pairs):
+    """Pairs of a degraded picture and its target in files. With `cached`, decoded pictures stay in memory."""
+
+    def __init__(self, pairs, *, cached: bool = False):
+        self.items = tuple(pairs)
+        self._cached = cached
+        self._read = ImageReader(cached)
+
+    def select(self, pairs) -> "PairSource":
+        """Return a source of `pairs` alone, otherwise like this one."""
+        return PairSource(pairs, cached=self._cached)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return (height, width) in pixels, from the header of the input."""
+        return image_size(self.items[index].input)
+
+    def decoded_bytes(self) -> int:
+        """Return the bytes that all decoded pictures take, from the headers."""
+        return decoded_bytes(path for pair in self.items for path in (pair.input, pair.target))
 
     def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return input and target, uint8 [H, W, 3]; UserError naming a file that is corrupt or of another size."""
@@ -113,9 +124,9 @@ class PhotoSource:
     def __len__(self):
         return len(self.items)
 
-    @property
-    def paths(self) -> list[Path]:
-        return list(self.items)
+    def decoded_bytes(self) -> int:
+        """Return the bytes that all decoded photographs take, from the headers."""
+        return decoded_bytes(self.items)
 
     def name(self, index: int) -> str:
         return self._names[index]
@@ -172,9 +183,8 @@ class Mixture:
     def __len__(self):
         return int(self._starts[-1])
 
-    @property
-    def paths(self) -> list[Path]:
-        return [path for source in self.sources for path in source.paths]
+    def decoded_bytes(self) -> int:
+        return sum(source.decoded_bytes() for source in self.sources)
 
     def part_at(self, position: int):
         cycle, place = divmod(position, len(self._source_at))
@@ -198,13 +208,25 @@ class Mixture:
         return self.sources[number], index - int(self._starts[number])
 
 
-def open_source(folder, *, cached: bool = False, degradation: CameraShake | None = None) -> PairSource | PhotoSource:
-    """Return a source over `folder`: its pairs if it has input/ and target/, else the sharp photographs in it.
+def open_source(place, *, cached: bool = False, degradation: Camera | None = None, data_dir: str = ""):
+    """Return a source: the prepared set NAME if `place` is "tfds:NAME", else the pairs or photographs of a folder.
 
+    place: "tfds:NAME" or "tfds:NAME/CONFIG", below `data_dir` (see prepared.open_prepared), of which all training
+    pairs are taken; or a folder: one with input/ and target/ holds pairs, any other sharp photographs.
     degradation: what makes inputs of photographs; None: `CameraShake()`. Pairs do not use it.
-    Raises UserError like `find_pairs` and `list_images`.
+    Raises UserError like `open_prepared`, `find_pairs` and `list_images`.
     """
-    folder = Path(folder)
+    place = os.fspath(place)
+    if place.startswith("tfds:"):
+        from concertormer_jax.data.prepared import open_prepared  # which builds upon this module
+
+        return open_prepared(place.removeprefix("tfds:"), data_dir=data_dir, cached=cached)
+    if "://" in place:
+        raise UserError(
+            f"{place}: only prepared sets are read from a bucket; give tfds:NAME as the source and the bucket's folder "
+            "as config.data.data_dir."
+        )
+    folder = Path(place)
     if (folder / "input").is_dir() or (folder / "target").is_dir():
         return PairSource(find_pairs(folder), cached=cached)
     return PhotoSource(list_images(folder), degradation or CameraShake(), cached=cached)
@@ -229,10 +251,10 @@ def hold_out(items, fraction: float) -> tuple[list, list]:
         raise UserError(f"the fraction of pictures to hold out must lie between 0 and 1, got {fraction}.")
     if len(items) < 2:
         raise UserError(f"{len(items)} picture(s) cannot be split into training and validation; give two or more.")
-    names = [item.name for item in items] if isinstance(items[0], Pair) else _relative_names(items)
+    names = _relative_names(items) if isinstance(items[0], Path) else [item.name for item in items]
     groups = {}
     for place in sorted(range(len(items)), key=names.__getitem__):
-        groups.setdefault(_sequence(names[place]), []).append(place)
+        groups.setdefault(sequence_of(names[place]), []).append(place)
     wanted = min(max(1, round(fraction * len(items))), len(items) // 2)
     if len(groups) == 1:
         (group,) = groups.values()
@@ -247,10 +269,13 @@ def hold_out(items, fraction: float) -> tuple[list, list]:
     return kept, [items[place] for place in sorted(held)]
 
 
-def _sequence(name: str) -> str:
-    """Return the sequence that a picture belongs to: its subfolder, else what stands before -<frame>, else itself."""
+def sequence_of(name: str) -> str:
+    """Return the sequence that a picture belongs to: its subfolder, else what stands before -<frame>, else itself.
+
+    The frame may be followed by the number of a crop: `<sequence>-<frame>_s<number>`.
+    """
     folder, _, file = name.rpartition("/")
-    return folder or re.sub(r"-[A-Za-z_]*\d+$", "", file)
+    return folder or re.sub(r"-[A-Za-z_]*\d+(_s\d+)?$", "", file)
 
 
 def _by_name(folder) -> dict[str, Path]:

@@ -1,6 +1,6 @@
 """Command: make evaluation pairs from a folder of sharp photographs, the same bytes every time.
 
-python -m concertormer_jax.data.synthesize PHOTOS OUT [--seed=0]
+python -m concertormer_jax.data.synthesize PHOTOS OUT [--degradation=shake] [--seed=0]
 """
 
 import argparse
@@ -9,16 +9,18 @@ from pathlib import Path
 from tqdm import tqdm
 
 from concertormer_jax import errors
+from concertormer_jax.data.degradations import DEGRADATIONS, make_degradation
 from concertormer_jax.data.images import list_images, write_png
 from concertormer_jax.data.sources import PhotoSource, open_source
 
 
-def synthesize(photos, out, seed: int = 0) -> int:
-    """Write every photograph below `photos` to OUT/target and, blurred once, to OUT/input, as PNG; return how many.
+def synthesize(photos, out, seed: int = 0, degradation: str = "shake") -> int:
+    """Write every photograph below `photos` to OUT/target and, degraded once, to OUT/input, as PNG; return how many.
 
+    degradation: a name of `DEGRADATIONS`.
     Raises UserError if `photos` holds pairs, no picture, or two of one name, or if OUT holds other pictures already.
     """
-    source = open_source(photos)
+    source = open_source(photos, degradation=make_degradation(degradation))
     if not isinstance(source, PhotoSource):
         raise errors.UserError(f"{photos}: holds pairs already; give a folder of sharp photographs.")
     names = [source.name(index) for index in range(len(source))]
@@ -31,7 +33,7 @@ def synthesize(photos, out, seed: int = 0) -> int:
             for path in list_images(Path(out, part)):
                 if path not in written:
                     raise errors.UserError(f"{path}: is not one of these photographs; choose an empty folder.")
-    for index, name in enumerate(tqdm(names, desc="blurring photographs", unit="picture")):
+    for index, name in enumerate(tqdm(names, desc="degrading photographs", unit="picture")):
         degraded, sharp = source.whole(index, seed)
         write_png(Path(out, "input", f"{name}.png"), degraded)
         write_png(Path(out, "target", f"{name}.png"), sharp)
@@ -42,10 +44,12 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m concertormer_jax.data.synthesize", description=__doc__)
     parser.add_argument("photos", metavar="PHOTOS", help="folder of sharp photographs")
     parser.add_argument("out", metavar="OUT", help="folder for input/ and target/")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other blur kernels (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other blur or rain (default: 0)")
+    known = ", ".join(DEGRADATIONS)
+    parser.add_argument("--degradation", default="shake", metavar="NAME", help=f"one of {known} (default: shake)")
     arguments = parser.parse_args()
     with errors.reported():
-        count = synthesize(arguments.photos, arguments.out, arguments.seed)
+        count = synthesize(arguments.photos, arguments.out, arguments.seed, arguments.degradation)
         print(f"{count} pairs in {arguments.out}")
 
 

@@ -1,4 +1,4 @@
-"""Restoring and scoring a folder of pairs: every picture once, on any number of devices, in bounded memory."""
+"""Restoring and scoring a set of pairs: every picture once, on any number of devices, in bounded memory."""
 
 import collections
 import dataclasses
@@ -12,131 +12,91 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from concertormer_jax.data.cache import image_sizes
 from concertormer_jax.data.images import read_rgb, write_png
-from concertormer_jax.data.sources import Pair, find_pairs
 from concertormer_jax.devices import batch_sharding, data_mesh, replicated
 from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.forward import CompiledBySize, out_of_memory_explained, restore_bytes
+from concertormer_jax.evaluation.forward import CompiledBySize, out_of_memory_explained, restore_bytes, restore_floats
 from concertormer_jax.evaluation.outputs import require_writable, restored_path
-from concertormer_jax.evaluation.settings import tlc_window
-from concertormer_jax.metrics import metrics_named
+from concertormer_jax.evaluation.protocols import PAIRS, Protocol
+from concertormer_jax.evaluation.scores import Evaluation, ImageScores
+from concertormer_jax.evaluation.sets import EvaluationSet
+from concertormer_jax.metrics import UNROUNDED_METRICS, require_known, score
+from concertormer_jax.models import VARIANTS
 from concertormer_jax.ops.image import padded_size
 
-DEFAULT_METRICS = ("psnr_rgb", "ssim_rgb_3d")
 ORDERING_METRIC = "psnr_rgb"  # of the progress bar and the worst ten; computed whatever else is asked for
+_SHOWN = ("restored", "input")
 _PADDING_MULTIPLE = 64
 _THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageScores:
-    """One picture's scores by metric name, those of the restored picture and those of the input itself.
-
-    height, width: in pixels; window_covers: whether one TLC window covers the padded picture, so that TLC does nothing.
-    """
-
-    pair: Pair
-    height: int
-    width: int
-    window_covers: bool
-    restored: dict[str, float]
-    input: dict[str, float]
-
-    @property
-    def name(self) -> str:
-        return self.pair.name
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """The scores of a checkpoint on a folder. tlc: the setting as given; tlc_window: in pixels, None for off."""
-
-    checkpoint: str
-    data: str
-    tlc: str
-    tlc_window: int | None
-    metrics: tuple[str, ...]
-    images: tuple[ImageScores, ...]
-    devices: str
-    seconds: float
-
-    def mean(self, which: str, metric: str) -> float:
-        """Return the mean over the images; which: "restored" or "input"."""
-        return float(np.mean([getattr(image, which)[metric] for image in self.images]))
-
-    def gain(self, metric: str) -> float:
-        """Return how much higher the mean of the restored images is than that of the inputs; 0 if both are infinite."""
-        return difference(self.mean("restored", metric), self.mean("input", metric))
-
-
-@dataclasses.dataclass(frozen=True)
 class _Item:
-    """A pair, the size of its pictures, that size padded, and how many pictures of that size go into one step."""
+    """A pair's index, the size of its pictures, that size padded, and how many of that size go into one step."""
 
-    pair: Pair
+    index: int
     height: int
     width: int
     padded: tuple[int, int]
     step: int
 
 
-def difference(a: float, b: float) -> float:
-    """Return a - b, and 0 for equal infinities."""
-    return 0.0 if a == b else a - b
-
-
 def evaluate(
-    model, folder, output, *, tlc="auto", metrics=DEFAULT_METRICS, batch=None, devices=None, log=tqdm.write
+    model,
+    pairs: EvaluationSet,
+    output,
+    *,
+    protocol: Protocol = PAIRS,
+    tlc="auto",
+    metrics=None,
+    batch=None,
+    devices=None,
+    log=tqdm.write,
 ) -> Evaluation:
-    """Restore the inputs of `folder` (input/ and target/), write them to `output`/restored/, and score them.
+    """Restore the inputs of `pairs`, write them to `output`/restored/, and score them.
 
-    model: a `checkpoints.LoadedModel`; tlc: `auto`, `off` or a number of pixels, see `settings.tlc_window`.
-    metrics: names, see `metrics.METRICS`; the outputs are clipped and rounded to uint8 before.
-    batch: images per step over all devices (None: one for each); log: called with a line per compilation.
+    model: a `checkpoints.LoadedModel`; tlc: `auto` (the protocol's), `off` or a number of pixels.
+    metrics: names, see `metrics.METRICS`; None: the protocol's. Outputs are clipped, and rounded to uint8 for all but
+    the unrounded metrics. batch: images per step over all devices (None: one for each); log: called with a line per
+    compilation.
     Raises UserError for bad settings, an unwritable output (both before anything is computed) and bad pictures.
     """
     start = time.perf_counter()
-    wanted = tuple(metrics_named(metrics))
-    functions = metrics_named(dict.fromkeys([ORDERING_METRIC, *wanted]))
-    window = tlc_window(tlc, model.train_crop_px)
+    wanted = require_known(protocol.metrics if metrics is None else metrics)
+    window = protocol.tlc_window(tlc, model.train_crop_px)
     if batch is not None and batch < 1:
         raise UserError(f"--batch={batch}: must be at least 1.")
     require_writable(output)
     mesh = data_mesh(devices)
-    items = _items(find_pairs(folder), batch or mesh.size, mesh.size)
+    items = _items(pairs.sizes, batch or mesh.size, mesh.size)
 
-    def score(item, images, restored):
-        degraded, target = images
-        path = restored_path(output, item.pair.name)
+    def load(item):
+        images = pairs.read(item.index)
+        if any(image.shape[:2] != (item.height, item.width) for image in images):
+            raise UserError(
+                f"{pairs.names[item.index]} of {pairs.name}: was changed during the evaluation; start again."
+            )
+        return item, images
+
+    def scored(item, images, restored):
+        path = restored_path(output, pairs.names[item.index])
         try:
-            write_png(path, restored)
+            write_png(path, restored if restored.dtype == np.uint8 else np.rint(restored).astype(np.uint8))
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from error
-        return ImageScores(
-            pair=item.pair,
-            height=item.height,
-            width=item.width,
-            window_covers=window is not None and window >= max(item.padded),
-            restored={name: function(restored, target) for name, function in functions.items()},
-            input={name: function(degraded, target) for name, function in functions.items()},
-        )
+        covers = window is not None and window >= max(item.padded)
+        return _image_scores(pairs, item.index, path, covers, restored, *images, wanted)
 
-    scores = []
-    with (
-        ThreadPoolExecutor(_THREADS) as pool,
-        tqdm(total=len(items), unit="image", desc="evaluating", dynamic_ncols=True) as bar,
-        out_of_memory_explained("give a smaller --batch."),
-    ):
-        loaded = _ahead(pool, _load, ((item,) for item in items), _THREADS)
-        restored = _restored(model, window, loaded, mesh, log)
-        for result in _ahead(pool, score, restored, 2 * _THREADS):
-            scores.append(result)
-            bar.set_postfix_str(_running(scores))
-            bar.update()
+    with ThreadPoolExecutor(_THREADS) as pool, out_of_memory_explained("give a smaller --batch."):
+        loaded = _ahead(pool, load, ((item,) for item in items), _THREADS)
+        unrounded = bool(UNROUNDED_METRICS.keys() & set(wanted))
+        restored = _restored(model, window, pairs, unrounded, loaded, mesh, log)
+        scores = _watched(_ahead(pool, scored, restored, 2 * _THREADS), len(pairs), pairs.name)
     return Evaluation(
         checkpoint=model.name,
-        data=str(folder),
+        variant=_variant(model.module),
+        protocol=protocol.name,
+        set=pairs,
         tlc=tlc,
         tlc_window=window,
         metrics=wanted,
@@ -146,36 +106,86 @@ def evaluate(
     )
 
 
-def _items(pairs, batch, devices):
+def evaluate_predictions(
+    paths, pairs: EvaluationSet, output, *, protocol: Protocol = PAIRS, metrics=None, maker="other software"
+) -> Evaluation:
+    """Score pictures that other software restored.
+
+    paths: one for each of `pairs`, from `predictions.find_predictions`; maker: what to call their origin.
+    metrics: as in `evaluate`; the unrounded ones take the pictures as they are. Nothing is written, but `output` must
+    be writable.
+    Raises UserError for bad settings and pictures that cannot be read.
+    """
+    start = time.perf_counter()
+    wanted = require_known(protocol.metrics if metrics is None else metrics)
+    require_writable(output)
+
+    def scored(index):
+        return _image_scores(pairs, index, paths[index], False, read_rgb(paths[index]), *pairs.read(index), wanted)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        indices = ((index,) for index in range(len(pairs)))
+        scores = _watched(_ahead(pool, scored, indices, 2 * _THREADS), len(pairs), pairs.name)
+    return Evaluation(
+        checkpoint=maker,
+        variant=None,
+        protocol=protocol.name,
+        set=pairs,
+        tlc="unknown",
+        tlc_window=None,
+        metrics=wanted,
+        images=tuple(sorted(scores, key=lambda image: image.name)),
+        devices="none",
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _image_scores(pairs, index, file, window_covers, restored, degraded, target, wanted):
+    names = tuple(dict.fromkeys([ORDERING_METRIC, *wanted]))
+    after, before = score(names, restored, target), score(names, degraded, target)
+    return ImageScores(
+        index=index,
+        name=pairs.names[index],
+        height=target.shape[0],
+        width=target.shape[1],
+        file=file,
+        window_covers=window_covers,
+        restored=after.values,
+        input=before.values,
+        converged=None if after.converged is None else (after.converged, before.converged),
+    )
+
+
+def _variant(module):
+    """The name of the network's size, "custom" if it has none."""
+    for name, variant in VARIANTS.items():
+        if all(getattr(module, field, None) == value for field, value in variant.fields.items()):
+            return name
+    return "custom"
+
+
+def _items(sizes, batch, devices):
     """Sort pairs by padded size. A step takes `batch` pictures, or all of a size that has fewer."""
-    sizes = image_sizes([pair.input for pair in pairs])
     padded = [tuple(padded_size(length, _PADDING_MULTIPLE) for length in size) for size in sizes]
     count = collections.Counter(padded)
     items = [
-        _Item(pair, *size, padding, padded_size(min(batch, count[padding]), devices))
-        for pair, size, padding in zip(pairs, sizes, padded, strict=True)
+        _Item(index, *size, padding, padded_size(min(batch, count[padding]), devices))
+        for index, (size, padding) in enumerate(zip(sizes, padded, strict=True))
     ]
     return sorted(items, key=lambda item: item.padded)
 
 
-def _load(item):
-    images = read_rgb(item.pair.input), read_rgb(item.pair.target)
-    if any(image.shape[:2] != (item.height, item.width) for image in images):
-        raise UserError(
-            f"{item.pair.input}: was changed during the evaluation, or {item.pair.target} was; start again."
-        )
-    return item, images
+def _restored(model, window, pairs, unrounded, loaded, mesh, log):
+    """Yield (item, (input, target), restored) while the device works on the next step; all pictures [H, W, 3].
 
-
-def _restored(model, window, loaded, mesh, log):
-    """Yield (item, (input, target), restored), all pictures uint8 [H, W, 3], while the device works on the next step.
-
+    Restored pictures are uint8, or float32 in [0, 255] if `unrounded`; the others are uint8.
     loaded: (item, (input, target)), those of one padded size together. The last step of a size is filled up by
     repeating its last picture; what comes out for these is left out.
     """
     whole, split = replicated(mesh), batch_sharding(mesh)
     module = model.module.clone(tlc_window=window)
-    restore = CompiledBySize(restore_bytes(module), log, in_shardings=(whole, split), out_shardings=(split, split))
+    function = _restore_unrounded(module) if unrounded else restore_bytes(module)
+    restore = CompiledBySize(function, log, in_shardings=(whole, split), out_shardings=(split, split))
     params = jax.device_put(model.params, whole)
     computing = None
     for (_, step), same_size in itertools.groupby(loaded, key=lambda entry: (entry[0].padded, entry[0].step)):
@@ -184,9 +194,19 @@ def _restored(model, window, loaded, mesh, log):
             images += [images[-1]] * (step - len(images))
             results = restore(params, jax.device_put(np.stack(images), split))
             if computing is not None:
-                yield from _cropped(*computing)
+                yield from _cropped(pairs, *computing)
             computing = entries, results
-    yield from _cropped(*computing)
+    yield from _cropped(pairs, *computing)
+
+
+def _restore_unrounded(module):
+    restore = restore_floats(module)
+
+    def restore_uint8(params, images):
+        output, finite = restore(params, images.astype(np.float32) / 255)
+        return output * 255, finite
+
+    return restore_uint8
 
 
 def _padded(image, size):
@@ -194,12 +214,13 @@ def _padded(image, size):
     return np.pad(image, ((0, size[0] - image.shape[0]), (0, size[1] - image.shape[1]), (0, 0)), mode="reflect")
 
 
-def _cropped(entries, results):
+def _cropped(pairs, entries, results):
     restored, finite = jax.device_get(results)
     for (item, images), picture, good in zip(entries, restored, finite, strict=False):
         if not good:
             raise UserError(
-                f"{item.pair.input}: the network's output is not finite; its weights are damaged or diverged."
+                f"{pairs.names[item.index]} of {pairs.name}: the network's output is not finite; its weights are "
+                "damaged or diverged."
             )
         yield item, images, picture[: item.height, : item.width]
 
@@ -215,8 +236,13 @@ def _ahead(pool, function, arguments, count):
         yield waiting.popleft().result()
 
 
-def _running(scores):
-    means = [
-        math.fsum(getattr(s, which)[ORDERING_METRIC] for s in scores) / len(scores) for which in ("restored", "input")
-    ]
-    return f"PSNR {means[0]:.2f} dB, input {means[1]:.2f} dB"
+def _watched(scores, total, name) -> list[ImageScores]:
+    """Collect the scores while a bar shows their mean so far."""
+    done = []
+    with tqdm(total=total, unit="image", desc=f"evaluating {name}", dynamic_ncols=True) as bar:
+        for image in scores:
+            done.append(image)
+            means = [math.fsum(getattr(i, part)[ORDERING_METRIC] for i in done) / len(done) for part in _SHOWN]
+            bar.set_postfix_str(f"PSNR {means[0]:.2f} dB, input {means[1]:.2f} dB")
+            bar.update()
+    return done

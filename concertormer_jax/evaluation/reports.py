@@ -1,4 +1,8 @@
-"""What an evaluation leaves in its folder: a table per image, JSON, a Markdown row, and a sheet of the worst ten."""
+"""What an evaluation leaves in its folder: a table per image, JSON, a Markdown row, and a sheet of the worst ten.
+
+One set's files stand in the folder itself. Several sets have a folder each, and the tables over all of them stand in
+the folder itself.
+"""
 
 import csv
 import io
@@ -7,37 +11,52 @@ import math
 from pathlib import Path
 
 from concertormer_jax.data.images import read_rgb
-from concertormer_jax.evaluation.evaluator import ORDERING_METRIC, Evaluation, difference
-from concertormer_jax.evaluation.outputs import restored_path
+from concertormer_jax.evaluation.evaluator import ORDERING_METRIC
 from concertormer_jax.evaluation.pictures import comparison_sheet
+from concertormer_jax.evaluation.protocols import PROTOCOLS
+from concertormer_jax.evaluation.scores import Average, Evaluation, difference
 from concertormer_jax.files import write_text, written_atomically
 
+RESULTS_FILE = "results.json"
 WORST = 10
 
 
 def write_reports(evaluation: Evaluation, output) -> None:
-    """Write `per_image.csv`, `results.json`, `results.md` and `worst_ten.png` into the folder `output`.
+    """Write `per_image.csv`, `results.json`, `results.md` and `worst_ten.png` of one set into the folder `output`.
 
-    The restored pictures must lie there (`evaluator.evaluate` puts them there) and the data where they were.
-    Infinite values stand as the text `inf` or `-inf`, in JSON as a string, since JSON has no such number.
+    The restored pictures and the data must lie where they were. Infinite values stand as the text `inf` or `-inf`, in
+    JSON as a string, since JSON has no such number.
     """
     output = Path(output)
     write_text(output / "per_image.csv", per_image_csv(evaluation))
-    write_text(output / "results.json", results_json(evaluation))
+    write_text(output / RESULTS_FILE, results_json(evaluation))
     write_text(output / "results.md", markdown_table([evaluation]))
     with written_atomically(output / "worst_ten.png") as temporary:
-        worst_sheet(evaluation, output).save(temporary, format="PNG")
+        worst_sheet(evaluation).save(temporary, format="PNG")
+
+
+def write_summary(evaluations, output) -> None:
+    """Write `results.json` and `results.md` over several sets, with the protocol's average if it can be formed."""
+    write_text(Path(output) / RESULTS_FILE, summary_json(evaluations))
+    write_text(Path(output) / "results.md", markdown_table(evaluations))
 
 
 def per_image_csv(evaluation: Evaluation) -> str:
-    """Return a table with one line per image: size, whether TLC could act, and every metric restored, input, gain."""
+    """Return a table with one line per image: size, whether TLC could act, and every metric restored, input, gain.
+
+    With RealBlur's alignment, `aligned` says whether it converged for the restored picture and `input_aligned` for the
+    input.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     scores = [f"{which}_{metric}" for metric in evaluation.metrics for which in ("restored", "input", "gain")]
-    writer.writerow(["name", "height", "width", "tlc_has_effect", *scores])
+    alignment = evaluation.unaligned("restored") is not None
+    converged = ["aligned", "input_aligned"] if alignment else []
+    writer.writerow(["name", "height", "width", "tlc_has_effect", *converged, *scores])
     for image in evaluation.images:
         tlc_has_effect = evaluation.tlc_window is not None and not image.window_covers
-        row = [image.name, image.height, image.width, str(tlc_has_effect).lower()]
+        row = [image.name, image.height, image.width, _yes(tlc_has_effect)]
+        row += [_yes(outcome) for outcome in image.converged] if alignment else []
         for metric in evaluation.metrics:
             restored, degraded = image.restored[metric], image.input[metric]
             row += [_decimal(value) for value in (restored, degraded, difference(restored, degraded))]
@@ -49,21 +68,17 @@ def results_json(evaluation: Evaluation) -> str:
     """Return the settings, the means and every image's scores as JSON."""
     content = {
         "checkpoint": evaluation.checkpoint,
-        "data": evaluation.data,
+        "variant": evaluation.variant,
+        "protocol": evaluation.protocol,
+        "set": evaluation.set.name,
         "images": len(evaluation.images),
         "tlc": {
             "setting": evaluation.tlc,
             "window_px": evaluation.tlc_window,
             "images_without_effect": sum(image.window_covers for image in evaluation.images),
         },
-        "mean": {
-            metric: {
-                "restored": _json_number(evaluation.mean("restored", metric)),
-                "input": _json_number(evaluation.mean("input", metric)),
-                "gain": _json_number(evaluation.gain(metric)),
-            }
-            for metric in evaluation.metrics
-        },
+        "mean": _means(evaluation, evaluation.metrics),
+        "images_not_aligned": {which: evaluation.unaligned(which) for which in ("restored", "input")},
         "devices": evaluation.devices,
         "seconds": round(evaluation.seconds, 1),
         "per_image": [
@@ -77,33 +92,54 @@ def results_json(evaluation: Evaluation) -> str:
             for image in evaluation.images
         ],
     }
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return _json(content)
+
+
+def summary_json(evaluations) -> str:
+    """Return the means of several sets, and their average or null, as JSON; the rest stands in each set's own file."""
+    first = evaluations[0]
+    average = PROTOCOLS[first.protocol].average(evaluations)
+    content = {
+        "checkpoint": first.checkpoint,
+        "variant": first.variant,
+        "protocol": first.protocol,
+        "sets": {
+            evaluation.set.name: {
+                "images": len(evaluation.images),
+                "tlc": {"setting": evaluation.tlc, "window_px": evaluation.tlc_window},
+                "mean": _means(evaluation, first.metrics),
+            }
+            for evaluation in evaluations
+        },
+        "average": average
+        and {"sets": [part.set.name for part in average.parts], "mean": _means(average, first.metrics)},
+    }
+    return _json(content)
 
 
 def markdown_table(evaluations) -> str:
-    """Return a Markdown table of evaluations by the same metrics, one row each, with its header."""
+    """Return a Markdown table of evaluations by the same metrics, with its header: one row each, then the average."""
     metrics = evaluations[0].metrics
     titles = [f"{metric}{part}" for metric in metrics for part in ("", " of the input", " gain")]
     lines = [
-        ["checkpoint", "data", "images", "TLC", *titles],
-        ["---", "---", "---:", "---", *["---:"] * len(titles)],
+        ["checkpoint", "protocol", "data", "images", "TLC", *titles],
+        ["---", "---", "---", "---:", "---", *["---:"] * len(titles)],
     ]
-    for evaluation in evaluations:
-        cells = [evaluation.checkpoint, evaluation.data, str(len(evaluation.images)), tlc_description(evaluation)]
-        for metric in metrics:
-            cells += [
-                _rounded(metric, evaluation.mean("restored", metric)),
-                _rounded(metric, evaluation.mean("input", metric)),
-                _rounded(metric, evaluation.gain(metric), sign="+"),
-            ]
-        lines.append([cell.replace("|", "\\|") for cell in cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    for one in evaluations:
+        cells = [one.checkpoint, one.protocol, one.set.name, _images(one), tlc_description(one)]
+        lines.append(cells + _score_cells(one, metrics))
+    if average := PROTOCOLS[evaluations[0].protocol].average(evaluations):
+        names = ", ".join(part.set.name for part in average.parts)
+        cells = [evaluations[0].checkpoint, evaluations[0].protocol, f"average of {names}", "", ""]
+        lines.append(cells + _score_cells(average, metrics))
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def tlc_description(evaluation: Evaluation) -> str:
     """Return the TLC setting in words, with the number of images that one window covers, so that TLC did nothing."""
     if evaluation.tlc_window is None:
-        return "off"
+        return "unknown" if evaluation.variant is None else "off"
     window = f"{evaluation.tlc_window} px"
     text = f"auto, {window}" if evaluation.tlc == "auto" else window
     covered = sum(image.window_covers for image in evaluation.images)
@@ -112,18 +148,44 @@ def tlc_description(evaluation: Evaluation) -> str:
     return f"{text}: no effect on {covered}, which the window covers" if covered else text
 
 
-def worst_sheet(evaluation: Evaluation, output):
+def worst_sheet(evaluation: Evaluation):
     """Return a Pillow picture with input, output, target and error of the ten images of lowest PSNR, worst first."""
     worst = sorted(evaluation.images, key=lambda image: image.restored[ORDERING_METRIC])[:WORST]
-    return comparison_sheet(
-        (
-            _caption(rank, image, evaluation.metrics),
-            read_rgb(image.pair.input),
-            read_rgb(restored_path(output, image.name)),
-            read_rgb(image.pair.target),
-        )
-        for rank, image in enumerate(worst, start=1)
-    )
+
+    def rows():
+        for rank, image in enumerate(worst, start=1):
+            degraded, target = evaluation.set.read(image.index)
+            yield _caption(rank, image, evaluation.metrics), degraded, read_rgb(image.file), target
+
+    return comparison_sheet(rows())
+
+
+def _images(evaluation):
+    count, unaligned = len(evaluation.images), evaluation.unaligned("restored")
+    return f"{count} ({unaligned} not aligned)" if unaligned is not None else str(count)
+
+
+def _score_cells(scores: Evaluation | Average, metrics):
+    cells = []
+    for metric in metrics:
+        cells += [_rounded(metric, scores.mean(which, metric)) for which in ("restored", "input")]
+        cells.append(_rounded(metric, scores.gain(metric), sign="+"))
+    return cells
+
+
+def _means(scores: Evaluation | Average, metrics):
+    return {
+        metric: {
+            "restored": _json_number(scores.mean("restored", metric)),
+            "input": _json_number(scores.mean("input", metric)),
+            "gain": _json_number(scores.gain(metric)),
+        }
+        for metric in metrics
+    }
+
+
+def _json(content):
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def _caption(rank, image, metrics):
@@ -140,6 +202,10 @@ def _rounded(metric, value, sign=""):
 
 def _decimal(value):
     return f"{value:.6f}"
+
+
+def _yes(flag):
+    return str(bool(flag)).lower()
 
 
 def _json_number(value):

@@ -16,45 +16,38 @@ from etils import epath
 from concertormer_jax.checkpoints import Checkpoints, load_model, require_same_size, size_of
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.cache import require_memory_for
-from concertormer_jax.data.degradations import CameraShake
+from concertormer_jax.data.degradations import make_degradation
 from concertormer_jax.data.sources import Mixture, open_source, split_source
-from concertormer_jax.devices import batch_sharding, data_mesh, place_batch, replicated
+from concertormer_jax.devices import data_mesh, place_batch, replicated
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import Concertormer, create, initial_params
-from concertormer_jax.training.optimizer import adamw, cosine
+from concertormer_jax.training.setup import trace_step, training_from
 from concertormer_jax.training.stages import Stage, make_stages, require_divisible
-from concertormer_jax.training.step import TrainState, initial_state, make_train_step
+from concertormer_jax.training.step import TrainState
 from concertormer_jax.training.validation import Validation
 from concertormer_jax.training.writers import Interval, Writer
 
 SHOWN_PICTURES = 3
 
 
-def module_from(model) -> Concertormer:
-    """The network of `config.model`; fields left at None are the variant's."""
-    fields = {name: value for name, value in model.items() if value is not None and name not in ("variant", "dtype")}
-    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-    if model.dtype not in dtypes:
-        raise UserError(f"config.model.dtype={model.dtype!r} is unknown; choose one of {', '.join(dtypes)}")
-    try:
-        return create(model.variant or None, dtype=dtypes[model.dtype], **fields)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"config.model: {error}") from error
-
-
 def sources_from(config):
     """The sources for training and validation: held-out images of the former, unless config.validation names one."""
     data = config.data
-    shake = CameraShake(data.blur_min_px, data.blur_max_px, data.shot_noise, data.read_noise)
+    degradation = make_degradation(
+        data.degradation,
+        min_length_px=data.blur_min_px,
+        max_length_px=data.blur_max_px,
+        shot_noise=data.shot_noise,
+        read_noise=data.read_noise,
+        jpeg_quality=data.jpeg_quality,
+    )
     paths = [path for path in data.source.split(",") if path]
     if not paths:
         raise UserError("config.data.source is empty; name a folder with input/ and target/ or one of photographs")
-    opened = [open_source(path, cached=config.run.cache, degradation=shake) for path in paths]
+    settings = {"degradation": degradation, "data_dir": data.data_dir}
+    opened = [open_source(path, cached=config.run.cache, **settings) for path in paths]
     if config.validation.source:
         training = opened
-        validation = open_source(config.validation.source, cached=False, degradation=shake)
+        validation = open_source(config.validation.source, cached=False, **settings)
     else:
         split = [split_source(source, config.validation.fraction) for source in opened]
         training = [part for part, _ in split]
@@ -66,7 +59,8 @@ def sources_from(config):
 def claim_workdir(workdir, config) -> None:
     """Write config.json into a new work folder, or check that the one there is of the same config.
 
-    The keys under `run` may change between restarts. Raises UserError naming the first key that differs.
+    The keys under `run` may change between restarts, and a key that this software did not have when the folder was made
+    is not compared. Raises UserError naming the first key that differs.
     """
     path = epath.Path(workdir) / "config.json"
     wanted = json.loads(config.to_json_best_effort())
@@ -93,9 +87,9 @@ def _differences(stored: dict, wanted: dict):
                 yield f"{prefix}{key}", value
 
     old, new = dict(flat(stored)), dict(flat(wanted))
-    for name in sorted(old.keys() | new.keys()):
-        if not name.startswith("run.") and old.get(name) != new.get(name):
-            yield f"config.{name}", old.get(name), new.get(name)
+    for name in sorted(old.keys() & new.keys()):
+        if not name.startswith("run.") and old[name] != new[name]:
+            yield f"config.{name}", old[name], new[name]
 
 
 class Stop:
@@ -152,39 +146,15 @@ def train(config, workdir) -> int:
 
     Raises UserError for a config, data or work folder that cannot be used, and when the loss is not finite.
     """
-    module = module_from(config.model)
     stages = make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
+    training = training_from(config, stages)
     mesh = data_mesh()
     require_divisible(stages, mesh.size, config.train.accumulation)
     source, held_out = sources_from(config)
-    if config.run.cache:
-        require_memory_for(source.paths)
+    cache_bytes = require_memory_for(source) if config.run.cache else 0
     claim_workdir(workdir, config)
 
-    optimizer_settings = config.optimizer.to_dict()
-    schedule = cosine(
-        optimizer_settings.pop("learning_rate"), optimizer_settings.pop("final_learning_rate"), stages[-1].end
-    )
-    optimizer = adamw(schedule, **optimizer_settings)
-    ema_decay = config.train.ema_decay
-
-    def apply(params, images):
-        return module.apply({"params": params}, images)
-
-    step_function = make_train_step(
-        apply,
-        optimizer,
-        schedule,
-        fft_weight=config.train.fft_weight,
-        accumulation=config.train.accumulation,
-        ema_decay=ema_decay,
-    )
-
-    def initialise():
-        params = initial_params(module, jax.random.key(config.seed))
-        return initial_state(params, optimizer, ema_decay)
-
-    shapes = jax.eval_shape(initialise)
+    shapes = jax.eval_shape(training.initialise)
     whole = replicated(mesh)
     checkpoints = Checkpoints(workdir)
     latest = checkpoints.latest_step()
@@ -193,32 +163,38 @@ def train(config, workdir) -> int:
             jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
         )
     else:
-        state = jax.jit(initialise, out_shardings=whole)()
+        state = jax.jit(training.initialise, out_shardings=whole)()
         if config.init_from:
             loaded = load_model(config.init_from)
-            require_same_size(config.init_from, size_of(loaded.module), module)
+            require_same_size(config.init_from, size_of(loaded.module), training.module)
             params = jax.device_put(loaded.params, whole)
-            average = jax.tree.map(jnp.copy, params) if ema_decay else None
+            average = None if state.average is None else jax.tree.map(jnp.copy, params)
             state = state.replace(params=params, average=average)
 
     model = {
-        "size": size_of(module),
+        "size": size_of(training.module),
         "train_crop_px": max(stage.crop_px for stage in stages),
-        "weights": "average" if ema_decay else "params",
+        "weights": "params" if shapes.average is None else "average",
     }
     writer = Writer(workdir, step=latest or 0, total_steps=stages[-1].end, enabled=jax.process_index() == 0)
     validation = Validation(
-        apply, held_out, mesh, images=config.validation.images, crop_px=config.validation.crop_px, log=writer.note
+        training.apply,
+        held_out,
+        mesh,
+        images=config.validation.images,
+        crop_px=config.validation.crop_px,
+        log=writer.note,
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
     writer.note(
         f"{config.model.variant or 'custom'}: {parameters:,} parameters, {mesh.size} x {jax.devices()[0].device_kind}; "
         f"{len(source)} training and {len(validation)} validation images; {stages[-1].end} steps"
+        + (f"; the cache of decoded pictures takes {cache_bytes / 2**30:.1f} GiB" if cache_bytes else "")
         + (f", going on from step {latest}" if latest is not None else "")
     )
     stop = Stop(checkpoints)
     run = Run(
-        config, source, stages, step_function, validation, validation.input_psnr, checkpoints, writer, mesh, model, stop
+        config, source, stages, training.step, validation, validation.input_psnr, checkpoints, writer, mesh, model, stop
     )
     try:
         with stop.listening(), jax.transfer_guard("disallow"):
@@ -283,12 +259,8 @@ def _compile(run: Run, state: TrainState, stage: Stage):
     """Compile the step for the shapes of `stage`, saying so."""
     run.writer.note(f"compiling the step of stage {stage.number} ({stage.crop_px} px x {stage.batch}) ...")
     start = time.perf_counter()
-    images = jax.ShapeDtypeStruct(
-        (stage.batch, stage.crop_px, stage.crop_px, 3), jnp.uint8, sharding=batch_sharding(run.mesh)
-    )
     with jax.transfer_guard("allow"):
-        step_function = jax.jit(run.step_function, donate_argnums=0, out_shardings=replicated(run.mesh))
-        compiled = step_function.lower(state, {"input": images, "target": images}).compile()
+        compiled = trace_step(run.step_function, state, stage, run.mesh).lower().compile()
     run.writer.note(f"compiled in {time.perf_counter() - start:.1f} s")
     return compiled
 

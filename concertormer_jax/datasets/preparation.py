@@ -1,0 +1,84 @@
+"""Preparing a set: found, checked, written. What is not whole never has the name of a prepared set."""
+
+import contextlib
+import fcntl
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from concertormer_jax.data.prepared import default_data_dir
+from concertormer_jax.datasets.checks import Report, check
+from concertormer_jax.datasets.descriptions import SETS, SetDescription, Variant
+from concertormer_jax.datasets.layouts import Found, find
+from concertormer_jax.errors import UserError
+
+_INCOMPLETE = "incomplete."  # how tensorflow-datasets calls the folders that it is writing
+
+
+def described(reference: str) -> tuple[SetDescription, Variant]:
+    """Return what NAME or NAME/CONFIG stands for. Raises UserError for an unknown one, with those there are."""
+    name, _, config = reference.partition("/")
+    if name not in SETS:
+        raise UserError(f"{reference}: there is no set {name!r}; choose one of {', '.join(SETS)}.")
+    variant = SETS[name].variant(config)
+    if variant is None:
+        choices = ", ".join(f"{name}/{one.name}" for one in SETS[name].variants if one.name) or name
+        raise UserError(f"{reference}: {name} has no configuration {config!r}; choose one of {choices}.")
+    return SETS[name], variant
+
+
+def examine(reference: str, source) -> tuple[Found, Report]:
+    """Find and check the pairs of the set `reference` below `source`, without writing anything."""
+    description, variant = described(reference)
+    found = find(description, variant, source)
+    return found, check(description, found)
+
+
+def prepare(reference: str, report: Report, data_dir: str = "") -> Path:
+    """Write the pairs of `report` as a prepared set below `data_dir` ("": the default place); return its folder.
+
+    Whatever an interrupted preparation left is removed first. Raises UserError if the report has errors, the set is
+    prepared already, another process is preparing it, or `data_dir` is not a local folder.
+    """
+    description, variant = described(reference)
+    data_dir = os.path.expanduser(data_dir) or default_data_dir()
+    if "://" in data_dir:
+        raise UserError(f"--data-dir={data_dir}: is no local folder; prepare in one and copy it there as a whole.")
+    if report.errors:
+        raise UserError(f"{description.title} has {len(report.errors)} errors, the first one: {report.errors[0]}")
+    import tensorflow_datasets as tfds  # slow, and not needed for checks
+
+    from concertormer_jax.datasets.builders import make_builder
+
+    builder = make_builder(description.name, variant, data_dir)
+    folder = Path(builder.data_dir)
+    with _only_one(folder.parent):
+        if folder.exists():
+            raise UserError(f"{folder}: is prepared already; delete it to prepare it again.")
+        _remove_incomplete(folder)
+        builder.checked = report
+        # The pictures are on the disk and nothing is fetched, whatever tensorflow-datasets says and makes room for.
+        with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
+            settings = tfds.download.DownloadConfig(manual_dir=unused, try_download_gcs=False)
+            builder.download_and_prepare(download_dir=unused, download_config=settings)
+    return folder
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Hold the lock of `folder`, which ends with the process that holds it, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".preparing", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is preparing this set; wait for it or end it.") from error
+        yield
+
+
+def _remove_incomplete(folder: Path) -> None:
+    for left in folder.parent.glob(f"{_INCOMPLETE}*_{folder.name}"):
+        shutil.rmtree(left)

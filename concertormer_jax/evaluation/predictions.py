@@ -1,0 +1,72 @@
+"""Pictures restored by other software, matched with the pictures of a set."""
+
+import re
+from pathlib import Path
+
+from concertormer_jax.data.cache import image_sizes
+from concertormer_jax.data.images import list_images
+from concertormer_jax.errors import UserError
+from concertormer_jax.evaluation.sets import EvaluationSet
+
+
+def predictions_folder(folder, pairs: EvaluationSet, alone: bool) -> Path:
+    """Return the folder with the pictures of a set: one in `folder` that is named like it, else, if the set is the only
+    one (`alone`), `folder` itself.
+
+    Case, `-` and `_` do not count in the name. Raises UserError if there is none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"--predictions={folder}: no such folder; check the path.")
+    named = [path for path in sorted(folder.iterdir()) if path.is_dir() and _plain(path.name) == _plain(pairs.name)]
+    if named:
+        return named[0]
+    if alone:
+        return folder
+    raise UserError(f"{folder}: has no folder {pairs.name}/; several sets are scored, so each needs one of its own.")
+
+
+def find_predictions(folder, pairs: EvaluationSet) -> list[Path]:
+    """Return the picture of `folder` for every pair of the set, matched by name without extension.
+
+    A subfolder in a name may be written as `<folder>-<name>`. Raises UserError naming the first picture that is
+    missing, belongs to no pair, shares its name with another, or has another size than its target.
+    """
+    folder = Path(folder)
+    found = {}
+    for path in list_images(folder):
+        name = _flat(path.relative_to(folder).with_suffix("").as_posix())
+        if name in found:
+            raise UserError(f"{path}: {found[name].name} has the same name; remove one of the two.")
+        found[name] = path
+    wanted = [_flat(name) for name in pairs.names]
+    if missing := [name for name in wanted if name not in found]:
+        raise UserError(
+            f"{folder}: has no picture {missing[0]}.*{_more(missing)} of the {len(wanted)} of {pairs.name}; every "
+            "picture of the set must be scored, so add it."
+        )
+    if surplus := sorted(found.keys() - set(wanted)):
+        raise UserError(
+            f"{found[surplus[0]]}: is none of the {len(wanted)} pictures of {pairs.name}{_more(surplus)}; remove it, "
+            "or check that --data is the set that was restored."
+        )
+    paths = [found[name] for name in wanted]
+    for path, size, target in zip(paths, image_sizes(paths), pairs.sizes, strict=True):
+        if size != tuple(target):
+            raise UserError(
+                f"{path}: is {size[1]}x{size[0]} but its target in {pairs.name} is {target[1]}x{target[0]}; restore "
+                "the pictures at their own size."
+            )
+    return paths
+
+
+def _more(names):
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _flat(name):
+    return name.replace("/", "-")
+
+
+def _plain(name):
+    return re.sub("[-_]", "", name).lower()

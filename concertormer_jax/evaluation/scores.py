@@ -1,0 +1,79 @@
+"""What an evaluation found: scores per picture, their means per set, and the average over sets."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from concertormer_jax.evaluation.sets import EvaluationSet
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageScores:
+    """One picture's scores by metric name, those of the restored picture and those of the input itself.
+
+    index: in its set; file: the restored picture. window_covers: whether one TLC window covers the padded picture, so
+    that TLC does nothing. converged: RealBlur's alignment of the restored picture and of the input, None without it.
+    """
+
+    index: int
+    name: str
+    height: int
+    width: int
+    file: Path
+    window_covers: bool
+    restored: dict[str, float]
+    input: dict[str, float]
+    converged: tuple[bool, bool] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The scores of a network, or of pictures made elsewhere, on one set.
+
+    checkpoint: a description of what made the pictures; variant: the network's name in `VARIANTS`, or "custom", or None
+    for pictures made elsewhere. tlc: the setting as given; tlc_window: in pixels, None for off.
+    """
+
+    checkpoint: str
+    variant: str | None
+    protocol: str
+    set: EvaluationSet
+    tlc: str
+    tlc_window: int | None
+    metrics: tuple[str, ...]
+    images: tuple[ImageScores, ...]
+    devices: str
+    seconds: float
+
+    def mean(self, which: str, metric: str) -> float:
+        """Return the mean over the images; which: "restored" or "input"."""
+        return float(np.mean([getattr(image, which)[metric] for image in self.images]))
+
+    def gain(self, metric: str) -> float:
+        """Return how much higher the mean of the restored images is than that of the inputs; 0 if both are infinite."""
+        return difference(self.mean("restored", metric), self.mean("input", metric))
+
+    def unaligned(self, which: str) -> int | None:
+        """Return on how many pictures RealBlur's alignment did not converge; None if it was not asked for."""
+        place = ("restored", "input").index(which)
+        outcomes = [image.converged[place] for image in self.images if image.converged is not None]
+        return outcomes.count(False) if outcomes else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """The plain average of the means of several sets, however many images each of them has."""
+
+    parts: tuple[Evaluation, ...]
+
+    def mean(self, which: str, metric: str) -> float:
+        return float(np.mean([part.mean(which, metric) for part in self.parts]))
+
+    def gain(self, metric: str) -> float:
+        return difference(self.mean("restored", metric), self.mean("input", metric))
+
+
+def difference(a: float, b: float) -> float:
+    """Return a - b, and 0 for equal infinities."""
+    return 0.0 if a == b else a - b

@@ -1,0 +1,80 @@
+"""What a config says of the network and the step, built without data and without weights."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from concertormer_jax.devices import batch_sharding, replicated
+from concertormer_jax.errors import UserError
+from concertormer_jax.models import Concertormer, create, initial_params
+from concertormer_jax.training.optimizer import adamw, cosine
+from concertormer_jax.training.stages import Stage
+from concertormer_jax.training.step import TrainState, initial_state, make_train_step
+
+
+class Training(NamedTuple):
+    """How a config trains.
+
+    apply: `(params, images) -> outputs`; initialise: `() -> TrainState`, from the config's seed; step: see
+    `make_train_step`.
+    """
+
+    module: Concertormer
+    apply: Callable
+    initialise: Callable
+    step: Callable
+
+
+def module_from(model) -> Concertormer:
+    """The network of `config.model`; fields left at None are the variant's."""
+    fields = {name: value for name, value in model.items() if value is not None and name not in ("variant", "dtype")}
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    if model.dtype not in dtypes:
+        raise UserError(f"config.model.dtype={model.dtype!r} is unknown; choose one of {', '.join(dtypes)}")
+    try:
+        return create(model.variant or None, dtype=dtypes[model.dtype], **fields)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"config.model: {error}") from error
+
+
+def training_from(config, stages: Sequence[Stage]) -> Training:
+    """Build what `config` trains with over all `stages`. Raises UserError for a network that cannot be built."""
+    module = module_from(config.model)
+    settings = config.optimizer.to_dict()
+    schedule = cosine(settings.pop("learning_rate"), settings.pop("final_learning_rate"), stages[-1].end)
+    optimizer = adamw(schedule, **settings)
+    ema_decay = config.train.ema_decay
+
+    def apply(params, images):
+        return module.apply({"params": params}, images)
+
+    def initialise():
+        params = initial_params(module, jax.random.key(config.seed))
+        return initial_state(params, optimizer, ema_decay)
+
+    step = make_train_step(
+        apply,
+        optimizer,
+        schedule,
+        fft_weight=config.train.fft_weight,
+        accumulation=config.train.accumulation,
+        ema_decay=ema_decay,
+    )
+    return Training(module, apply, initialise, step)
+
+
+def trace_step(step: Callable, state: TrainState, stage: Stage, mesh: Mesh):
+    """Trace `step` for the shapes of `stage` on `mesh`; the state, arrays or their shapes with shardings, is donated.
+
+    Returns what `jax.jit(...).trace` does.
+    """
+    images = jax.ShapeDtypeStruct(
+        (stage.batch, stage.crop_px, stage.crop_px, 3), jnp.uint8, sharding=batch_sharding(mesh)
+    )
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
+    return jitted.trace(state, {"input": images, "target": images})
