@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from concertormer_jax.ops import attention, tlc
 from concertormer_jax.ops.convolution import depthwise_3x3
+from concertormer_jax.ops.projection import project
 
 GROUPS = 4  # Ripieno and Concertino, spatial and channel
 NORM_EPSILON = 1e-6
@@ -85,11 +86,11 @@ class Block(nn.Module):
             attended = tlc.on_windows(attend, (queries, keys), self.tlc_window)
 
         dw_u = self.param("dw_u", torch_uniform(9), (3, 3, hidden)).astype(self.dtype)
-        project = pointwise("project", hidden, hidden).astype(self.dtype)
-        project_out = pointwise("project_out", hidden, width).astype(self.dtype)
+        to_hidden = pointwise("project", hidden, hidden).astype(self.dtype)
+        to_output = pointwise("project_out", hidden, width).astype(self.dtype)
         with jax.named_scope("gdmlp"):
-            u, z = (queries @ part for part in jnp.split(to_quz[:, hidden:], 2, axis=1))
-            return x + ((attended @ project + depthwise_3x3(u, dw_u)) * z) @ project_out
+            u, z = (project(queries, kernel) for kernel in jnp.split(to_quz[:, hidden:], 2, axis=1))
+            return x + project((project(attended, to_hidden) + depthwise_3x3(u, dw_u)) * z, to_output)
 
 
 class Stage(nn.Module):

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from concertormer_jax.ops import windows
 from concertormer_jax.ops.convolution import communicate_over_blocks
+from concertormer_jax.ops.projection import project
 
 BLOCK = 8  # side of a block in pixels
 SHIFT_MASK = -100.0
@@ -129,7 +130,7 @@ def concerto_attention(x: jax.Array, y: jax.Array, weights: Weights, shifted: ja
     multiples of 8. `shifted` (a boolean, may be traced) moves the blocks by half their size.
     Returns [B, H, W, h] with the channels in the order (group, head, channel), the groups being Rs, Rc, Cc, Cs.
     """
-    (batch, height, width, features), heads = x.shape, weights.temperature.shape[1]
+    (batch, height, width, _), heads = x.shape, weights.temperature.shape[1]
     rows, columns = height // BLOCK, width // BLOCK
     hidden = weights.to_q.shape[1]
     channels = hidden // (4 * heads)
@@ -143,14 +144,11 @@ def concerto_attention(x: jax.Array, y: jax.Array, weights: Weights, shifted: ja
     x_blocks = x_positions.swapaxes(1, 2)
     y_blocks = x_blocks if y is x else y_positions.swapaxes(1, 2)
 
-    to_q = weights.to_q.astype(x.dtype).reshape(features, 4, heads, channels)
-    to_kv = weights.to_kv.astype(x.dtype).reshape(features, 2, 4, heads, channels)
+    to_q = jnp.split(weights.to_q.astype(x.dtype), 4, axis=1)
+    to_kv = jnp.split(weights.to_kv.astype(x.dtype), 8, axis=1)
 
-    def project(axes, group, x, y):
-        kernels = (to_q[:, group], to_kv[:, 0, group], to_kv[:, 1, group])
-        if "m" not in axes:
-            kernels = [kernel.reshape(features, -1) for kernel in kernels]
-        return [jnp.einsum(axes, source, kernel) for source, kernel in zip((x, y, y), kernels, strict=True)]
+    def projected(group, x, y):
+        return project(x, to_q[group]), project(y, to_kv[group]), project(y, to_kv[4 + group])
 
     def temperature(group):
         return weights.temperature[group][:, None]
@@ -176,17 +174,19 @@ def concerto_attention(x: jax.Array, y: jax.Array, weights: Weights, shifted: ja
         return communicate_over_maps(logits, matrix)
 
     with jax.named_scope("ripieno_spatial"):
-        qkv = project("bnpi,imc->bnmpc", 0, x_blocks, y_blocks)
+        qkv = [
+            part.reshape(*part.shape[:3], heads, channels).swapaxes(2, 3) for part in projected(0, x_blocks, y_blocks)
+        ]
         ripieno_spatial = spatial_attention(*qkv, temperature(0), over_blocks_masked)
         ripieno_spatial = ripieno_spatial.transpose(0, 3, 1, 2, 4).reshape(batch, BLOCK**2, rows * columns, -1)
     with jax.named_scope("ripieno_channel"):
-        qkv = project("bnpi,io->bnpo", 1, x_blocks, y_blocks)
+        qkv = projected(1, x_blocks, y_blocks)
         ripieno_channel = channel_attention(*qkv, temperature(1), over_blocks(weights.l_talking)).swapaxes(1, 2)
     with jax.named_scope("concertino_channel"):
-        qkv = project("bpni,io->bpno", 2, x_positions, y_positions)
+        qkv = projected(2, x_positions, y_positions)
         concertino_channel = channel_attention(*qkv, temperature(2), over_positions)
     with jax.named_scope("concertino_spatial"):
-        qkv = project("bpni,io->bopn", 3, x_positions, y_positions)
+        qkv = [part.transpose(0, 3, 1, 2) for part in projected(3, x_positions, y_positions)]
         concertino_spatial = spatial_attention(*qkv, jnp.repeat(temperature(3), channels, axis=0), over_channels)
         concertino_spatial = concertino_spatial.transpose(0, 2, 3, 1)
 

@@ -1,0 +1,100 @@
+"""A worker process of this project's side of a race. (Started by benchmarks/sides.py.)"""
+
+from importlib.metadata import version
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.weights import read_params
+from benchmarks.worker import serve
+from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.models import create, initial_params
+from concertormer_jax.training.optimizer import adamw, cosine
+from concertormer_jax.training.step import initial_state, make_train_step, to_unit
+
+
+class OnDevice:
+    """What all tasks of this side share; `program` is the compiled function that a call runs."""
+
+    def __init__(self, job):
+        use_compilation_cache()
+        if job["device"] == "gpu" and job["dtype"] == "float32":  # float32 means float32, on both sides
+            jax.config.update("jax_default_matmul_precision", "highest")
+        self.module = create(
+            job["variant"],
+            tlc_window=job["tlc_window"],
+            dtype=jnp.dtype(job["dtype"]),
+            remat=True,  # as in configs/
+        )
+        with np.load(job["images"]) as arrays:
+            self.batch = jax.device_put({part: arrays[part] for part in ("input", "target")})
+
+    def describe(self):
+        device = jax.devices()[0]
+        statistics = device.memory_stats() or {}
+        return {
+            "versions": {name: version(name) for name in ("jax", "jaxlib", "flax")},
+            "device": device.device_kind,
+            "device_bytes": statistics.get("peak_bytes_in_use"),
+        }
+
+
+class Restoration(OnDevice):
+    """The restored images of one batch."""
+
+    def __init__(self, job):
+        super().__init__(job)
+        self.params = jax.device_put(read_params(job["params"]))
+        self.images = jax.jit(to_unit)(self.batch["input"])
+        restore = jax.jit(lambda params, images: self.module.apply({"params": params}, images)[-1])
+        self.program = restore.lower(self.params, self.images).compile()
+
+    def run(self):
+        self.restored = self.program(self.params, self.images)
+
+    def wait(self):
+        self.restored.block_until_ready()
+
+    def save(self, path):
+        np.save(path, np.asarray(self.restored, np.float32))
+
+
+class Training(OnDevice):
+    """Training steps on one batch, over and over."""
+
+    def __init__(self, job):
+        super().__init__(job)
+        schedule = cosine(1e-3, 1e-7, job["schedule_steps"])
+        optimizer = adamw(schedule, beta1=0.9, beta2=0.9, epsilon=1e-8, weight_decay=1e-3, clip_norm=0.01)
+
+        def apply(params, images):
+            return self.module.apply({"params": params}, images)
+
+        step = make_train_step(apply, optimizer, schedule, fft_weight=0.1, accumulation=1, ema_decay=0.0)
+
+        def initialise():  # a training run does this too before it takes over other weights
+            return initial_state(initial_params(self.module, jax.random.key(0)), optimizer, ema_decay=0.0)
+
+        self.state = jax.jit(initialise)().replace(params=jax.device_put(read_params(job["params"])))
+        self.program = jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
+        self.losses = []
+
+    def run(self):
+        self.state, metrics = self.program(self.state, self.batch)
+        self.losses.append(metrics["loss"])
+
+    def wait(self):
+        jax.block_until_ready(self.state)
+
+    def save(self, path):
+        np.save(path, np.array([float(loss) for loss in self.losses]))
+
+
+def task_of(job: dict) -> OnDevice:
+    """Build what `benchmarks.jobs.make_job` describes."""
+    return (Training if job["train"] else Restoration)(job)
+
+
+if __name__ == "__main__":
+    serve(task_of)

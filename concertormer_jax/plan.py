@@ -1,0 +1,136 @@
+"""Plan a run without the hardware: `python -m concertormer_jax.plan --config=configs/gopro.py --tpu=v5e:2x4`.
+
+Compiles the training step of every stage and the evaluation with TLC ahead of time for a TPU that need not be there
+(package libtpu, pip install "jax[tpu]"), or for this machine's own device (--device=cpu, --device=gpu), and says what
+fits, where the memory goes, and how long the compiler thinks that it takes. Times are estimates; nothing is run.
+"""
+
+import contextlib
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from concertormer_jax import errors, files
+from concertormer_jax.command_line import parse
+from concertormer_jax.planning import advice, chips, programs, report
+from concertormer_jax.planning.compilation import Plan, compile_apart
+
+CONFIG = config_flags.DEFINE_config_file("config", help_string="A file in configs/.", lock_config=True)
+TPU = flags.DEFINE_string("tpu", None, f"A TPU and its topology: {chips.EXAMPLES}.")
+DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu"], "This machine's own device in place of --tpu.")
+ONLY = flags.DEFINE_enum("only", None, ["train", "evaluate"], "Plan one of the two; the default is both.")
+EVALUATE = flags.DEFINE_string("evaluate", "1280x720", "WIDTHxHEIGHT of the evaluated pictures in pixels.")
+TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto, off or a number of pixels, as evaluate.py.")
+FORWARD = flags.DEFINE_string("forward", None, "WIDTHxHEIGHT: plan only the bare network, one picture on one device.")
+PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles go, of this many rows.", lower_bound=0)
+TRY = flags.DEFINE_bool("try_suggestions", False, "Compile suggestions for what does not fit, until one fits.")
+OUTPUT = flags.DEFINE_string("output", None, "A file for the plan as JSON.")
+flags.mark_flags_as_required(["config"])
+
+
+def main(_):
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    with errors.reported():
+        plan(CONFIG.value)
+
+
+def plan(config) -> None:
+    """Plan `config` as the flags say, and print and write the result. Raises UserError for flags that do not fit."""
+    if (TPU.value is None) == (DEVICE.value is None):
+        raise errors.UserError("give either --tpu=NAME:TOPOLOGY or --device=cpu|gpu")
+    tasks = _tasks(config)
+    target = chips.tpu(TPU.value) if TPU.value else chips.own(DEVICE.value)
+    print(report.heading(target), flush=True)
+    entries = []
+    for what, make in tasks:
+        found = _compiled(what, make, config, target.name)
+        suggestions = [] if found.fits else _suggestions(what, make, config, found, target)
+        print("\n" + report.describe(found, target.chip, suggestions), flush=True)
+        if found.tables:
+            print("\n" + report.tables(found), flush=True)
+        entries.append(report.as_json(found, target.chip, suggestions))
+    if OUTPUT.value:
+        content = {"target": target.name, "devices": len(target.devices), "programs": entries}
+        files.write_text(Path(OUTPUT.value), json.dumps(content, indent=2) + "\n")
+        print(f"\nThe plan is in {OUTPUT.value}.")
+
+
+def _tasks(config) -> list[tuple[str, Callable]]:
+    """What the flags ask for: (what it is, function of (config, mesh) that traces it)."""
+    if FORWARD.value:
+        width, height = _size("forward", FORWARD.value)
+        return [("the network", partial(programs.forward_task, width=width, height=height))]
+    width, height = _size("evaluate", EVALUATE.value)
+    tasks = []
+    if ONLY.value != "evaluate":
+        for stage in programs.training_stages(config):
+            tasks.append((f"stage {stage.number}", partial(programs.training_task, number=stage.number)))
+    if ONLY.value != "train":
+        evaluation = partial(programs.evaluation_task, width=width, height=height, tlc=TLC.value)
+        tasks.append(("the evaluation", evaluation))
+    return tasks
+
+
+def _size(flag: str, text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise errors.UserError(f"--{flag}={text}: must be WIDTHxHEIGHT in pixels, such as 1280x720")
+    return int(width), int(height)
+
+
+def _compiled(what: str, make: Callable, config, target: str) -> Plan:
+    with _progress(f"compiling {what} for {target}"):
+        return compile_apart(make, config, target, PROFILE.value)
+
+
+@contextlib.contextmanager
+def _progress(text: str):
+    """A line with the time so far, which goes on while the compiler works, and is removed at the end."""
+    done = threading.Event()
+    with tqdm(bar_format="{desc}: {elapsed}", desc=text, leave=False, disable=None) as bar:
+
+        def tick():
+            while not done.wait(1):
+                bar.refresh()
+
+        if bar.disable:  # not a terminal
+            print(f"{text} ...", file=sys.stderr, flush=True)
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _suggestions(what: str, make: Callable, config, found: Plan, target: chips.Target) -> list[str]:
+    """Sentences on what might help; with --try_suggestions, up to the first that does."""
+    if found.kind == "train":
+        excess = found.memory_total / found.memory_limit if found.memory_limit else 1.0
+        proposals = advice.for_training(config, found.images, target, excess)
+    else:
+        proposals = advice.for_forward(config) if found.kind == "forward" else []
+    if not TRY.value:
+        return [f"try {proposal.flags}" for proposal in proposals]
+    sentences = []
+    for proposal in proposals:
+        changed = advice.changed(config, proposal)
+        attempt = _compiled(f"{what} with {proposal.flags}", make, changed, proposal.tpu or target.name)
+        if attempt.fits:
+            needs = f"{attempt.memory_total / 2**30:.2f} GiB"
+            return [*sentences, f"{proposal.flags} fits ({needs} on each chip; compiled)"]
+        sentences.append(f"{proposal.flags} does not fit either: {attempt.reason}")
+    return sentences
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,53 @@
+"""What to change when a program does not fit."""
+
+import dataclasses
+
+from concertormer_jax.planning import chips
+
+
+@dataclasses.dataclass(frozen=True)
+class Suggestion:
+    """A change of the recipe: keys of the config with their new values, and another TPU if that is part of it."""
+
+    keys: dict[str, object]
+    tpu: str | None = None
+
+    @property
+    def flags(self) -> str:
+        """As on the command line."""
+        flags = [f"--config.{key}={value}" for key, value in self.keys.items()]
+        return " ".join(flags + ([f"--tpu={self.tpu}"] if self.tpu else []))
+
+
+def for_training(config, batch: int, target: chips.Target, excess: float) -> list[Suggestion]:
+    """Changes with which the training step of a stage of `batch` images may fit, those that cost least first.
+
+    excess: how many times the memory of a chip is needed. Recomputing blocks and computing the batch in more parts keep
+    the result; bfloat16 changes it slightly.
+    """
+    devices = len(target.devices)
+    remat = {} if config.model.remat else {"model.remat": True}
+    half = {} if config.model.dtype == "bfloat16" else {"model.dtype": "bfloat16"}
+    accumulation = config.train.accumulation
+    each = batch // devices
+    parts = [{"train.accumulation": n} for n in range(accumulation + 1, each + 1) if each % n == 0]
+    enough = [part for part in parts if part["train.accumulation"] >= accumulation * excess]
+    wanted = [remat, *enough[:1], *(remat | part for part in parts[:1]), remat | half]
+    wanted += [remat | part for part in parts[-1:]] + [remat | half | part for part in parts[-1:]]
+    found = [Suggestion(keys) for position, keys in enumerate(wanted) if keys and keys not in wanted[:position]]
+    if ":" in target.name:
+        names = [name for name in chips.larger(target.name, batch) if batch % (chips.count(name) * accumulation) == 0]
+        found += [Suggestion(remat, name) for name in names[:2]]
+    return found
+
+
+def for_forward(config) -> list[Suggestion]:
+    """Changes with which the bare network may fit."""
+    return [] if config.model.dtype == "bfloat16" else [Suggestion({"model.dtype": "bfloat16"})]
+
+
+def changed(config, suggestion: Suggestion):
+    """Return a copy of `config` with the keys of `suggestion`."""
+    copy = config.copy_and_resolve_references()
+    copy.update_from_flattened_dict(suggestion.keys)
+    return copy

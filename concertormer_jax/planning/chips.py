@@ -1,0 +1,118 @@
+"""What programs are compiled for: TPUs by name, which need not be there, and the devices of this machine."""
+
+import dataclasses
+import math
+import os
+import re
+
+import jax
+from jax.experimental import topologies
+
+from concertormer_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip (a TPU's cores together).
+
+    memory_bytes: its HBM, 0 if not known. The rest is None where it is not known. flops: dense bfloat16 per second, at
+    which a TPU also multiplies float32 by default; bytes_per_s: of its HBM; clock_hz: of its cores; axes: lengths in a
+    topology's name; options: for the description of the topology.
+    """
+
+    name: str
+    memory_bytes: int
+    flops: float | None = None
+    bytes_per_s: float | None = None
+    clock_hz: float | None = None
+    axes: int | None = None
+    options: dict = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Devices to compile for. name: as the user gave it, such as "v5e:2x4"."""
+
+    name: str
+    chip: Chip
+    devices: tuple
+
+
+# Memory, FLOP/s and bandwidth: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. Clocks: v4 from Jouppi et al., "TPU
+# v4", ISCA 2023; v5e and v5p follow from their FLOP/s and matrix units (4 and 8 of 128x128, 2 operations for each cell
+# and cycle); that of v6e is not published and taken to be that of v5p.
+CHIPS = {
+    "v4": Chip("TPU v4", 32 * 2**30, 275e12, 1228e9, 1.05e9, 3, {"chip_config_name": "megacore"}),
+    "v5e": Chip("TPU v5e", 16 * 2**30, 197e12, 819e9, 1.5e9, 2),
+    "v5p": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 1.75e9, 3),
+    "v6e": Chip("TPU v6e", 32 * 2**30, 918e12, 1640e9, 1.75e9, 2),
+}
+EXAMPLES = "v5e:2x4, v6e:4x4, v4:2x2x1 or v5p:2x2x2"
+
+
+def tpu(name: str) -> Target:
+    """Describe a TPU such as "v5e:2x4", which can be compiled for without being there.
+
+    Raises UserError for a chip or topology that is not known, and when the package libtpu is missing.
+    """
+    found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+    chip = CHIPS.get(found.group(1)) if found else None
+    lengths = [int(length) for length in found.group(2).split("x")] if found else []
+    if chip is None or len(lengths) != chip.axes or min(lengths) < 1:
+        known = ", ".join(CHIPS)
+        raise UserError(f"--tpu={name} is unknown; give a chip ({known}) and its topology, such as {EXAMPLES}")
+    jax.config.update("jax_platforms", "cpu")  # a TPU that is there is not needed, and may be in use
+    # libtpu takes the hardware from these in place of looking for it, and lets others on this machine load it too.
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    host = [min(2, length) for length in lengths[:2]] + [1]
+    try:
+        topology = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, chips_per_host_bounds=host, **chip.options
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        if "INVALID_ARGUMENT" in str(error):
+            reason = str(error).partition("INVALID_ARGUMENT: ")[2].splitlines()[0]
+            raise UserError(f"--tpu={name}: there is no such topology ({reason}); try {EXAMPLES}") from error
+        raise UserError(
+            f'--tpu={name} needs the package libtpu that fits JAX {jax.__version__}: pip install "jax[tpu]" ({error})'
+        ) from error
+    return Target(name, chip, tuple(topology.devices))
+
+
+def own(kind: str) -> Target:
+    """The devices of this machine; kind: "cpu" or "gpu". Raises UserError when there is none."""
+    if kind == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # else a machine with libtpu looks for a TPU first
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # nothing is run, and several processes look at the GPU
+    try:
+        devices = jax.devices(kind)
+    except RuntimeError as error:
+        raise UserError(f"--device={kind}: JAX finds none on this machine; see jax.devices()") from error
+    statistics = devices[0].memory_stats() or {}
+    memory = statistics.get("bytes_limit", 0)
+    if kind == "cpu":
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    return Target(kind, Chip(devices[0].device_kind, memory), tuple(devices))
+
+
+def target(name: str) -> Target:
+    """What `tpu` or `own` gives for a name such as "v5e:2x4" or "cpu"."""
+    return tpu(name) if ":" in name else own(name)
+
+
+def count(name: str) -> int:
+    """How many chips a TPU such as "v5e:2x4" has."""
+    return math.prod(int(length) for length in name.partition(":")[2].split("x"))
+
+
+def larger(name: str, most: int) -> list[str]:
+    """TPUs of the same chip with two, four ... times as many chips as `name`, at most `most`."""
+    chip, _, topology = name.partition(":")
+    lengths = [int(length) for length in topology.split("x")]
+    found = []
+    while 2 * math.prod(lengths) <= most:
+        lengths[lengths.index(min(lengths))] *= 2
+        lengths.sort()
+        found.append(f"{chip}:{'x'.join(map(str, lengths))}")
+    return found

@@ -1,0 +1,187 @@
+"""Compiling a program for a device, and what the compiler says of it."""
+
+import dataclasses
+import multiprocessing
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import jax
+
+from concertormer_jax.devices import data_mesh
+from concertormer_jax.errors import UserError
+from concertormer_jax.planning import arithmetic, chips, hlo, profile
+from concertormer_jax.planning.programs import Task
+
+_SIZE = r"([\d.]+[KMGT]?)"
+_EXCEEDED = (  # what libtpu says when arguments and temporaries together are too large, and when the latter alone are
+    re.compile(rf"Used {_SIZE} of {_SIZE} \w+"),
+    re.compile(rf"\({_SIZE}\) exceeds available \w+ \({_SIZE}\)"),
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# How the arguments of the programs begin, by what they are.
+_KINDS = {
+    "state.params": "weights",
+    "params": "weights",
+    "state.optimizer": "optimiser",
+    "state.average": "average of the weights",
+    "state.step": "optimiser",
+    "batch": "batch",
+    "images": "batch",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """An exchange between chips: how often it runs, and bytes of its results on each chip over all its runs."""
+
+    kind: str
+    count: int
+    times: float
+    bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the compiler says of a program, for one run on one chip.
+
+    reason: why it does not fit, None if it does; what follows `memory_total` is then empty.
+    memory: bytes by kind; memory_total: their sum, or what the compiler would need; memory_limit: what a program may
+    take. flops: of matrix products and convolutions; bytes: read and written in any memory, hbm_bytes: in the device's
+    main memory; cycles: the compiler's estimate, None if it gives none. Loops count as often as they run, except for
+    `unknown_loops`, which count once.
+    """
+
+    kind: str
+    name: str
+    images: int
+    steps: int | None
+    compile_s: float
+    flops: float
+    memory_limit: int
+    memory_total: int
+    reason: str | None = None
+    memory: dict[str, int] = dataclasses.field(default_factory=dict)
+    program_bytes: int = 0
+    bytes: float = 0.0
+    hbm_bytes: float = 0.0
+    cycles: float | None = None
+    instructions: int = 0
+    collectives: tuple[Collective, ...] = ()
+    unknown_loops: tuple[str, ...] = ()
+    tables: dict[str, list[profile.Row]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        return self.reason is None
+
+
+def compile_apart(make: Callable[..., Task], config, target: str, table_rows: int = 0) -> Plan:
+    """Compile what `make(config, mesh)` traces for the devices of `target`, in a process of its own.
+
+    The compiler keeps gigabytes for every program; they go back with the process. make, config: can be pickled.
+    Raises UserError when the process was killed.
+    """
+    context = multiprocessing.get_context("spawn")  # JAX has threads, with which a fork may hang
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(_compile_for, make, config, target, table_rows).result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"the compiler for {target} was killed, most likely because this machine has too little memory; "
+            "close other programs, or plan one part with --only"
+        ) from error
+
+
+def _compile_for(make, config, name, table_rows):
+    jax.config.update("jax_enable_compilation_cache", False)  # else the seconds are not those of compiling
+    target = chips.target(name)
+    return compile_task(make(config, data_mesh(target.devices)), target.chip.memory_bytes, table_rows)
+
+
+def compile_task(task: Task, memory_limit: int, table_rows: int = 0) -> Plan:
+    """Compile `task` for chips with `memory_limit` bytes (0: not known). What is too large for them is a Plan as well.
+
+    table_rows: of the tables of where the cycles go, at most; 0 for none.
+    """
+    flops = arithmetic.flops(task.traced.jaxpr) / task.devices
+    common = {"kind": task.kind, "name": task.name, "images": task.images, "steps": task.steps, "flops": flops}
+    start = time.perf_counter()
+    try:
+        compiled = task.traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = too_large(str(error))
+        if needed is None:
+            raise
+        reason, used, available = needed
+        seconds = time.perf_counter() - start
+        return Plan(**common, compile_s=seconds, memory_limit=available, memory_total=used, reason=reason)
+    seconds = time.perf_counter() - start
+    statistics = compiled.memory_analysis()
+    text = compiled.as_text()
+    program = hlo.parse(text)
+    runs, unknown = hlo.executed(program)
+    memory = _memory(program, statistics)
+    total = sum(memory.values())
+    estimated = [run.times * run.instruction.cycles for run in runs if run.instruction.cycles is not None]
+    short = memory_limit and total > memory_limit
+    return Plan(
+        **common,
+        compile_s=seconds,
+        memory_limit=memory_limit,
+        memory_total=total,
+        reason=f"it needs {total / 2**30:.2f} GiB of {memory_limit / 2**30:.2f} GiB" if short else None,
+        memory=memory,
+        program_bytes=statistics.generated_code_size_in_bytes,
+        bytes=sum(run.times * run.bytes for run in runs),
+        hbm_bytes=sum(run.times * run.hbm_bytes for run in runs),
+        cycles=sum(estimated) if estimated else None,
+        instructions=len(runs),
+        collectives=_collectives(program, runs),
+        unknown_loops=tuple(unknown),
+        tables=profile.tables(program, runs, table_rows) if table_rows else {},
+    )
+
+
+def too_large(message: str) -> tuple[str, int, int] | None:
+    """Read (a sentence, bytes needed, bytes available) from the compiler's message; None if it is about something else.
+
+    The bytes are 0 where the message does not say them.
+    """
+    _, found, text = message.partition("RESOURCE_EXHAUSTED: ")
+    if not found:
+        return None
+    sentence = text.strip().splitlines()[0].rstrip(".")
+    for pattern in _EXCEEDED:
+        sizes = pattern.search(text)
+        if sizes:
+            return sentence, *(int(float(s.rstrip("KMGT")) * _UNITS[s.lstrip("0123456789.")]) for s in sizes.groups())
+    return sentence, 0, 0
+
+
+def _memory(program: hlo.Program, statistics) -> dict[str, int]:
+    """Bytes on each chip by kind. Donated arguments, which become results, count once."""
+    kinds = Counter()
+    for instruction in program.computations[program.entry].instructions.values():
+        if instruction.opcode == "parameter":
+            start = re.match(r"\w+(\.\w+)?", instruction.scope)
+            kind = _KINDS.get(start.group(0) if start else "", "other arguments")
+            kinds[kind] += sum(shape.bytes for shape in instruction.shapes)
+    kinds["activations and temporaries"] = statistics.temp_size_in_bytes
+    kinds["results"] = statistics.output_size_in_bytes - statistics.alias_size_in_bytes
+    kinds["program"] = statistics.generated_code_size_in_bytes
+    return {kind: int(size) for kind, size in kinds.items() if size > 0}
+
+
+def _collectives(program: hlo.Program, runs: list[hlo.Executed]) -> tuple[Collective, ...]:
+    found = {}
+    for run in runs:
+        for instruction in hlo.collectives(program, run.instruction):
+            kind = instruction.opcode.removesuffix("-start")
+            count, times, size = found.get(kind, (0, 0.0, 0.0))
+            each = sum(shape.bytes for shape in instruction.shapes)
+            found[kind] = count + 1, times + run.times, size + run.times * each
+    return tuple(Collective(kind, *values) for kind, values in sorted(found.items()))

@@ -1,0 +1,116 @@
+"""What a flight plan says: text for people, JSON for programs."""
+
+import dataclasses
+
+from concertormer_jax.planning.chips import Chip, Target
+from concertormer_jax.planning.compilation import Plan
+
+
+def roofline_s(plan: Plan, chip: Chip) -> float | None:
+    """The least time of a run in seconds: that of the arithmetic or that of HBM, whichever is longer. An estimate."""
+    if not plan.fits or chip.flops is None:
+        return None
+    return max(plan.flops / chip.flops, plan.hbm_bytes / chip.bytes_per_s)
+
+
+def cycles_s(plan: Plan, chip: Chip) -> float | None:
+    """The time of a run in seconds by the compiler's cycles, without waiting for other chips. An estimate."""
+    return None if plan.cycles is None or chip.clock_hz is None else plan.cycles / chip.clock_hz
+
+
+def heading(target: Target) -> str:
+    """One line on what is compiled for."""
+    chip = target.chip
+    known = [_memory(chip.memory_bytes)] if chip.memory_bytes else []
+    if chip.flops is not None:
+        known += [
+            f"{chip.flops / 1e12:.0f} TFLOP/s",
+            f"{chip.bytes_per_s / 1e9:.0f} GB/s, {chip.clock_hz / 1e9:.2f} GHz",
+        ]
+    return f"{target.name}: {len(target.devices)} x {chip.name} (each {', '.join(known) or 'of unknown memory'})"
+
+
+def describe(plan: Plan, chip: Chip, suggestions: list[str] = ()) -> str:
+    """Several lines on a program. suggestions: sentences for one that does not fit."""
+    if not plan.fits:
+        lines = [f"{plan.name}: does NOT fit, {plan.reason}"]
+        lines.append(f"  compiler      {plan.compile_s:.0f} s")
+        lines += [f"  suggestion    {suggestion}" for suggestion in suggestions]
+        return "\n".join(lines)
+    limit = f" of {_memory(plan.memory_limit)}" if plan.memory_limit else ""
+    lines = [
+        f"{plan.name}: fits" if plan.memory_limit else f"{plan.name}: compiled; how much memory there is, is not known",
+        f"  memory        {_memory(plan.memory_total)}{limit} on each chip: {_parts(plan.memory)}",
+        f"  arithmetic    {_scaled(plan.flops, 'FLOP')} on each chip (matrix products and convolutions)",
+        f"  traffic       {_scaled(plan.bytes, 'B')} on each chip, {_scaled(plan.hbm_bytes, 'B')} of it in main memory",
+        f"  collectives   {_collectives(plan)}",
+        f"  program       {_scaled(plan.program_bytes, 'B')}, compiled in {plan.compile_s:.1f} s",
+    ]
+    roofline, by_cycles = roofline_s(plan, chip), cycles_s(plan, chip)
+    if by_cycles is not None:
+        lines.append(
+            f"  cycles        {plan.cycles / 1e6:.2f} million, the compiler's estimate"
+            f" (in {plan.instructions} instructions, loops included)"
+        )
+        lines.append(f"  estimates     {_time(by_cycles)} a run by the cycles; {_time(roofline)} at best (roofline)")
+        speed = f"  estimates     {plan.images / by_cycles:.1f} images/s by the cycles"
+        if plan.steps:
+            hours = plan.steps * by_cycles / 3600
+            speed += f"; {plan.steps:,} steps in {hours:.1f} h (at best {plan.steps * roofline / 3600:.1f} h)"
+        lines.append(speed)
+    if plan.unknown_loops:
+        lines.append(f"  not counted   repetitions of {', '.join(plan.unknown_loops)}: their number is not known")
+    return "\n".join(lines)
+
+
+def tables(plan: Plan) -> str:
+    """Where the cycles and bytes go: one table for each way of grouping."""
+    total = plan.cycles or float("inf")
+    blocks = []
+    for name, rows in plan.tables.items():
+        lines = [f"{'Mcycles':>8} {'%':>5} {'GB':>8} {'HBM GB':>8} {'count':>6} {'runs':>7}  by {name}"]
+        lines += [
+            f"{row.cycles / 1e6:8.3f} {100 * row.cycles / total:5.1f} {row.bytes / 1e9:8.3f} "
+            f"{row.hbm_bytes / 1e9:8.3f} {row.count:6d} {row.times:7.0f}  {row.name}"
+            for row in rows
+        ]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def as_json(plan: Plan, chip: Chip, suggestions: list[str]) -> dict:
+    """The fields of `Plan` in SI units, and the estimates, as numbers."""
+    return {
+        **dataclasses.asdict(plan),
+        "fits": plan.fits,
+        "estimated_step_s_by_cycles": cycles_s(plan, chip),
+        "estimated_step_s_roofline": roofline_s(plan, chip),
+        "suggestions": list(suggestions),
+    }
+
+
+def _parts(memory: dict[str, int]) -> str:
+    return ", ".join(f"{kind} {_memory(size)}" for kind, size in memory.items())
+
+
+def _collectives(plan: Plan) -> str:
+    found = [f"{c.count} {c.kind}, run {c.times:.0f} times on {_scaled(c.bytes, 'B')} in all" for c in plan.collectives]
+    return "; ".join(found) or "none"
+
+
+def _memory(size: float) -> str:
+    """Bytes as GiB, or MiB when that is less than a tenth of one."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
+
+
+def _scaled(value: float, unit: str) -> str:
+    """With a decimal prefix, three digits or more."""
+    for prefix in ("", "k", "M", "G"):
+        if value < 1000:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000
+    return f"{value:.4g} T{unit}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"

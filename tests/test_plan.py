@@ -1,0 +1,283 @@
+"""The flight plan: what is counted, what is said, and the command from end to end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+import training_runs as runs
+
+from concertormer_jax.devices import data_mesh
+from concertormer_jax.errors import UserError
+from concertormer_jax.models import parameter_shapes
+from concertormer_jax.planning import advice, arithmetic, chips, programs, report
+from concertormer_jax.planning.compilation import Collective, Plan, compile_apart, compile_task, too_large
+from configs import common
+
+V5E = chips.CHIPS["v5e"]
+GIB = 2**30
+
+
+def config_with(settings):
+    return runs.override(common.get_config(), settings)
+
+
+def target(name, count):
+    return chips.Target(name, chips.CHIPS[name.partition(":")[0]], (None,) * count)
+
+
+def plan_of(**changes):
+    fields = {
+        "kind": "train",
+        "name": "stage 1 (128 px x 64)",
+        "images": 64,
+        "steps": 36_000,
+        "compile_s": 12.34,
+        "flops": 1.97e12,
+        "memory_limit": 16 * GIB,
+        "memory_total": 3 * GIB,
+        "memory": {"weights": GIB, "optimiser": 2 * GIB},
+        "program_bytes": 82_500_000,
+        "bytes": 60.2e9,
+        "hbm_bytes": 8.19e9,
+        "cycles": 150e6,
+        "instructions": 2093,
+    }
+    return Plan(**(fields | changes))
+
+
+def flops_of(function, *shapes):
+    return arithmetic.flops(jax.jit(function).trace(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).jaxpr)
+
+
+def test_products_count_two_operations_for_each_cell():
+    assert flops_of(lambda a, b: a @ b, (5, 7), (7, 3)) == 2 * 5 * 7 * 3
+    assert flops_of(lambda a, b: jnp.einsum("bij,bkj->bik", a, b), (2, 5, 7), (2, 3, 7)) == 2 * 2 * 5 * 7 * 3
+
+
+def test_loops_multiply_and_recomputation_counts():
+    def scanned(a, b):
+        return jax.lax.scan(lambda carry, _: (carry @ b, None), a, None, length=4)[0].sum()
+
+    once = 2 * 5 * 5 * 5
+    assert flops_of(scanned, (5, 5), (5, 5)) == 4 * once
+    assert flops_of(jax.grad(scanned), (5, 5), (5, 5)) == 4 * once + 4 * once
+
+
+def test_what_is_computed_again_counts_again():
+    def loss(function):
+        return jax.grad(lambda b, a: function(a, b).sum())
+
+    def products(a, b):
+        return jnp.sin(a @ b) @ b
+
+    kept, recomputed = (flops_of(loss(f), (5, 5), (5, 5)) for f in (products, jax.checkpoint(products)))
+    assert recomputed == kept + 2 * 5 * 5 * 5
+
+
+def test_convolutions_count_the_channels_of_their_group():
+    def convolve(images, kernel, groups):
+        return jax.lax.conv_general_dilated(
+            images, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+        )
+
+    cells = 4 * 3 * 3 * 6  # of the output
+    assert flops_of(lambda x, k: convolve(x, k, 1), (4, 7, 7, 2), (3, 3, 2, 6)) == 2 * cells * 9 * 2
+    assert flops_of(lambda x, k: convolve(x, k, 2), (4, 7, 7, 2), (3, 3, 1, 6)) == 2 * cells * 9
+
+
+def test_the_costlier_branch_of_a_conditional_counts():
+    def branched(a, b):
+        return jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: (a @ b) @ b)
+
+    assert flops_of(branched, (5, 5), (5, 5)) == 2 * 2 * 5 * 5 * 5
+
+
+@pytest.mark.parametrize(
+    ("message", "used", "available"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (49.77G) "
+            "exceeds available HBM (15.75G).",
+            49.77 * GIB,
+            15.75 * GIB,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.12G "
+            "of 15.75G hbm. Exceeded hbm capacity by 4.37G.\n\nTotal hbm usage >= 20.38G:",
+            20.12 * GIB,
+            15.75 * GIB,
+        ),
+        ("RESOURCE_EXHAUSTED: something else\nmore", 0, 0),
+    ],
+)
+def test_messages_about_memory_are_read(message, used, available):
+    sentence, *sizes = too_large(message)
+    assert sizes == [int(used), int(available)]
+    assert "\n" not in sentence and not sentence.startswith("RESOURCE")
+
+
+def test_other_messages_are_not_about_memory():
+    assert too_large("INTERNAL: Mosaic failed, Used 1G of 2G hbm") is None
+
+
+def test_suggestions_go_from_cheap_to_costly():
+    config = config_with({"model.remat": False})
+    found = [s.flags for s in advice.for_training(config, 64, target("v5e:2x4", 8), excess=3.2)]
+    assert found[:3] == [
+        "--config.model.remat=True",
+        "--config.train.accumulation=4",  # 8 images on each chip; 2 parts would not do
+        "--config.model.remat=True --config.train.accumulation=2",
+    ]
+    assert found[-1] == "--config.model.remat=True --tpu=v5e:4x8"
+    assert len(set(found)) == len(found)
+
+
+def test_suggestions_do_not_repeat_what_is_set():
+    config = config_with({"model.remat": True, "model.dtype": "bfloat16", "train.accumulation": 2})
+    found = [s.flags for s in advice.for_training(config, 32, target("v5e:2x4", 8), excess=1.5)]
+    assert found == ["--config.train.accumulation=4", "--tpu=v5e:4x4"]
+
+
+def test_no_suggestion_divides_a_batch_that_cannot_be_divided():
+    found = [s.keys for s in advice.for_training(config_with({"model.remat": False}), 8, target("v5e:2x4", 8), excess=2.0)]
+    assert found == [{"model.remat": True}, {"model.remat": True, "model.dtype": "bfloat16"}]
+    found = [s.keys for s in advice.for_training(config_with({"model.remat": False}), 24, target("v5e:2x4", 8), excess=2.0)]
+    assert {"train.accumulation": 3} in found and not any(keys.get("train.accumulation") == 2 for keys in found)
+
+
+def test_a_suggestion_changes_a_copy_of_the_config():
+    config = config_with({"model.remat": False}).lock()
+    other = advice.changed(config, advice.Suggestion({"model.remat": True, "train.accumulation": 4}))
+    assert (other.model.remat, other.train.accumulation) == (True, 4)
+    assert (config.model.remat, config.train.accumulation) == (False, 1)
+
+
+@pytest.mark.parametrize("name", ["v5e", "v5e:2", "v5e:2x2x1", "v4:2x2", "v7:2x2", "v5e:0x1", "2x4"])
+def test_an_unknown_tpu_is_one_sentence(name):
+    with pytest.raises(UserError, match="v5e:2x4"):
+        chips.tpu(name)
+
+
+def test_larger_tpus_double():
+    assert chips.larger("v5e:2x4", 64) == ["v5e:4x4", "v5e:4x8", "v5e:8x8"]
+    assert chips.larger("v5p:2x2x1", 8) == ["v5p:2x2x2"]
+    assert chips.larger("v5e:2x4", 8) == []
+
+
+def test_times_follow_from_cycles_and_from_the_slower_of_arithmetic_and_memory():
+    assert report.cycles_s(plan_of(), V5E) == pytest.approx(0.1)
+    assert report.roofline_s(plan_of(), V5E) == pytest.approx(0.01)  # both at 10 ms
+    assert report.roofline_s(plan_of(hbm_bytes=81.9e9), V5E) == pytest.approx(0.1)
+    assert report.roofline_s(plan_of(flops=19.7e12), V5E) == pytest.approx(0.1)
+
+
+def test_a_program_that_fits_is_described():
+    collectives = (Collective("all-reduce", 3, 12.0, 2.5e9),)
+    text = report.describe(plan_of(collectives=collectives, unknown_loops=("while.7",)), V5E)
+    for part in (
+        "stage 1 (128 px x 64): fits",
+        "3.00 GiB of 16.00 GiB on each chip: weights 1.00 GiB, optimiser 2.00 GiB",
+        "1.97 TFLOP",
+        "60.2 GB on each chip, 8.19 GB of it",
+        "3 all-reduce, run 12 times on 2.5 GB",
+        "82.5 MB, compiled in 12.3 s",
+        "150.00 million, the compiler's estimate",
+        "estimates     100.0 ms a run by the cycles; 10.0 ms at best",
+        "640.0 images/s by the cycles; 36,000 steps in 1.0 h (at best 0.1 h)",
+        "while.7",
+    ):
+        assert part in text, text
+
+
+def test_without_cycles_no_time_is_estimated():
+    text = report.describe(plan_of(cycles=None), chips.Chip("cpu", 0))
+    assert "estimate" not in text and "images/s" not in text
+
+
+def test_a_program_that_does_not_fit_names_reason_and_suggestions():
+    text = report.describe(plan_of(reason="it needs 20 GiB"), V5E, ["try --config.model.remat=True"])
+    assert "does NOT fit, it needs 20 GiB" in text
+    assert "suggestion    try --config.model.remat=True" in text
+    assert "images/s" not in text
+
+
+def test_memory_is_told_by_kind_and_loops_are_counted():
+    config = config_with(runs.TINY_RUN | {"train.ema_decay": 0.9})
+    task = programs.training_task(config, data_mesh(jax.devices()[:1]), 2)
+    plan = compile_task(task, 2**40, table_rows=3)
+    weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(programs.module_from(config.model))))
+    assert plan.fits and (plan.kind, plan.images, plan.steps) == ("train", 8, 4)
+    assert plan.memory["weights"] == plan.memory["average of the weights"] == weights
+    assert 2 * weights <= plan.memory["optimiser"] <= 2 * weights + 100
+    assert plan.memory["batch"] == 2 * 8 * 32 * 32 * 3
+    assert plan.memory_total == sum(plan.memory.values())
+    assert not plan.unknown_loops
+    assert compile_task(task, plan.memory_total - 1).reason
+
+
+def test_a_batch_that_does_not_divide_is_one_sentence():
+    with pytest.raises(UserError, match="does not divide over"):
+        programs.training_task(config_with(runs.TINY_RUN | {"train.accumulation": 3}), data_mesh(jax.devices()[:1]), 1)
+
+
+def killed(config, mesh):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_compiler_is_one_sentence():
+    with pytest.raises(UserError, match="too little memory"):
+        compile_apart(killed, None, "cpu")
+
+
+def command(*arguments):
+    settings = runs.TINY_NETWORK | runs.ONE_STAGE
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    return subprocess.run(
+        [sys.executable, "-m", "concertormer_jax.plan", "--config=configs/demo.py", *overrides, *arguments],
+        cwd=runs.ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_plans_for_this_machine(tmp_path):
+    output = tmp_path / "plans" / "cpu.json"
+    done = command("--device=cpu", "--evaluate=24x40", f"--output={output}", "--profile=2")
+    assert done.returncode == 0, done.stderr
+    train, evaluation = json.loads(output.read_text())["programs"]
+    assert train["fits"] and evaluation["fits"]
+    assert min(train["flops"], train["bytes"], evaluation["flops"], evaluation["bytes"]) > 0
+    assert (train["steps"], evaluation["steps"]) == (2, None)
+    assert "stage 1 (16 px x 8): fits" in done.stdout
+    assert "evaluation (24x40, TLC windows of 64 px): fits" in done.stdout
+    assert "by kind" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--tpu=NAME:TOPOLOGY or --device"),
+        (("--device=cpu", "--tpu=v5e:2x4"), "--tpu=NAME:TOPOLOGY or --device"),
+        (("--device=cpu", "--forward=256"), "--forward=256: must be WIDTHxHEIGHT"),
+        (("--device=cpu", "--config.model.widht=3"), "no such key"),
+        (("--device=cpu", "--config.train.accumulation=3"), "does not divide over"),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence(arguments, words):
+    done = command(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_tpu_that_is_not_there_is_compiled_for():
+    pytest.importorskip("libtpu", reason="pip install -r requirements-plan.txt")
+    done = command("--tpu=v5e:1x1", "--forward=16x16", "--profile=3")
+    assert done.returncode == 0, done.stderr
+    assert "1 x TPU v5e" in done.stdout
+    assert "the compiler's estimate" in done.stdout and "images/s by the cycles" in done.stdout
