@@ -144,9 +144,13 @@ def test_suggestions_do_not_repeat_what_is_set():
 
 
 def test_no_suggestion_divides_a_batch_that_cannot_be_divided():
-    found = [s.keys for s in advice.for_training(config_with({"model.remat": False}), 8, target("v5e:2x4", 8), excess=2.0)]
+    found = [
+        s.keys for s in advice.for_training(config_with({"model.remat": False}), 8, target("v5e:2x4", 8), excess=2.0)
+    ]
     assert found == [{"model.remat": True}, {"model.remat": True, "model.dtype": "bfloat16"}]
-    found = [s.keys for s in advice.for_training(config_with({"model.remat": False}), 24, target("v5e:2x4", 8), excess=2.0)]
+    found = [
+        s.keys for s in advice.for_training(config_with({"model.remat": False}), 24, target("v5e:2x4", 8), excess=2.0)
+    ]
     assert {"train.accumulation": 3} in found and not any(keys.get("train.accumulation") == 2 for keys in found)
 
 
