@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.model.decoder_heads = placeholder(tuple)
     config.model.expansion = placeholder(int)  # hidden channels of a block, as a multiple of its width
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16; weights and softmax stay float32
-    config.model.remat = True  # recompute each block in the backward pass: a tenth of the memory; off where it fits
+    config.model.remat = True  # recompute each block in the backward pass: far less memory; off where it fits without
 
     config.data = ConfigDict()
     # Prepared sets (tfds:NAME, made by `python -m concertormer_jax.prepare`) and folders, separated by commas. A folder
