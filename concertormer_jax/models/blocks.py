@@ -89,7 +89,7 @@ class Block(nn.Module):
         to_hidden = pointwise("project", hidden, hidden).astype(self.dtype)
         to_output = pointwise("project_out", hidden, width).astype(self.dtype)
         with jax.named_scope("gdmlp"):
-            u, z = (project(queries, kernel) for kernel in jnp.split(to_quz[:, hidden:], 2, axis=1))
+            u, z = jnp.split(project(queries, to_quz[:, hidden:]), 2, axis=-1)
             return x + project((project(attended, to_hidden) + depthwise_3x3(u, dw_u)) * z, to_output)
 
 

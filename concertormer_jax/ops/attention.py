@@ -29,8 +29,9 @@ from concertormer_jax.ops.convolution import communicate_over_blocks
 from concertormer_jax.ops.projection import project
 
 BLOCK = 8  # side of a block in pixels
-SHIFT_MASK = -100.0
+SHIFT_MASK = -jnp.inf
 SMALLEST_SQUARED_NORM = 1e-24
+LARGEST_LOGIT = 80.0
 
 
 def _wide(features: jax.Array):
@@ -48,9 +49,10 @@ def _inverse_norm(features: jax.Array, axis: int) -> jax.Array:
     return jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))  # 1 / max(norm, 1e-12)
 
 
-def _weights(logits, inverse_norm_q, inverse_norm_k, temperature, communicate):
+def _exponentials(logits, inverse_norm_q, inverse_norm_k, temperature, communicate):
+    """The softmax before its division: the logits are near 1, so that it needs no maximum."""
     logits *= (inverse_norm_q * temperature)[..., None] * inverse_norm_k[..., None, :]
-    return jax.nn.softmax(communicate(logits), axis=-1)
+    return jnp.exp(jnp.clip(communicate(logits), -LARGEST_LOGIT, LARGEST_LOGIT))
 
 
 def spatial_attention(
@@ -62,8 +64,9 @@ def spatial_attention(
     communicate: a map of the logits [..., A, A]. Returns [..., A, K].
     """
     logits = _product("...ak,...bk->...ab", q, k)
-    weights = _weights(logits, _inverse_norm(q, -1), _inverse_norm(k, -1), temperature, communicate)
-    return jnp.einsum("...ab,...bk->...ak", weights.astype(v.dtype), v)
+    weights = _exponentials(logits, _inverse_norm(q, -1), _inverse_norm(k, -1), temperature, communicate).astype(v.dtype)
+    total = jnp.sum(weights, axis=-1, dtype=_wide(v))
+    return (_product("...ab,...bk->...ak", weights, v) / total[..., None]).astype(v.dtype)
 
 
 def channel_attention(
@@ -81,8 +84,10 @@ def channel_attention(
 
     logits = _diagonal_blocks(_product("...ka,...kb->...ab", q, k), heads)
     norms = [split(_inverse_norm(part, -2)) for part in (q, k)]
-    weights = _weights(logits, *norms, temperature, communicate)
-    return jnp.einsum("...ab,...kb->...ka", _block_diagonal(weights.astype(v.dtype)), v)
+    weights = _exponentials(logits, *norms, temperature, communicate).astype(v.dtype)
+    total = jnp.sum(weights, axis=-1, dtype=_wide(v))
+    total = total.reshape(*total.shape[:-2], 1, -1)
+    return (_product("...ab,...kb->...ka", _block_diagonal(weights), v) / total).astype(v.dtype)
 
 
 def _diagonal_blocks(matrices: jax.Array, count: int) -> jax.Array:
