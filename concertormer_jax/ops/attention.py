@@ -9,9 +9,9 @@ The derivatives are written out: what they need besides matrix products are then
 automatic ones pass over the attention maps for each sum.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,8 @@ def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(axes, a, b, preferred_element_type=_wide(a))
 
 
-class _Spatial(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Spatial:
     """Products of features [..., A, K] whose rows are attended, and of their maps [..., A, A]."""
 
     def maps(self, a, b):
@@ -51,7 +52,8 @@ class _Spatial(NamedTuple):
         return sums[..., None]
 
 
-class _Channel(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Channel:
     """The same for features [..., K, m c], whose columns are attended in m heads, and their maps [..., m, c, c].
 
     All heads are multiplied at once and the diagonal blocks of the product kept (c is small: it costs less than to
@@ -92,7 +94,7 @@ def _block_diagonal(blocks: jax.Array) -> jax.Array:
     return jnp.concatenate(rows, axis=-2)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=0)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _logits(kind, q, k, temperature):
     """The cosines of the rows of q with those of k, times the temperature [..., 1]."""
     return _logits_forward(kind, q, k, temperature)[0]
@@ -129,7 +131,7 @@ def _logits_backward(kind, saved, gradient):
 _logits.defvjp(_logits_forward, _logits_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=0)
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _softmax_mix(kind, logits, v):
     """softmax(logits) v; logits beyond +-LARGEST_LOGIT count as that."""
     return _softmax_mix_forward(kind, logits, v)[0]
