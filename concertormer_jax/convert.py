@@ -1,43 +1,28 @@
-"""Weights of the published PyTorch model to ours and back.
+"""Weights of the published PyTorch models, Concertormer and Restormer, to ours and back.
 
-    python -m concertormer_jax.convert WEIGHTS.pth OUT_DIR --variant=gopro     a directory for `evaluate.py --ckpt`
-    python -m concertormer_jax.convert CHECKPOINT_DIR OUT.pth                  and back (or OUT.safetensors)
+    python -m concertormer_jax.convert WEIGHTS.pth OUT_DIR          a directory for `evaluate.py --ckpt`
+    python -m concertormer_jax.convert CHECKPOINT_DIR OUT.pth       and back (or OUT.safetensors)
 
-Our parameter tree differs from the published names in three ways: the equal blocks of a stage are stacked on a first
-axis, arrays are laid out for NHWC, and the channels of queries, keys and values are in the order (group, head, channel)
-in place of (head, group, channel), so that the four groups are contiguous.
+The names of the weights say which network they are of. Our parameter tree differs from the published names in three
+ways: the equal blocks of a stage are stacked on a first axis, arrays are laid out for NHWC, and in Concertormer the
+channels of queries, keys and values are in the order (group, head, channel) in place of (head, group, channel), so that
+the four groups are contiguous.
 """
 
 import argparse
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 
-from concertormer_jax import checkpoints, errors, torch_files
+from concertormer_jax import checkpoints, errors, restormer_names, torch_files
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import VARIANTS, Concertormer, create, parameter_shapes
+from concertormer_jax.models import VARIANTS, Concertormer, Network, Restormer, create, parameter_shapes
+from concertormer_jax.published import Mapping, convolution
 
-PUBLISHED_TRAIN_CROP_PX = 256  # the train size to which the published grid factors of the local converter refer
+# The train size to which Concertormer's published grid factors of the local converter refer, and Restormer's crops.
+PUBLISHED_TRAIN_CROP_PX = {Concertormer: 256, Restormer: 384}
 GROUPS = 4
-
-
-class Mapping(NamedTuple):
-    """How one array is called and laid out on the two sides; in shape functions, `heads` is that of the block."""
-
-    torch_name: str
-    path: tuple[str, ...]  # of ours, in the parameter tree
-    index: int | None  # in the stack of equal blocks, None for an array that is not stacked
-    to_ours: Callable
-    to_torch: Callable
-
-
-def _convolution(name: str, path: str, bias: bool = True) -> list[Mapping]:
-    kernel = Mapping(
-        f"{name}.weight", (path, "kernel"), None, lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)
-    )
-    return [kernel, Mapping(f"{name}.bias", (path, "bias"), None, np.asarray, np.asarray)][: 2 if bias else 1]
 
 
 def _regroup(weight: np.ndarray, count: int, heads: int, swap_to_ours: bool) -> np.ndarray:
@@ -125,15 +110,19 @@ def _stage(name: str, path: str, blocks: int, heads: int, cross: bool) -> list[M
     ]
 
 
-def mappings(module: Concertormer) -> list[Mapping]:
-    """Every array of `module` under its published name."""
-    found = [*_convolution("intro", "intro"), *_convolution("ending", "ending")]
+def _concertormer(module: Concertormer) -> list[Mapping]:
+    found = [*convolution("intro", "intro"), *convolution("ending", "ending")]
     for i in range(module.levels):
-        found += _convolution(f"intros.{i}", f"intros_{i}") + _convolution(f"downs.{i}", f"downs_{i}")
-        found += _convolution(f"endings.{i}", f"endings_{i}") + _convolution(f"ups.{i}.0", f"ups_{i}", bias=False)
+        found += convolution(f"intros.{i}", f"intros_{i}") + convolution(f"downs.{i}", f"downs_{i}")
+        found += convolution(f"endings.{i}", f"endings_{i}") + convolution(f"ups.{i}.0", f"ups_{i}", bias=False)
         found += _stage(f"encoders.{i}", f"encoders_{i}", module.encoder_blocks[i], module.encoder_heads[i], i > 0)
         found += _stage(f"decoders.{i}", f"decoders_{i}", module.decoder_blocks[i], module.decoder_heads[i], True)
     return found + _stage("middle_blks", "middle", module.middle_blocks, module.middle_heads, True)
+
+
+def mappings(module: Network) -> list[Mapping]:
+    """Every array of `module` under its published name."""
+    return restormer_names.mappings(module) if isinstance(module, Restormer) else _concertormer(module)
 
 
 def _leaf(tree, path):
@@ -162,7 +151,7 @@ def _shapes(tree) -> dict[str, tuple]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
-def _state_dict(params: dict, module: Concertormer) -> dict[str, np.ndarray]:
+def _state_dict(params: dict, module: Network) -> dict[str, np.ndarray]:
     state = {}
     for mapping in mappings(module):
         leaf = np.asarray(_leaf(params, mapping.path))
@@ -172,7 +161,7 @@ def _state_dict(params: dict, module: Concertormer) -> dict[str, np.ndarray]:
     return state
 
 
-def torch_from_params(params: dict, module: Concertormer) -> dict[str, np.ndarray]:
+def torch_from_params(params: dict, module: Network) -> dict[str, np.ndarray]:
     """The state dictionary of the published model: our parameters (or their gradients) under its names and shapes.
 
     Raises UserError that lists every missing, surplus and misshapen name.
@@ -181,7 +170,7 @@ def torch_from_params(params: dict, module: Concertormer) -> dict[str, np.ndarra
     return _state_dict(params, module)
 
 
-def params_from_torch(state_dict: dict[str, np.ndarray], module: Concertormer) -> dict:
+def params_from_torch(state_dict: dict[str, np.ndarray], module: Network) -> dict:
     """The parameter tree of `module`, as float32 NumPy arrays, from a published state dictionary.
 
     Raises UserError that lists every missing, surplus and misshapen name.
@@ -196,21 +185,28 @@ def params_from_torch(state_dict: dict[str, np.ndarray], module: Concertormer) -
     return params
 
 
+def variant_named(names: Iterable[str]) -> str:
+    """The variant whose published names are `names`, or those that differ in the fewest."""
+    names = set(names)
+    return min(VARIANTS, key=lambda variant: len(names ^ {m.torch_name for m in mappings(create(variant))}))
+
+
 def main(arguments=None) -> None:
     """The command described at the top of this file."""
     parser = argparse.ArgumentParser(prog="python -m concertormer_jax.convert", description=__doc__.split("\n")[0])
     parser.add_argument("source", help="a .pth or .safetensors file, or a checkpoint directory")
     parser.add_argument("destination", help="a directory that does not exist yet, or a .pth or .safetensors file")
-    parser.add_argument("--variant", default="gopro", choices=list(VARIANTS), help="the network of a weights file")
+    parser.add_argument("--variant", choices=list(VARIANTS), help="the network of a weights file, if not by its names")
     flags = parser.parse_args(arguments)
     with errors.reported():
         if flags.destination.endswith((".pth", ".safetensors")):
             loaded = checkpoints.load_model(flags.source)
             torch_files.write_state_dict(flags.destination, torch_from_params(loaded.params, loaded.module))
         else:
-            module = create(flags.variant)
-            params = params_from_torch(torch_files.read_state_dict(flags.source), module)
-            checkpoints.save_converted(flags.destination, module, params, PUBLISHED_TRAIN_CROP_PX)
+            state_dict = torch_files.read_state_dict(flags.source)
+            module = create(flags.variant or variant_named(state_dict))
+            params = params_from_torch(state_dict, module)
+            checkpoints.save_converted(flags.destination, module, params, PUBLISHED_TRAIN_CROP_PX[type(module)])
         print(f"{flags.source} -> {flags.destination}")
 
 

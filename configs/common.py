@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.model.encoder_heads = placeholder(tuple)
     config.model.middle_heads = placeholder(int)
     config.model.decoder_heads = placeholder(tuple)
+    config.model.refinement_blocks = placeholder(int)  # behind the finest decoder, of Restormer only
     config.model.expansion = placeholder(int)  # hidden channels of a block, as a multiple of its width
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16; weights and softmax stay float32
     config.model.remat = True  # recompute each block in the backward pass: far less memory; off where it fits without
@@ -54,6 +55,7 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict()  # AdamW and one cosine over all steps
     config.optimizer.learning_rate = 1e-3
     config.optimizer.final_learning_rate = 1e-7
+    config.optimizer.constant_steps = 0  # steps at the learning rate before the cosine begins
     config.optimizer.weight_decay = 1e-3
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.9
