@@ -16,16 +16,15 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from concertormer_jax import models
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import Network, create, parameter_shapes
+from concertormer_jax.models import Network, create, parameter_shapes, settings_of
 
 FOLDER = "checkpoints"
 
 
 def size_of(module: Network) -> dict:
-    """What the parameters of `module` depend on, as JSON keeps it."""
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in models.size_of(module).items()}
+    """The fields of `module` that its parameters and its function depend on, as JSON keeps them."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in settings_of(module).items()}
 
 
 def _module_of(size: dict) -> Network:

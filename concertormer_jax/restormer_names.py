@@ -28,14 +28,14 @@ def _block(name: str, path: tuple[str, ...], index: int, norm_bias: bool) -> lis
     found = [
         Mapping(
             f"{name}.attn.temperature",
-            (*attention, "temperature"),
+            ((*attention, "temperature"),),
             index,
             lambda a: a[:, 0, 0],
             lambda a: a[:, None, None],
         ),
         pointwise(f"{name}.attn.qkv.weight", (*attention, "to_qkv"), index),
         depthwise(f"{name}.attn.qkv_dwconv.weight", (*attention, "dw_qkv"), index),
-        pointwise(f"{name}.attn.project_out.weight", (*attention, "project_out"), index),
+        pointwise(f"{name}.attn.project_out.weight", (*path, "attention_out"), index),
         pointwise(f"{name}.ffn.project_in.weight", (*feed_forward, "project_in"), index),
         depthwise(f"{name}.ffn.dwconv.weight", (*feed_forward, "dw"), index),
         pointwise(f"{name}.ffn.project_out.weight", (*feed_forward, "project_out"), index),

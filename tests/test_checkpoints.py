@@ -1,7 +1,5 @@
 """What is kept, what is loaded, and how a directory that cannot be used is refused."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,14 +80,6 @@ def test_paths_may_be_relative(tmp_path, monkeypatch):
     assert value_of(load_model("run")) == 2.0
     save_converted("weights", MODULE, params(3.0), 256)
     assert value_of(load_model("weights")) == 3.0
-
-
-def test_a_checkpoint_from_before_there_were_other_networks_is_a_concertormer(saved):
-    path = saved / "checkpoints" / "2" / "model" / "metadata"
-    model = json.loads(path.read_text())
-    assert model["size"].pop("network") == "Concertormer"
-    path.write_text(json.dumps(model))
-    assert load_model(saved).module == MODULE
 
 
 def test_weights_of_another_network_are_refused():

@@ -7,9 +7,9 @@ from tiny_network import random_params, tiny_network
 from tiny_restormer import tiny_restormer
 
 from concertormer_jax import checkpoints, convert, torch_files
-from concertormer_jax.convert import mappings, params_from_torch, torch_from_params, variant_named
+from concertormer_jax.convert import PUBLISHED, mappings, params_from_torch, torch_from_params, variant_named
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import VARIANTS, create
+from concertormer_jax.models import create
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,8 @@ def test_query_key_and_value_channels_are_regrouped_and_u_and_z_are_not(params, 
     """Published: (head, group, channel). Ours: (group, head, channel). Every column of ours holds its own number."""
     numbers = np.arange(96, dtype=np.float32)
     params = jax.tree.map(np.copy, params)
-    params["encoders_0"]["blocks"]["to_quz"][1] = numbers
+    block = params["encoders_0"]["blocks"]
+    block["attention"]["to_q"][1], block["to_uz"][1] = np.split(numbers, [32])
     published = torch_from_params(params, module)["encoders.0.1.m.to_quz.weight"][:, 0, 0, 0]
     expected = [group * 8 + head * 4 + channel for head in range(2) for group in range(4) for channel in range(4)]
     np.testing.assert_array_equal(published, [*expected, *numbers[32:]])
@@ -133,7 +134,7 @@ def test_the_command_converts_to_a_checkpoint_and_back(tmp_path, capsys):
         assert_same_tree(torch_files.read_state_dict(back), state)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", PUBLISHED)
 def test_the_names_say_which_network_they_are_of(variant):
     names = [mapping.torch_name for mapping in mappings(create(variant))]
     assert len(names) == len(set(names))

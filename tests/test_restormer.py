@@ -9,14 +9,69 @@ from tiny_restormer import tiny_restormer
 
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import VARIANTS, create, parameter_shapes
-from concertormer_jax.models.restormer import layer_norm
+from concertormer_jax.models.restormer import TransformerBlock, TransformerStage, layer_norm
 from concertormer_jax.ops.transposed import transposed_attention
+from concertormer_jax.planning.arithmetic import flops
 
 
-@pytest.mark.parametrize(("variant", "parameters"), [("restormer", 26_126_644), ("restormer_bias_free", 26_111_668)])
-def test_published_parameter_counts(variant, parameters):
+@pytest.mark.parametrize(
+    ("variant", "parameters"),
+    [("restormer", 26_126_644), ("restormer_bias_free", 26_111_668), ("restormer_csa", 31_004_520)],
+)
+def test_parameter_counts(variant, parameters):
+    """The first two are published."""
     count = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(create(variant))))
     assert count == VARIANTS[variant].parameters == parameters
+
+
+def convolutions_of(blocks, pixels):
+    """Multiplications of all convolutions in the blocks of a stage; `blocks`: the shapes of their parameters."""
+    attention = blocks["attention"]
+    for_each_pixel = [blocks["attention_out"], *blocks["feed_forward"].values()]
+    for_each_pixel += [attention[name] for name in ("to_qkv", "dw_qkv", "to_q", "to_kv") if name in attention]
+    total = pixels * sum(leaf.size for leaf in for_each_pixel)
+    if (
+        "to_q" in attention
+    ):  # the convolutions over the blocks serve every entry of the maps, 64 x 64 or c x c in a block
+        channels = attention["to_q"].shape[-1] // (4 * attention["temperature"].shape[-1])
+        total += attention["b_talking"].size * pixels * 64 + attention["l_talking"].size * pixels // 64 * channels**2
+        total += attention["sca_kernel"].size
+    return total
+
+
+def gmacs_of_convolutions(variant):
+    """The paper's accounting on 256x256 pixels: the convolutions, those of 1x1 pixel among them, and nothing else."""
+    level = {"intro": 0, "middle": 3, "refinement": 0, "ending": 0}
+    for index in range(3):
+        level |= {f"encoders_{index}": index, f"downs_{index}": index, f"ups_{index}": 3 - index}
+        level |= {f"reductions_{index}": 2 - index, f"decoders_{index}": 2 - index}
+    total = 0
+    for name, part in parameter_shapes(create(variant)).items():
+        pixels = 256**2 // 4 ** level[name]
+        total += convolutions_of(part["blocks"], pixels) if "blocks" in part else pixels * part["kernel"].size
+    return total / 1e9
+
+
+def test_cost_in_the_papers_accounting():
+    """Restormer's own figure, and 0.5 % fewer with Concerto self-attention."""
+    own, with_csa = gmacs_of_convolutions("restormer"), gmacs_of_convolutions("restormer_csa")
+    assert own == pytest.approx(140.99, abs=0.005)
+    assert with_csa == pytest.approx(140.20, abs=0.005)
+    assert with_csa / own - 1 == pytest.approx(-0.005, abs=0.001)
+
+
+def test_cost_with_the_products_of_the_attention():
+    module = create("restormer")
+    program = jax.make_jaxpr(module.apply)({"params": parameter_shapes(module)}, jnp.zeros((1, 256, 256, 3)))
+    depthwise = (
+        9
+        * 65536
+        * sum(
+            blocks * (3 * width + 2 * int(2.66 * width)) / 4**level
+            for width, blocks, level in ((48, 4, 0), (96, 12, 1), (192, 12, 2), (384, 8, 3), (96, 8, 0))
+        )
+    )  # shifted multiply-adds, which are not in the count of matrix products
+    assert (flops(program) / 2 + depthwise) / 1e9 == pytest.approx(VARIANTS["restormer"].gmacs, abs=0.005)
 
 
 def blocks(number, width, norm):
@@ -27,8 +82,8 @@ def blocks(number, width, norm):
             "to_qkv": (width, 3 * width),
             "dw_qkv": (3, 3, 3 * width),
             "temperature": (2,),
-            "project_out": (width, width),
         },
+        "attention_out": (width, width),
         "norm2": norm(width),
         "feed_forward": {"project_in": (width, 2 * hidden), "dw": (3, 3, 2 * hidden), "project_out": (hidden, width)},
     }
@@ -79,6 +134,35 @@ def test_parameters_are_float32_and_the_same_under_every_setting(setting):
     assert {leaf.dtype for leaf in jax.tree.leaves(parameter_shapes(tiny_restormer(**setting)))} == {
         np.dtype("float32")
     }
+
+
+def test_with_concerto_self_attention_the_rest_stays():
+    own, with_csa = (parameter_shapes(tiny_restormer(attention=kind)) for kind in ("transposed", "concerto"))
+    attention = with_csa["middle"]["blocks"].pop("attention")
+    del own["middle"]["blocks"]["attention"]
+    assert own["middle"] == with_csa["middle"]
+    assert set(attention) == {"to_q", "to_kv", "temperature", "b_talking", "l_talking", "g_talking", "r_talking"} | {
+        "sca_kernel",
+        "sca_bias",
+    }
+    assert attention["to_kv"].shape == (1, 16, 32)
+
+
+def test_concerto_self_attention_is_shifted_in_every_other_block():
+    x = random_images(1, 16, 16, 8)
+    stage = TransformerStage(8, heads=2, blocks=2, expansion=2.66, attention="concerto")
+    params = stage.init(jax.random.key(0), x)["params"]["blocks"]
+    expected = x
+    block = TransformerBlock(8, heads=2, expansion=2.66, attention="concerto")
+    for index, shifted in enumerate((False, True)):
+        one = jax.tree.map(lambda leaf, i=index: leaf[i], params)
+        expected = jax.jit(block.apply)({"params": one}, expected, shifted)
+    np.testing.assert_allclose(jax.jit(stage.apply)({"params": {"blocks": params}}, x), expected, atol=1e-5)
+
+
+def test_multiple_holds_the_blocks_of_the_attention():
+    assert create("restormer").multiple == 8
+    assert create("restormer_csa").multiple == 64
 
 
 def test_norms_by_hand():
@@ -189,7 +273,7 @@ def test_tlc_windows_are_attended_apart(params):
         module = tiny_restormer(tlc_window=window)
         return np.asarray(jax.jit(module.apply)({"params": params}, images)[0])[:, :8]
 
-    np.testing.assert_allclose(far_from_the_change(picture, 64), far_from_the_change(picture, None), atol=1e-5)
+    np.testing.assert_allclose(far_from_the_change(picture, 64), far_from_the_change(picture, None), atol=1e-4)
     assert not np.allclose(far_from_the_change(changed, None), far_from_the_change(picture, None), atol=1e-2)
     np.testing.assert_allclose(far_from_the_change(changed, 16), far_from_the_change(picture, 16), atol=1e-4)
 
@@ -204,6 +288,9 @@ def test_tlc_windows_are_attended_apart(params):
         ({"refinement_blocks": 0}, "refinement_blocks=0 must be at least 1"),
         ({"width": 7}, "width=7 must be even"),
         ({"expansion": 0.1}, "expansion=0.1 times it at least one"),
+        ({"attention": "csa"}, "attention='csa' is unknown; choose one of transposed, concerto"),
+        ({"attention": "concerto", "encoder_heads": (4,)}, r"encoder_heads=\(4,\): 4 heads do not .* into 4 groups"),
+        ({"attention": "concerto", "tlc_window": 24}, "tlc_window=24 must be a positive multiple of 16"),
         ({"tlc_window": 3}, "tlc_window=3 must be a positive multiple of 2"),
     ],
 )

@@ -1,25 +1,36 @@
-"""The network: `create` builds it by name, `VARIANTS` lists the names with their cost."""
+"""The networks: `create` builds one by name, `VARIANTS` lists the sizes with their cost, `ABLATIONS` the other forms.
+
+`ConcertoSelfAttention` is the attention alone, for other networks.
+"""
 
 from concertormer_jax.models.concertormer import Concertormer
+from concertormer_jax.models.csa import ConcertoSelfAttention
+from concertormer_jax.models.design import Design
 from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.models.variants import (
+    ABLATIONS,
     VARIANTS,
     Network,
     Variant,
     create,
     initial_params,
     parameter_shapes,
-    size_of,
+    settings_of,
+    variant_name,
 )
 
 __all__ = [
+    "ABLATIONS",
     "VARIANTS",
+    "ConcertoSelfAttention",
     "Concertormer",
+    "Design",
     "Network",
     "Restormer",
     "Variant",
     "create",
     "initial_params",
     "parameter_shapes",
-    "size_of",
+    "settings_of",
+    "variant_name",
 ]

@@ -1,4 +1,4 @@
-"""Restormer, the U-Net of transposed attention (arXiv 2111.09881): a picture in, the restored picture out."""
+"""Restormer (arXiv 2111.09881), with its own transposed attention or with Concerto self-attention in its place."""
 
 from functools import partial
 from typing import Any
@@ -7,14 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.models.blocks import torch_uniform
 from concertormer_jax.models.concertormer import convolution
+from concertormer_jax.models.csa import ConcertoSelfAttention
+from concertormer_jax.models.initializers import torch_uniform
 from concertormer_jax.ops import image, tlc
 from concertormer_jax.ops.convolution import depthwise_3x3
 from concertormer_jax.ops.projection import project
 from concertormer_jax.ops.transposed import transposed_attention
 
 NORM_EPSILON = 1e-5
+ATTENTIONS = ("transposed", "concerto")
 
 
 class BiasFreeNorm(nn.Module):
@@ -36,10 +38,11 @@ def layer_norm(name: str, bias: bool) -> nn.Module:
 
 
 class TransposedAttention(nn.Module):
-    """Attention between channels; each 1x1 projection to queries, keys and values is followed by a depthwise 3x3.
+    """Attention between channels; the 1x1 projection to queries, keys and values is followed by a depthwise 3x3.
 
-    (Section 3.1, "multi-Dconv head transposed attention".) With `tlc_window`, the attention is computed on windows of
-    that side, as in the test-time local converter's paper: by itself it sees the whole map.
+    (Section 3.1, "multi-Dconv head transposed attention", without the projection of its result.) With `tlc_window`, the
+    attention is computed on windows of that side, as in the test-time local converter's paper: by itself it sees the
+    whole map.
     """
 
     features: int
@@ -49,16 +52,14 @@ class TransposedAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, H, W, C], normalised. Returns the same shape."""
+        """x: [B, H, W, C], normalised. Returns the same shape, the channels head after head, not projected back."""
         width = self.features
         to_qkv = self.param("to_qkv", torch_uniform(width), (width, 3 * width)).astype(self.dtype)
         dw_qkv = self.param("dw_qkv", torch_uniform(9), (3, 3, 3 * width)).astype(self.dtype)
-        project_out = self.param("project_out", torch_uniform(width), (width, width)).astype(self.dtype)
         temperature = self.param("temperature", nn.initializers.ones, (self.heads,))
         qkv = jnp.split(depthwise_3x3(project(x, to_qkv), dw_qkv), 3, axis=-1)
         attend = partial(transposed_attention, temperature=temperature)
-        attended = attend(*qkv) if self.tlc_window is None else tlc.on_windows(attend, qkv, self.tlc_window)
-        return project(attended, project_out)
+        return attend(*qkv) if self.tlc_window is None else tlc.on_windows(attend, qkv, self.tlc_window)
 
 
 class GatedFeedForward(nn.Module):
@@ -80,34 +81,50 @@ class GatedFeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """x + project(attention(norm(x))), then x + feed-forward(norm(x)).
+
+    Concerto self-attention takes the place of the transposed one with all that is before it: nothing of the depthwise
+    3x3 stays, since each of its four groups has its own projections. It has as many hidden channels as `features`.
+    """
 
     features: int
     heads: int
     expansion: float
+    attention: str = "transposed"
     norm_bias: bool = True
     tlc_window: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, H, W, C]. Returns the same shape."""
-        attention = TransposedAttention(self.features, self.heads, self.tlc_window, self.dtype, name="attention")
-        x += attention(layer_norm("norm1", self.norm_bias)(x).astype(self.dtype))
+    def __call__(self, x: jax.Array, shifted: jax.Array | bool) -> jax.Array:
+        """x: [B, H, W, C]. Returns the same shape.
+
+        shifted: move the blocks of Concerto self-attention by half their size; may be traced.
+        """
+        width = self.features
+        settings = {"tlc_window": self.tlc_window, "dtype": self.dtype, "name": "attention"}
+        attention_out = self.param("attention_out", torch_uniform(width), (width, width)).astype(self.dtype)
+        inputs = layer_norm("norm1", self.norm_bias)(x).astype(self.dtype)
+        if self.attention == "concerto":
+            attended = ConcertoSelfAttention(width, self.heads, **settings)(inputs, shifted=shifted)
+        else:
+            attended = TransposedAttention(width, self.heads, **settings)(inputs)
+        x += project(attended, attention_out)
         feed_forward = GatedFeedForward(self.features, self.expansion, self.dtype, name="feed_forward")
         return x + feed_forward(layer_norm("norm2", self.norm_bias)(x).astype(self.dtype))
 
 
 class TransformerStage(nn.Module):
-    """`blocks` equal blocks of one level.
+    """`blocks` equal blocks of one level; the blocks of Concerto self-attention are shifted in every other one.
 
-    The blocks are scanned: they are compiled once and their parameters are stacked on a first axis.
+    They are scanned: they are compiled once and their parameters are stacked on a first axis.
     """
 
     features: int
     heads: int
     blocks: int
     expansion: float
+    attention: str = "transposed"
     norm_bias: bool = True
     tlc_window: int | None = None
     dtype: Any = jnp.float32
@@ -118,25 +135,26 @@ class TransformerStage(nn.Module):
         """x: [B, H, W, C]. Returns the same shape."""
 
         def apply(block, x, position):
-            return block(x), None
+            return block(x, position % 2 == 1), None
 
         if self.remat:
             apply = nn.remat(apply, prevent_cse=False)
         scan = nn.scan(apply, variable_axes={"params": 0}, split_rngs={"params": True})
-        block = TransformerBlock(
-            self.features, self.heads, self.expansion, self.norm_bias, self.tlc_window, self.dtype, name="blocks"
-        )
+        fields = ("features", "heads", "expansion", "attention", "norm_bias", "tlc_window", "dtype")
+        block = TransformerBlock(**{field: getattr(self, field) for field in fields}, name="blocks")
         return scan(block, x, jnp.arange(self.blocks))[0]
 
 
 class Restormer(nn.Module):
-    """U-Net of transformer blocks whose attention is between channels (section 3).
+    """U-Net of transformer blocks (section 3).
+
+    `attention` is between channels ("transposed", the published network) or Concerto self-attention ("concerto").
 
     Encoder fields are from the finest level down, decoder fields from the deepest level up; the finest decoder and the
     refinement behind it have twice the channels of their level. `expansion` is that of the feed-forward networks;
     without `norm_bias` the layer norms are those of the paper's denoising networks (see `BiasFreeNorm`).
-    Transposed attention sees the whole picture, so the test-time local converter is for it as well: `tlc_window` is the
-    side of its windows in pixels of the picture, None for none; level i uses tlc_window // 2**i.
+    Both attentions see the whole picture, so the test-time local converter is for both: `tlc_window` is the side of its
+    windows in pixels of the picture, None for none; level i uses tlc_window // 2**i.
     The parameters do not depend on `tlc_window`, `dtype` (of the computation; parameters, norms and softmax stay
     float32) and `remat` (recompute each block's inside in the backward pass).
     """
@@ -150,6 +168,7 @@ class Restormer(nn.Module):
     middle_heads: int
     decoder_heads: tuple[int, ...]
     expansion: float = 2.66
+    attention: str = "transposed"
     norm_bias: bool = True
     tlc_window: int | None = None
     dtype: Any = jnp.float32
@@ -163,10 +182,12 @@ class Restormer(nn.Module):
     @property
     def multiple(self) -> int:
         """The padded height and width are multiples of this number of pixels, and so must `tlc_window` be."""
-        return 2**self.levels
+        return 2**self.levels * (ConcertoSelfAttention.block_px if self.attention == "concerto" else 1)
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, for a network that cannot be built."""
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention={self.attention!r} is unknown; choose one of {', '.join(ATTENTIONS)}")
         for field in ("decoder_blocks", "encoder_heads", "decoder_heads"):
             if len(getattr(self, field)) != self.levels:
                 raise ValueError(
@@ -187,9 +208,11 @@ class Restormer(nn.Module):
             for level, heads in enumerate(self.decoder_heads[::-1])
         ]
         for field, width, heads in [*stages, ("middle_heads", self.width * 2**self.levels, self.middle_heads)]:
-            if heads < 1 or width % heads:
+            groups = len(ConcertoSelfAttention.groups) if self.attention == "concerto" else 1
+            if heads < 1 or width % (groups * heads):
                 raise ValueError(
-                    f"{field}={getattr(self, field)}: {heads} heads do not divide the {width} channels of their level"
+                    f"{field}={getattr(self, field)}: {heads} heads do not divide the {width} channels of their level "
+                    f"into {groups} group{'s' * (groups > 1)}"
                 )
         if self.tlc_window is not None and (self.tlc_window < 1 or self.tlc_window % self.multiple):
             raise ValueError(
@@ -218,6 +241,7 @@ class Restormer(nn.Module):
                 heads,
                 blocks,
                 self.expansion,
+                self.attention,
                 self.norm_bias,
                 tlc_window=window,
                 dtype=self.dtype,

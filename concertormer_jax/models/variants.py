@@ -1,4 +1,4 @@
-"""The named sizes of the network, and how to build any other."""
+"""The named sizes and forms of the network, and how to build any other."""
 
 import dataclasses
 from functools import partial
@@ -8,11 +8,14 @@ import jax.numpy as jnp
 
 from concertormer_jax.errors import UserError
 from concertormer_jax.models.concertormer import Concertormer
+from concertormer_jax.models.design import Design
 from concertormer_jax.models.restormer import Restormer
+from concertormer_jax.ops import concerto
 
 Network = Concertormer | Restormer
 NETWORKS = {"Concertormer": Concertormer, "Restormer": Restormer}
-SETTINGS = ("tlc_window", "dtype", "remat")  # fields of a network that its parameters do not depend on
+RUN_FIELDS = {"tlc_window", "dtype", "remat"}  # what may differ between two uses of the same weights
+DESIGN_FIELDS = tuple(field.name for field in dataclasses.fields(Design))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ def _fields(encoder_blocks, middle_blocks, decoder_blocks, width=48):
     }
 
 
-RESTORMER = {
+_RESTORMER = {
     "width": 48,
     "encoder_blocks": (4, 6, 6),
     "middle_blocks": 8,
@@ -51,7 +54,6 @@ RESTORMER = {
     "middle_heads": 8,
     "decoder_heads": (4, 2, 1),
     "expansion": 2.66,
-    "norm_bias": True,
 }
 
 VARIANTS = {
@@ -59,36 +61,90 @@ VARIANTS = {
     "lite": Variant(_fields((4, 4, 12), 2, (12, 4, 4)), 28_985_644, 119.15),
     "sidd": Variant(_fields((2, 4, 8), 16, (8, 4, 4)), 67_958_144, 131.24),
     "demo": Variant(_fields((1, 1, 2), 1, (2, 1, 1), width=16), 1_393_928, 3.84),
-    "restormer": Variant(RESTORMER, 26_126_644, 154.88, Restormer),
-    "restormer_bias_free": Variant({**RESTORMER, "norm_bias": False}, 26_111_668, 154.88, Restormer),
+    "restormer": Variant(_RESTORMER, 26_126_644, 154.88, Restormer),
+    "restormer_bias_free": Variant({**_RESTORMER, "norm_bias": False}, 26_111_668, 154.88, Restormer),
+    "restormer_csa": Variant({**_RESTORMER, "attention": "concerto"}, 31_004_520, 148.90, Restormer),
 }
 
 
-def create(variant: str | None, network: str = "Concertormer", **overrides) -> Network:
-    """Build the Linen module of a named variant, any field of its network overridden by keyword.
+_ONE_HEAD = {"encoder_heads": (1, 1, 1), "middle_heads": 1, "decoder_heads": (1, 1, 1)}
+_BARE = {"communication": "none", "sca": False}  # attention alone
+RIPIENO = ("ripieno_spatial", "ripieno_channel")
+CONCERTINO = ("concertino_channel", "concertino_spatial")
 
-    With `variant=None` all fields of the size must be given, and the `network` that has them, a name of `NETWORKS`.
-    Raises UserError for an unknown variant or field and ValueError for a network that cannot be built.
+# The paper's ablations in its order, each a step from the one before, and then comparisons: `full` with one setting
+# changed. Every one is `lite` with these fields.
+ABLATIONS = {
+    "gdmlp": {"groups": (), "skip": "sum"},
+    "spatial_ripieno": {"groups": ("ripieno_spatial",), **_ONE_HEAD, **_BARE},
+    "spatial_csa": {"groups": ("ripieno_spatial", "concertino_spatial"), **_ONE_HEAD, **_BARE},
+    "channel_csa": {**_ONE_HEAD, **_BARE},
+    "sca": {**_ONE_HEAD, **_BARE, "sca": True},
+    "full": {},
+    "two_stage": {"two_stage": True},
+    "window": {"groups": (concerto.WINDOW,)},
+    "window_unshifted": {"groups": (concerto.WINDOW,), "shift": False},
+    "transposed": {"groups": (concerto.TRANSPOSED,)},
+    "ripieno": {"groups": RIPIENO},
+    "concertino": {"groups": CONCERTINO},
+    "spatial_cdc": {"communication": "spatial"},
+    "channel_cdc": {"communication": "channel"},
+    "block_4": {"block_px": 4},
+    "block_16": {"block_px": 16},
+    "single_scale": {"multiscale_input": False},
+    "skip_sum": {"skip": "sum"},
+    "skip_concatenation": {"skip": "concatenation"},
+}
+
+
+def _fields_of(variant: str | None) -> dict:
+    if variant is None:
+        return {}
+    if variant in VARIANTS:
+        return VARIANTS[variant].fields
+    if variant in ABLATIONS:
+        return VARIANTS["lite"].fields | ABLATIONS[variant]
+    raise UserError(f"model variant {variant!r} is unknown; choose one of {', '.join([*VARIANTS, *ABLATIONS])}")
+
+
+def create(variant: str | None, network: str = "Concertormer", **overrides) -> Network:
+    """Build the Linen module of a named variant, any field of its network (or its `Design`) overridden by keyword.
+
+    variant: a name of `VARIANTS` or `ABLATIONS`. With None all fields of the size must be given, and `network` says
+    which of `NETWORKS` has them. Raises UserError for an unknown variant or field and ValueError for a network that
+    cannot be built.
     """
-    if variant is not None and variant not in VARIANTS:
-        raise UserError(f"model variant {variant!r} is unknown; choose one of {', '.join(VARIANTS)}")
-    kind = VARIANTS[variant].network if variant is not None else NETWORKS[network]
-    known = {field.name for field in dataclasses.fields(kind)} - {"parent", "name"}
-    if unknown := sorted(set(overrides) - known):
-        raise UserError(f"model field {unknown[0]!r} is unknown; choose one of {', '.join(sorted(known))}")
-    fields = VARIANTS[variant].fields if variant is not None else {}
-    optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
-    if missing := sorted(known - optional - set(fields) - set(overrides)):
+    fields = _fields_of(variant) | overrides
+    kind = VARIANTS[variant].network if variant in VARIANTS else NETWORKS[network]
+    known = {field.name: field for field in dataclasses.fields(kind) if field.name not in ("parent", "name")}
+    needed = {name for name, field in known.items() if field.default is dataclasses.MISSING}
+    names = set(known) - {"design"} | (set(DESIGN_FIELDS) if "design" in known else set())
+    if unknown := sorted(set(overrides) - names):
+        raise UserError(f"model field {unknown[0]!r} is unknown; choose one of {', '.join(sorted(names))}")
+    if missing := sorted(needed - set(fields)):
         raise UserError(f"model field {missing[0]!r} must be given, since no variant is named")
-    module = kind(**{**fields, **overrides})
+    if "design" in known:
+        fields["design"] = Design(**{name: fields.pop(name) for name in DESIGN_FIELDS if name in fields})
+    module = kind(**fields)
     module.validate()
     return module
 
 
-def size_of(module: Network) -> dict:
-    """What the parameters of `module` depend on: `create(None, **size_of(module))` has the same."""
-    names = [field.name for field in dataclasses.fields(module) if field.name not in (*SETTINGS, "parent", "name")]
-    return {"network": type(module).__name__, **{name: getattr(module, name) for name in names}}
+def settings_of(module: Network) -> dict:
+    """What the parameters and the function of `module` depend on, as `create(None, **settings)` takes it."""
+    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
+    design = fields.pop("design", None)
+    settings = {name: value for name, value in fields.items() if name not in RUN_FIELDS | {"parent", "name"}}
+    return {"network": type(module).__name__} | settings | (dataclasses.asdict(design) if design else {})
+
+
+def variant_name(module) -> str:
+    """The name of the network's size or form, "custom" if it has none."""
+    for name in (*VARIANTS, *ABLATIONS):
+        named = create(name)
+        if type(module) is type(named) and settings_of(module) == settings_of(named):
+            return name
+    return "custom"
 
 
 def initial_params(module: Network, key: jax.Array) -> dict:
