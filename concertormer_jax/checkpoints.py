@@ -17,24 +17,14 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import Concertormer, create, parameter_shapes
+from concertormer_jax.models import Concertormer, create, parameter_shapes, settings_of
 
 FOLDER = "checkpoints"
-SIZE_FIELDS = (
-    "width",
-    "encoder_blocks",
-    "middle_blocks",
-    "decoder_blocks",
-    "encoder_heads",
-    "middle_heads",
-    "decoder_heads",
-    "expansion",
-)
 
 
 def size_of(module: Concertormer) -> dict:
-    """The fields of `module` that its parameters depend on, as JSON keeps them."""
-    return {name: list(v) if isinstance(v := getattr(module, name), tuple) else v for name in SIZE_FIELDS}
+    """The fields of `module` that its parameters and its function depend on, as JSON keeps them."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in settings_of(module).items()}
 
 
 def _module_of(size: dict) -> Concertormer:

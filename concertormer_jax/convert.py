@@ -3,12 +3,15 @@
     python -m concertormer_jax.convert WEIGHTS.pth OUT_DIR --variant=gopro     a directory for `evaluate.py --ckpt`
     python -m concertormer_jax.convert CHECKPOINT_DIR OUT.pth                  and back (or OUT.safetensors)
 
-Our parameter tree differs from the published names in three ways: the equal blocks of a stage are stacked on a first
-axis, arrays are laid out for NHWC, and the channels of queries, keys and values are in the order (group, head, channel)
-in place of (head, group, channel), so that the four groups are contiguous.
+Our parameter tree differs from the published names in four ways: the equal blocks of a stage are stacked on a first
+axis, arrays are laid out for NHWC, the projection of the queries belongs to the attention and is apart from that of u
+and z, and the channels of queries, keys and values are in the order (group, head, channel) in place of (head, group,
+channel), so that the four groups are contiguous.
 """
 
 import argparse
+import functools
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,7 +20,7 @@ import numpy as np
 
 from concertormer_jax import checkpoints, errors, torch_files
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import VARIANTS, Concertormer, create, parameter_shapes
+from concertormer_jax.models import VARIANTS, Concertormer, Design, create, parameter_shapes, variant_name
 
 PUBLISHED_TRAIN_CROP_PX = 256  # the train size to which the published grid factors of the local converter refer
 GROUPS = 4
@@ -27,7 +30,7 @@ class Mapping(NamedTuple):
     """How one array is called and laid out on the two sides; in shape functions, `heads` is that of the block."""
 
     torch_name: str
-    path: tuple[str, ...]  # of ours, in the parameter tree
+    paths: tuple[tuple[str, ...], ...]  # of ours, in the parameter tree; of several, joined along their last axis
     index: int | None  # in the stack of equal blocks, None for an array that is not stacked
     to_ours: Callable
     to_torch: Callable
@@ -35,9 +38,13 @@ class Mapping(NamedTuple):
 
 def _convolution(name: str, path: str, bias: bool = True) -> list[Mapping]:
     kernel = Mapping(
-        f"{name}.weight", (path, "kernel"), None, lambda a: a.transpose(2, 3, 1, 0), lambda a: a.transpose(3, 2, 0, 1)
+        f"{name}.weight",
+        ((path, "kernel"),),
+        None,
+        lambda a: a.transpose(2, 3, 1, 0),
+        lambda a: a.transpose(3, 2, 0, 1),
     )
-    return [kernel, Mapping(f"{name}.bias", (path, "bias"), None, np.asarray, np.asarray)][: 2 if bias else 1]
+    return [kernel, Mapping(f"{name}.bias", ((path, "bias"),), None, np.asarray, np.asarray)][: 2 if bias else 1]
 
 
 def _regroup(weight: np.ndarray, count: int, heads: int, swap_to_ours: bool) -> np.ndarray:
@@ -49,7 +56,7 @@ def _regroup(weight: np.ndarray, count: int, heads: int, swap_to_ours: bool) -> 
     return np.concatenate([swapped[:count], weight[count:]])
 
 
-def _projection(torch_name: str, path, index, parts: int, grouped: int, heads: int) -> Mapping:
+def _projection(torch_name: str, paths, index, parts: int, grouped: int, heads: int) -> Mapping:
     def to_ours(a):
         return _regroup(a.reshape(parts, -1, a.shape[1]), grouped, heads, True).reshape(a.shape[:2]).T
 
@@ -57,22 +64,23 @@ def _projection(torch_name: str, path, index, parts: int, grouped: int, heads: i
         a = _regroup(a.T.reshape(parts, -1, a.shape[0]), grouped, heads, False)
         return a.reshape(-1, a.shape[-1], 1, 1)
 
-    return Mapping(torch_name, path, index, to_ours, to_torch)
+    return Mapping(torch_name, paths, index, to_ours, to_torch)
 
 
 def _block(name: str, stage: str, index: int, heads: int, cross: bool) -> list[Mapping]:
-    path = (stage, "blocks")
+    block = (stage, "blocks")
+    attention = (*block, "attention")
 
-    def same(torch_name, ours):
-        return Mapping(f"{name}.{torch_name}", (*path, *ours), index, np.asarray, np.asarray)
+    def same(torch_name, *path):
+        return Mapping(f"{name}.{torch_name}", (path,), index, np.asarray, np.asarray)
 
-    def pointwise(torch_name, ours):
-        return Mapping(f"{name}.m.{torch_name}", (*path, ours), index, lambda a: a[:, :, 0, 0].T, _to_pointwise)
+    def pointwise(torch_name, *path):
+        return Mapping(f"{name}.m.{torch_name}", (path,), index, lambda a: a[:, :, 0, 0].T, _to_pointwise)
 
     def over_blocks(torch_name):
         return Mapping(
             f"{name}.m.{torch_name}.weight",
-            (*path, torch_name),
+            ((*attention, torch_name),),
             index,
             lambda a: a[..., 0].transpose(2, 3, 1, 0),
             lambda a: a.transpose(3, 2, 0, 1)[..., None],
@@ -82,20 +90,21 @@ def _block(name: str, stage: str, index: int, heads: int, cross: bool) -> list[M
         return a.T[:, :, None, None]
 
     norm = "norm1" if cross else "norm"
-    mappings = [same(f"{norm}.weight", ("norm", "scale")), same(f"{norm}.bias", ("norm", "bias"))]
+    mappings = [same(f"{norm}.weight", *block, "norm", "scale"), same(f"{norm}.bias", *block, "norm", "bias")]
     if cross:
         for torch_name, ours in (("weight", "scale"), ("bias", "bias")):
-            mappings.append(Mapping(f"{name}.norm2.{torch_name}", (stage, "norm2", ours), None, np.asarray, np.asarray))
+            path = (stage, "norm2", ours)
+            mappings.append(Mapping(f"{name}.norm2.{torch_name}", (path,), None, np.asarray, np.asarray))
     temperature = Mapping(
         f"{name}.m.temperature",
-        (*path, "temperature"),
+        ((*attention, "temperature"),),
         index,
         lambda a: a[:, :, 0, 0, 0],
         lambda a: a[:, :, None, None, None],
     )
     depthwise = Mapping(
         f"{name}.m.dw_u.weight",
-        (*path, "dw_u"),
+        ((*block, "dw_u"),),
         index,
         lambda a: a[:, 0].transpose(1, 2, 0),
         lambda a: a.transpose(2, 0, 1)[:, None],
@@ -103,17 +112,17 @@ def _block(name: str, stage: str, index: int, heads: int, cross: bool) -> list[M
     return [
         *mappings,
         temperature,
-        same("m.r_talking", ("r_talking",)),
-        same("m.g_talking", ("g_talking",)),
+        same("m.r_talking", *attention, "r_talking"),
+        same("m.g_talking", *attention, "g_talking"),
         over_blocks("b_talking"),
         over_blocks("l_talking"),
-        _projection(f"{name}.m.to_quz.weight", (*path, "to_quz"), index, parts=3, grouped=1, heads=heads),
-        _projection(f"{name}.m.to_kv.weight", (*path, "to_kv"), index, parts=2, grouped=2, heads=heads),
+        _projection(f"{name}.m.to_quz.weight", ((*attention, "to_q"), (*block, "to_uz")), index, 3, 1, heads),
+        _projection(f"{name}.m.to_kv.weight", ((*attention, "to_kv"),), index, parts=2, grouped=2, heads=heads),
         depthwise,
-        pointwise("project.weight", "project"),
-        pointwise("project_out.weight", "project_out"),
-        pointwise("sca.1.weight", "sca_kernel"),
-        same("m.sca.1.bias", ("sca_bias",)),
+        pointwise("project.weight", *block, "project"),
+        pointwise("project_out.weight", *block, "project_out"),
+        pointwise("sca.1.weight", *attention, "sca_kernel"),
+        same("m.sca.1.bias", *attention, "sca_bias"),
     ]
 
 
@@ -126,7 +135,15 @@ def _stage(name: str, path: str, blocks: int, heads: int, cross: bool) -> list[M
 
 
 def mappings(module: Concertormer) -> list[Mapping]:
-    """Every array of `module` under its published name."""
+    """Every array of `module` under its published name.
+
+    Raises UserError for a design that was not published.
+    """
+    if module.design != Design():
+        name = variant_name(module)
+        raise UserError(
+            f"the {name} network is a form that was never published, so there are no names to convert it to"
+        )
     found = [*_convolution("intro", "intro"), *_convolution("ending", "ending")]
     for i in range(module.levels):
         found += _convolution(f"intros.{i}", f"intros_{i}") + _convolution(f"downs.{i}", f"downs_{i}")
@@ -136,10 +153,22 @@ def mappings(module: Concertormer) -> list[Mapping]:
     return found + _stage("middle_blks", "middle", module.middle_blocks, module.middle_heads, True)
 
 
-def _leaf(tree, path):
-    for key in path:
-        tree = tree[key]
-    return tree
+def read(params: dict, mapping: Mapping) -> np.ndarray:
+    """The array of `mapping` in our parameters, under its published layout."""
+    parts = [np.asarray(leaf if mapping.index is None else leaf[mapping.index]) for leaf in _leaves(params, mapping)]
+    return np.ascontiguousarray(mapping.to_torch(np.concatenate(parts, axis=-1)))
+
+
+def write(params: dict, mapping: Mapping, array: np.ndarray) -> None:
+    """The inverse of `read`, in place, into a tree of NumPy arrays."""
+    leaves = _leaves(params, mapping)
+    ends = np.cumsum([leaf.shape[-1] for leaf in leaves])[:-1]
+    for leaf, part in zip(leaves, np.split(mapping.to_ours(array), ends, axis=-1), strict=True):
+        leaf[... if mapping.index is None else mapping.index] = part
+
+
+def _leaves(params, mapping):
+    return [functools.reduce(operator.getitem, path, params) for path in mapping.paths]
 
 
 def _require_same_shapes(found: dict[str, tuple], expected: dict[str, tuple]) -> None:
@@ -163,13 +192,7 @@ def _shapes(tree) -> dict[str, tuple]:
 
 
 def _state_dict(params: dict, module: Concertormer) -> dict[str, np.ndarray]:
-    state = {}
-    for mapping in mappings(module):
-        leaf = np.asarray(_leaf(params, mapping.path))
-        state[mapping.torch_name] = np.ascontiguousarray(
-            mapping.to_torch(leaf if mapping.index is None else leaf[mapping.index])
-        )
-    return state
+    return {mapping.torch_name: read(params, mapping) for mapping in mappings(module)}
 
 
 def torch_from_params(params: dict, module: Concertormer) -> dict[str, np.ndarray]:
@@ -190,9 +213,7 @@ def params_from_torch(state_dict: dict[str, np.ndarray], module: Concertormer) -
     expected = {name: array.shape for name, array in _state_dict(params, module).items()}
     _require_same_shapes({name: tuple(array.shape) for name, array in state_dict.items()}, expected)
     for mapping in mappings(module):
-        value = mapping.to_ours(np.asarray(state_dict[mapping.torch_name], np.float32))
-        leaf = _leaf(params, mapping.path)
-        leaf[... if mapping.index is None else mapping.index] = value
+        write(params, mapping, np.asarray(state_dict[mapping.torch_name], np.float32))
     return params
 
 

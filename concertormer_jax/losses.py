@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.ops import attention, image
+from concertormer_jax.ops import image
 
 FFT_WEIGHT = 0.1
 
@@ -34,7 +34,8 @@ def multiscale_l1_fft(outputs: Sequence[jax.Array], target: jax.Array, fft_weigh
         raise ValueError(f"the finest output has the shape {finest.shape}, the target {target.shape}")
     loss = l1_fft(finest, target, fft_weight)
     if coarse:
-        padded = image.pad_to_multiple(target, attention.BLOCK * 2 ** len(coarse))
+        height, width = coarse[-1].shape[1:3]
+        padded = image.pad_to_size(target, 2 * height, 2 * width)
         for level, output in zip(range(len(coarse), 0, -1), coarse, strict=True):
             loss += l1_fft(output, image.downsample(padded, 2**level), fft_weight)
     return loss

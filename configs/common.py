@@ -14,7 +14,8 @@ def get_config() -> ConfigDict:
     config.init_from = ""  # checkpoint directory or converted weights to start from; "" for random weights
 
     config.model = ConfigDict()
-    config.model.variant = "gopro"  # a name of concertormer_jax.models.VARIANTS, or "" when all fields below are set
+    # A name of concertormer_jax.models.VARIANTS or ABLATIONS, or "" when all sizes (width to decoder_heads) are set.
+    config.model.variant = "gopro"
     config.model.width = placeholder(int)  # channels of the finest level; None here and below: the variant's
     config.model.encoder_blocks = placeholder(tuple)  # blocks of each level, finest first
     config.model.middle_blocks = placeholder(int)
@@ -23,6 +24,17 @@ def get_config() -> ConfigDict:
     config.model.middle_heads = placeholder(int)
     config.model.decoder_heads = placeholder(tuple)
     config.model.expansion = placeholder(int)  # hidden channels of a block, as a multiple of its width
+    # What the blocks are made of (models/design.py says more); None for the variant's.
+    config.model.groups = placeholder(
+        str
+    )  # of the attention, names of ops/concerto.py separated by commas; "" for none
+    config.model.communication = placeholder(str)  # CDC: both, spatial, channel or none
+    config.model.sca = placeholder(bool)  # simplified channel attention
+    config.model.shift = placeholder(bool)  # of every other block's attention
+    config.model.block_px = placeholder(int)  # side of the attention's blocks
+    config.model.two_stage = placeholder(bool)  # a feed-forward network after the attention, in place of one stage
+    config.model.multiscale_input = placeholder(bool)  # the picture enters at every scale
+    config.model.skip = placeholder(str)  # cross_attention, sum or concatenation
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16; weights and softmax stay float32
     config.model.remat = True  # recompute each block in the backward pass: far less memory; off where it fits without
 

@@ -1,25 +1,27 @@
-"""Concerto self-attention: the shift's mask, the communication of maps, and degenerate features."""
+"""Attention: the shift's mask, the communication of maps, and degenerate features."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops import attention
+from concertormer_jax.ops import attention, concerto
 
 
 def only_spatial_ripieno_values():
     """Weights for two channels: keys see the first, values the second, and no communication or channel attention."""
     none = jnp.zeros((2, 4))
     one_head = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
-    return attention.Weights(
+    return concerto.Weights(
         to_q=none.at[0].set(1),
         to_kv=jnp.concatenate([none.at[0].set(1), none.at[1].set(1)], axis=1),
         temperature=jnp.ones((4, 1)),
-        b_talking=one_head,
-        l_talking=one_head,
-        g_talking=jnp.zeros((1, 64, 64, 1)),
-        r_talking=jnp.zeros((1, 1, 1, 1)),
+        talking={
+            "ripieno_spatial": one_head,
+            "ripieno_channel": one_head,
+            "concertino_channel": jnp.zeros((1, 64, 64, 1)),
+            "concertino_spatial": jnp.zeros((1, 1, 1, 1)),
+        },
         sca_kernel=jnp.zeros((4, 4)),
         sca_bias=jnp.ones(4),
     )
@@ -29,7 +31,7 @@ def only_spatial_ripieno_values():
 def spatial_ripieno():
     """(features, shifted) -> output of the group Rs, [H, W]."""
     weights = only_spatial_ripieno_values()
-    return jax.jit(lambda x, shifted: attention.concerto_attention(x, x, weights, shifted)[0, :, :, 0])
+    return jax.jit(lambda x, shifted: concerto.concerto_attention(x, x, weights, shifted, heads=1)[0, :, :, 0])
 
 
 @pytest.mark.parametrize(

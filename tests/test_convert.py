@@ -84,7 +84,8 @@ def test_query_key_and_value_channels_are_regrouped_and_u_and_z_are_not(params, 
     """Published: (head, group, channel). Ours: (group, head, channel). Every column of ours holds its own number."""
     numbers = np.arange(96, dtype=np.float32)
     params = jax.tree.map(np.copy, params)
-    params["encoders_0"]["blocks"]["to_quz"][1] = numbers
+    block = params["encoders_0"]["blocks"]
+    block["attention"]["to_q"][1], block["to_uz"][1] = np.split(numbers, [32])
     published = torch_from_params(params, module)["encoders.0.1.m.to_quz.weight"][:, 0, 0, 0]
     expected = [group * 8 + head * 4 + channel for head in range(2) for group in range(4) for channel in range(4)]
     np.testing.assert_array_equal(published, [*expected, *numbers[32:]])

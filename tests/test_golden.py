@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from concertormer_jax.convert import mappings, params_from_torch, torch_from_params
+from concertormer_jax.convert import mappings, params_from_torch, torch_from_params, write
 from concertormer_jax.models import create
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.training.optimizer import adamw, cosine
@@ -91,11 +91,7 @@ def test_block(case):
     prefix = f"{'decoders' if meta['cross'] else 'encoders'}.0.{meta['block_index']}."
     for mapping in mappings(network):
         if mapping.torch_name.startswith(prefix):
-            leaf = params
-            for key in mapping.path[1:]:
-                leaf = leaf[key]
-            value = mapping.to_ours(state.pop(mapping.torch_name.removeprefix(prefix)))
-            leaf[... if mapping.index is None else mapping.index] = value
+            write({mapping.paths[0][0]: params}, mapping, state.pop(mapping.torch_name.removeprefix(prefix)))
     assert not state
     output = jax.jit(stage.apply)({"params": params}, *inputs)
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)

@@ -35,15 +35,18 @@ def blocks(number, width, heads):
     channels = hidden // (4 * heads)
     shapes = {
         "norm": {"scale": (width,), "bias": (width,)},
-        "to_quz": (width, 3 * hidden),
-        "to_kv": (width, 2 * hidden),
-        "temperature": (4, heads),
-        "b_talking": (3, 3, heads, heads),
-        "l_talking": (3, 3, heads, heads),
-        "g_talking": (heads, 64, 64, heads),
-        "r_talking": (heads, channels, channels, heads),
-        "sca_kernel": (hidden, hidden),
-        "sca_bias": (hidden,),
+        "attention": {
+            "to_q": (width, hidden),
+            "to_kv": (width, 2 * hidden),
+            "temperature": (4, heads),
+            "b_talking": (3, 3, heads, heads),
+            "l_talking": (3, 3, heads, heads),
+            "g_talking": (heads, 64, 64, heads),
+            "r_talking": (heads, channels, channels, heads),
+            "sca_kernel": (hidden, hidden),
+            "sca_bias": (hidden,),
+        },
+        "to_uz": (width, 2 * hidden),
         "dw_u": (3, 3, hidden),
         "project": (hidden, hidden),
         "project_out": (hidden, width),
@@ -81,18 +84,19 @@ def test_initial_values():
     params = jax.jit(lambda key: initial_params(module, key))(jax.random.key(0))
     first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], params["encoders_0"]["blocks"]) for i in (0, 1))
     middle = jax.tree.map(lambda leaf: leaf[0], params["middle"]["blocks"])
-    np.testing.assert_array_equal(middle["temperature"], 1)
+    attention = middle["attention"]
+    np.testing.assert_array_equal(attention["temperature"], 1)
     np.testing.assert_array_equal(middle["norm"]["scale"], 1)
     np.testing.assert_array_equal(middle["norm"]["bias"], 0)
-    assert not np.array_equal(first["to_quz"], second["to_quz"])
+    assert not np.array_equal(first["to_uz"], second["to_uz"])
     # Kaiming normal with a = sqrt(5), the fan-in being shape[1] * prod(shape[2:]).
-    np.testing.assert_allclose(np.std(middle["g_talking"]), (3 * 64 * 64 * 2) ** -0.5, rtol=0.05)
+    np.testing.assert_allclose(np.std(attention["g_talking"]), (3 * 64 * 64 * 2) ** -0.5, rtol=0.05)
     # PyTorch's default of convolutions: uniform within 1 / sqrt(fan-in), that of a bias being its kernel's.
     for value, fan_in in (
-        (middle["to_quz"], 16),
+        (attention["to_q"], 16),
         (middle["project"], 32),
-        (middle["sca_bias"], 32),
-        (middle["b_talking"], 9 * 2),
+        (attention["sca_bias"], 32),
+        (attention["b_talking"], 9 * 2),
         (middle["dw_u"], 9),
         (params["intros_0"]["kernel"], 27),
         (params["intros_0"]["bias"], 27),

@@ -21,7 +21,7 @@ from concertormer_jax.evaluation.protocols import PAIRS, Protocol
 from concertormer_jax.evaluation.scores import Evaluation, ImageScores
 from concertormer_jax.evaluation.sets import EvaluationSet
 from concertormer_jax.metrics import UNROUNDED_METRICS, require_known, score
-from concertormer_jax.models import VARIANTS
+from concertormer_jax.models import variant_name
 from concertormer_jax.ops.image import padded_size
 
 ORDERING_METRIC = "psnr_rgb"  # of the progress bar and the worst ten; computed whatever else is asked for
@@ -94,7 +94,7 @@ def evaluate(
         scores = _watched(_ahead(pool, scored, restored, 2 * _THREADS), len(pairs), pairs.name)
     return Evaluation(
         checkpoint=model.name,
-        variant=_variant(model.module),
+        variant=variant_name(model.module),
         protocol=protocol.name,
         set=pairs,
         tlc=tlc,
@@ -154,14 +154,6 @@ def _image_scores(pairs, index, file, window_covers, restored, degraded, target,
         input=before.values,
         converged=None if after.converged is None else (after.converged, before.converged),
     )
-
-
-def _variant(module):
-    """The name of the network's size, "custom" if it has none."""
-    for name, variant in VARIANTS.items():
-        if all(getattr(module, field, None) == value for field, value in variant.fields.items()):
-            return name
-    return "custom"
 
 
 def _items(sizes, batch, devices):

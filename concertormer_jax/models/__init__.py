@@ -1,6 +1,32 @@
-"""The network: `create` builds it by name, `VARIANTS` lists the names with their cost."""
+"""The networks: `create` builds one by name, `VARIANTS` lists the sizes with their cost, `ABLATIONS` the other forms.
+
+`ConcertoSelfAttention` is the attention alone, for other networks.
+"""
 
 from concertormer_jax.models.concertormer import Concertormer
-from concertormer_jax.models.variants import VARIANTS, Variant, create, initial_params, parameter_shapes
+from concertormer_jax.models.csa import ConcertoSelfAttention
+from concertormer_jax.models.design import Design
+from concertormer_jax.models.variants import (
+    ABLATIONS,
+    VARIANTS,
+    Variant,
+    create,
+    initial_params,
+    parameter_shapes,
+    settings_of,
+    variant_name,
+)
 
-__all__ = ["VARIANTS", "Concertormer", "Variant", "create", "initial_params", "parameter_shapes"]
+__all__ = [
+    "ABLATIONS",
+    "VARIANTS",
+    "ConcertoSelfAttention",
+    "Concertormer",
+    "Design",
+    "Variant",
+    "create",
+    "initial_params",
+    "parameter_shapes",
+    "settings_of",
+    "variant_name",
+]

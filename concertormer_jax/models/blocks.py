@@ -1,29 +1,18 @@
 """The Concertormer block: Concerto self-attention and gated-dconv MLP in a single stage, and a stack of such blocks."""
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.ops import attention, tlc
+from concertormer_jax.models.csa import ConcertoSelfAttention
+from concertormer_jax.models.design import Design
+from concertormer_jax.models.initializers import torch_uniform
 from concertormer_jax.ops.convolution import depthwise_3x3
 from concertormer_jax.ops.projection import project
 
-GROUPS = 4  # Ripieno and Concertino, spatial and channel
 NORM_EPSILON = 1e-6
-
-
-def torch_uniform(fan_in: int):
-    """PyTorch's default for convolutions, weights and biases: uniform within 1 / sqrt(fan_in) of zero."""
-    bound = fan_in**-0.5
-    return partial(jax.random.uniform, minval=-bound, maxval=bound)
-
-
-def torch_kaiming_normal(fan_in: int):
-    """Kaiming normal with a = sqrt(5): the standard deviation is 1 / sqrt(3 fan_in)."""
-    return nn.initializers.normal((3 * fan_in) ** -0.5)
 
 
 def layer_norm(name: str) -> nn.LayerNorm:
@@ -31,78 +20,85 @@ def layer_norm(name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=NORM_EPSILON, use_fast_variance=False, name=name)
 
 
+def feed_forward_channels(features: int, expansion: int) -> int:
+    """Hidden channels f of a two-stage block's feed-forward network.
+
+    With C features and h = r C hidden channels, attention costs 4 r C^2 per pixel in projections (q, k, v and the
+    output), the feed-forward network 3 f C (u, z and the output), and the block in one stage (6 r + r^2) C^2.
+    """
+    return features * expansion * (2 + expansion) // 3
+
+
 class Block(nn.Module):
     """One block: x + CSA-gdMLP(norm(x), keys), the keys being norm(x) in all but the first block of a cross stage.
 
-    (Paper, section 3.) `tlc_window` is the side in pixels of this level's windows for the attention, None for the
-    whole map.
+    (Paper, section 3.) `design` tells the other forms. `tlc_window` is the side in pixels of this level's windows for
+    the attention, None for the whole map.
     """
 
     features: int
     heads: int
     expansion: int
+    design: Design = Design()
     tlc_window: int | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, shifted: jax.Array | bool, keys: jax.Array | None, first: jax.Array | bool):
-        """x: [B, H, W, C], H and W multiples of 8. Returns the same shape.
+        """x: [B, H, W, C], H and W multiples of the attention's block size. Returns the same shape.
 
         shifted: move the attention's blocks by half their size. keys: [B, H, W, C], the normalised features that give
         keys and values where `first` is true. Both booleans may be traced.
         """
         width, hidden = self.features, self.features * self.expansion
-        channels = hidden // (GROUPS * self.heads)
-        positions = attention.BLOCK**2
-        queries = layer_norm("norm")(x).astype(self.dtype)
-        keys = queries if keys is None else jnp.where(first, keys, queries)
+        inputs = layer_norm("norm")(x).astype(self.dtype)
 
         def pointwise(name, inputs, outputs):
-            return self.param(name, torch_uniform(inputs), (inputs, outputs))
+            return self.param(name, torch_uniform(inputs), (inputs, outputs)).astype(self.dtype)
 
-        def talking_over_blocks(name):
-            return self.param(name, torch_uniform(9 * self.heads), (3, 3, self.heads, self.heads))
+        attended = self._attend(inputs, shifted, keys, first) if self.design.groups else None
+        if self.design.two_stage:
+            x = x + project(attended, pointwise("attention_out", hidden, width))
+            inputs, attended = layer_norm("norm_mlp")(x).astype(self.dtype), None
+            hidden = feed_forward_channels(self.features, self.expansion)
 
-        def talking(name, size):
-            fan_in = size * size * self.heads  # PyTorch's for the shape (heads, size, size, heads)
-            return self.param(name, torch_kaiming_normal(fan_in), (self.heads, size, size, self.heads))
-
-        to_quz = pointwise("to_quz", width, 3 * hidden).astype(self.dtype)
-        weights = attention.Weights(
-            to_q=to_quz[:, :hidden],
-            to_kv=pointwise("to_kv", width, 2 * hidden),
-            temperature=self.param("temperature", nn.initializers.ones, (GROUPS, self.heads)),
-            b_talking=talking_over_blocks("b_talking"),
-            l_talking=talking_over_blocks("l_talking"),
-            g_talking=talking("g_talking", positions),
-            r_talking=talking("r_talking", channels),
-            sca_kernel=pointwise("sca_kernel", hidden, hidden),
-            sca_bias=self.param("sca_bias", torch_uniform(hidden), (hidden,)),
-        )
-        attend = partial(attention.concerto_attention, weights=weights, shifted=shifted)
-        if self.tlc_window is None:
-            attended = attend(queries, keys)
-        else:
-            attended = tlc.on_windows(attend, (queries, keys), self.tlc_window)
-
+        to_uz = pointwise("to_uz", width, 2 * hidden)
         dw_u = self.param("dw_u", torch_uniform(9), (3, 3, hidden)).astype(self.dtype)
-        to_hidden = pointwise("project", hidden, hidden).astype(self.dtype)
-        to_output = pointwise("project_out", hidden, width).astype(self.dtype)
+        to_hidden = None if attended is None else pointwise("project", hidden, hidden)
+        to_output = pointwise("project_out", hidden, width)
         with jax.named_scope("gdmlp"):
-            u, z = (project(queries, kernel) for kernel in jnp.split(to_quz[:, hidden:], 2, axis=1))
-            return x + project((project(attended, to_hidden) + depthwise_3x3(u, dw_u)) * z, to_output)
+            u, z = (project(inputs, kernel) for kernel in jnp.split(to_uz, 2, axis=1))
+            u = depthwise_3x3(u, dw_u)
+            return x + project((u if attended is None else project(attended, to_hidden) + u) * z, to_output)
+
+    def _attend(self, inputs, shifted, keys, first):
+        attention = ConcertoSelfAttention(
+            self.features * self.expansion,
+            self.heads,
+            self.design.groups,
+            self.design.communication,
+            self.design.sca,
+            self.design.block_px,
+            self.tlc_window,
+            self.dtype,
+            name="attention",
+        )
+        keys = None if keys is None else jnp.where(first, keys, inputs)
+        return attention(inputs, keys, shifted=shifted)
 
 
 class Stage(nn.Module):
-    """`blocks` equal blocks of one level, every other one shifted; the first may take in other features `y`.
+    """`blocks` equal blocks of one level; the first may take in other features `y`.
 
-    The blocks are scanned: they are compiled once and their parameters are stacked on a first axis.
+    Every other block is shifted, unless `design` has no shift. The blocks are scanned: they are compiled once and their
+    parameters are stacked on a first axis.
     """
 
     features: int
     heads: int
     blocks: int
     expansion: int
+    design: Design = Design()
     tlc_window: int | None = None
     dtype: Any = jnp.float32
     remat: bool = False
@@ -116,10 +112,13 @@ class Stage(nn.Module):
         keys = None if y is None else layer_norm("norm2")(y).astype(self.dtype)
 
         def apply(block, x, position):
-            return block(x, position % 2 == 1, keys, position == 0), None
+            shifted = position % 2 == 1 if self.design.shift else False
+            return block(x, shifted, keys, position == 0), None
 
         if self.remat:
             apply = nn.remat(apply, prevent_cse=False)
         scan = nn.scan(apply, variable_axes={"params": 0}, split_rngs={"params": True})
-        block = Block(self.features, self.heads, self.expansion, self.tlc_window, self.dtype, name="blocks")
+        block = Block(
+            self.features, self.heads, self.expansion, self.design, self.tlc_window, self.dtype, name="blocks"
+        )
         return scan(block, x, jnp.arange(self.blocks))[0]

@@ -7,8 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.models.blocks import Stage, torch_uniform
-from concertormer_jax.ops import attention, image
+from concertormer_jax.models.blocks import Stage
+from concertormer_jax.models.design import Design
+from concertormer_jax.models.initializers import torch_uniform
+from concertormer_jax.ops import image
 
 
 def convolution(name, inputs, outputs, kernel=3, stride=1, bias=True, dtype=jnp.float32) -> nn.Conv:
@@ -44,6 +46,7 @@ class Concertormer(nn.Module):
     middle_heads: int
     decoder_heads: tuple[int, ...]
     expansion: int = 2
+    design: Design = Design()
     tlc_window: int | None = None
     dtype: Any = jnp.float32
     remat: bool = False
@@ -56,7 +59,7 @@ class Concertormer(nn.Module):
     @property
     def multiple(self) -> int:
         """The padded height and width are multiples of this number of pixels, and so must `tlc_window` be."""
-        return attention.BLOCK * 2**self.levels
+        return self.design.block_px * 2**self.levels
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, for a network that cannot be built."""
@@ -74,15 +77,16 @@ class Concertormer(nn.Module):
         stages += [("decoder_heads", level, heads) for level, heads in enumerate(self.decoder_heads[::-1])]
         for field, level, heads in [*stages, ("middle_heads", self.levels, self.middle_heads)]:
             hidden = self.width * self.expansion * 2**level
-            if heads < 1 or hidden % (4 * heads):
+            groups = max(1, len(self.design.groups))
+            if heads < 1 or hidden % (groups * heads):
                 raise ValueError(
                     f"{field}={getattr(self, field)}: {heads} heads do not divide the {hidden} hidden channels "
-                    f"of their level into 4 groups"
+                    f"of their level into {groups} groups"
                 )
         if self.tlc_window is not None and (self.tlc_window < 1 or self.tlc_window % self.multiple):
             raise ValueError(
                 f"tlc_window={self.tlc_window} must be a positive multiple of {self.multiple} pixels, "
-                f"so that blocks of 8x8 fit at every level"
+                f"so that blocks of {self.design.block_px}x{self.design.block_px} fit at every level"
             )
 
     @nn.compact
@@ -112,28 +116,39 @@ class Concertormer(nn.Module):
                 heads,
                 blocks,
                 self.expansion,
+                self.design,
                 tlc_window=window,
                 dtype=self.dtype,
                 remat=self.remat,
                 name=name,
             )
 
+        def entered(x, y, name, how):
+            """x and y for a stage that `y` enters: as its keys, or merged with x before it."""
+            if how == "cross_attention":
+                return x, y
+            if how == "sum":
+                return x + y, None
+            both = jnp.concatenate([x, y], axis=-1)
+            return conv(name, both.shape[-1], x.shape[-1], kernel=1, bias=False)(both), None
+
+        picture_enters = "cross_attention" if self.design.groups else "sum"
         x, y = conv("intro", 3, self.width)(padded), None
         skips = []
         for level in range(self.levels):
             x = stage(f"encoders_{level}", level, self.encoder_blocks[level], self.encoder_heads[level])(x, y)
             skips.append(x)
             x = conv(f"downs_{level}", width(level), width(level + 1), kernel=2, stride=2)(x)
-            y = conv(f"intros_{level}", 3, width(level + 1))(pyramid[level + 1])
+            if self.design.multiscale_input:
+                y = conv(f"intros_{level}", 3, width(level + 1))(pyramid[level + 1])
+                x, y = entered(x, y, None, picture_enters)
         x = stage("middle", self.levels, self.middle_blocks, self.middle_heads)(x, y)
 
         outputs = []
         for index, level in enumerate(reversed(range(self.levels))):
             outputs.append(conv(f"endings_{index}", width(level + 1), 3)(x).astype(wide) + pyramid[level + 1])
             x = conv(f"ups_{index}", width(level + 1), width(level + 2), kernel=1, bias=False)(x)
-            x = image.pixel_shuffle(x)
-            x = stage(f"decoders_{index}", level, self.decoder_blocks[index], self.decoder_heads[index])(
-                x, skips[level]
-            )
+            x, y = entered(image.pixel_shuffle(x), skips[level], f"merges_{index}", self.design.skip)
+            x = stage(f"decoders_{index}", level, self.decoder_blocks[index], self.decoder_heads[index])(x, y)
         restored = conv("ending", self.width, 3)(x).astype(wide) + padded
         return (*outputs, restored[:, :image_height, :image_width])

@@ -34,15 +34,19 @@ def padded_size(size: int, multiple: int) -> int:
 
 
 def pad_to_multiple(images: jax.Array, multiple: int) -> jax.Array:
-    """Reflect-pad [B, H, W, C] at the bottom and the right until H and W are multiples of `multiple`.
+    """`pad_to_size` of [B, H, W, C] until H and W are multiples of `multiple`."""
+    return pad_to_size(images, *(padded_size(size, multiple) for size in images.shape[1:3]))
+
+
+def pad_to_size(images: jax.Array, height: int, width: int) -> jax.Array:
+    """Reflect-pad [B, H, W, C] at the bottom and the right to [B, height, width, C].
 
     As NumPy's mode "reflect": the border pixel is not doubled, a picture smaller than the padding is reflected
     repeatedly, and an axis of one pixel is repeated.
     """
-    for axis in (1, 2):
+    for axis, padded in ((1, height), (2, width)):
         size = images.shape[axis]
-        padding = padded_size(size, multiple) - size
-        if padding:
-            index = np.pad(np.arange(size), (0, padding), mode="reflect")
+        if padded > size:
+            index = np.pad(np.arange(size), (0, padded - size), mode="reflect")
             images = jnp.take(images, index, axis=axis)
     return images

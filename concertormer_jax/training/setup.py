@@ -31,6 +31,8 @@ class Training(NamedTuple):
 def module_from(model) -> Concertormer:
     """The network of `config.model`; fields left at None are the variant's."""
     fields = {name: value for name, value in model.items() if value is not None and name not in ("variant", "dtype")}
+    if "groups" in fields:
+        fields["groups"] = tuple(name.strip() for name in fields["groups"].split(",") if name.strip())
     dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     if model.dtype not in dtypes:
         raise UserError(f"config.model.dtype={model.dtype!r} is unknown; choose one of {', '.join(dtypes)}")

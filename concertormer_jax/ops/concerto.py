@@ -1,0 +1,221 @@
+"""Concerto self-attention: groups of heads over square blocks (paper, section 3).
+
+The groups differ only in which axis of the blocked features is attended, which is contracted, and which are batched
+over. With n blocks of p positions (64 for blocks of 8x8 pixels), m heads and c channels in a head:
+
+    group                      attended    contracted     one map for each   cross-dimensional communication between
+    Rs  ripieno_spatial        positions   channels       block, head        blocks (3x3), heads
+    Rc  ripieno_channel        channels    positions      block, head        blocks (3x3), heads
+    Cc  concertino_channel     channels    blocks         head, position     positions, heads
+    Cs  concertino_spatial     positions   blocks         head, channel      channels, heads
+    window                     positions   channels       block, head        none: the usual window attention
+    transposed                 channels    all pixels     head               none: Restormer's channel attention
+
+The network is made of the first four; the others are there to be compared with. `window` is the plain
+softmax(q k^T / sqrt(c)) v. In all others queries and keys are normalised along the contracted axis and the logits have
+a learned temperature.
+
+A Ripieno without communication takes the paper's first form: from its logits their mean over the blocks is subtracted,
+which the Concertino of the same axis (spatial or channel) attends with; where that Concertino is missing, nothing is
+subtracted, and what a block becomes depends on that block alone.
+
+Each group has its own projections, which write the layout that its attention reads; the channel groups multiply all
+heads at once and keep the diagonal blocks of the product (c is small: it costs less than to separate the heads of the
+feature maps).
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from concertormer_jax.ops import windows
+from concertormer_jax.ops.attention import (
+    channel_attention,
+    communicate_over_maps,
+    mean_of_blocks,
+    plain_attention,
+    spatial_attention,
+)
+from concertormer_jax.ops.convolution import communicate_over_blocks
+from concertormer_jax.ops.projection import project
+
+CONCERTO = ("ripieno_spatial", "ripieno_channel", "concertino_channel", "concertino_spatial")
+WINDOW, TRANSPOSED = "window", "transposed"
+GROUPS = (*CONCERTO, WINDOW, TRANSPOSED)
+INSIDE_BLOCKS = ("ripieno_spatial", "ripieno_channel", WINDOW)
+SHIFT_MASK = -100.0
+
+
+class Weights(NamedTuple):
+    """Parameters of one attention of C channels, m heads and h hidden channels in G groups, c = h / (G m).
+
+    talking: by group, of those whose maps communicate, over the grid of blocks (Rs, Rc), positions (Cc), channels (Cs).
+    """
+
+    to_q: jax.Array  # [C, h], as all projections with the output channels in the order (group, head, channel)
+    to_kv: jax.Array  # [C, 2 h], keys first
+    temperature: jax.Array | None  # [G', m], the groups but `window` in their order; None if there are none
+    talking: Mapping[str, jax.Array]  # Rs and Rc: [3, 3, m, m]; Cc: [m, p, p, m]; Cs: [m, c, c, m]
+    sca_kernel: jax.Array | None = None  # [h, h], simplified channel attention; None for none
+    sca_bias: jax.Array | None = None  # [h]
+
+
+class _Grid(NamedTuple):
+    """The blocks of a map: their number down and to the right, their side, and whether they are shifted."""
+
+    rows: int
+    columns: int
+    size: int
+    shifted: jax.Array | bool
+
+
+def concerto_attention(
+    x: jax.Array,
+    y: jax.Array,
+    weights: Weights,
+    shifted: jax.Array | bool,
+    *,
+    heads: int,
+    groups: tuple[str, ...] = CONCERTO,
+    block: int = 8,
+) -> jax.Array:
+    """The attention of all `groups` with their communication, and the simplified channel attention of its result.
+
+    x: [B, H, W, C] normalised features that give the queries; y: [B, H, W, C'] those that give keys and values; H and W
+    multiples of `block`, the side of a block in pixels. `shifted` (a boolean, may be traced) moves the blocks by half
+    their size. groups: names from `GROUPS`; each has an equal part of the hidden channels.
+    Returns [B, H, W, h] with the channels in the order (group, head, channel).
+    """
+    height, width = x.shape[1:3]
+    grid = _Grid(height // block, width // block, block, shifted)
+
+    def blocks(features):
+        return windows.partition(_roll(shifted, features, -block // 2), block)
+
+    # Both [B, positions, blocks, C]; what attends inside blocks takes [B, blocks, positions, C].
+    x_across = blocks(x)
+    y_across = x_across if y is x else blocks(y)
+    x_inside = x_across.swapaxes(1, 2)
+    y_inside = x_inside if y is x else y_across.swapaxes(1, 2)
+
+    count = len(groups)
+    to_q = jnp.split(weights.to_q.astype(x.dtype), count, axis=1)
+    to_kv = jnp.split(weights.to_kv.astype(x.dtype), 2 * count, axis=1)
+    tempered = [group for group in groups if group != WINDOW]
+
+    attended = []
+    for index, group in enumerate(groups):
+        with jax.named_scope(group):
+            x_blocks, y_blocks = (x_inside, y_inside) if group in INSIDE_BLOCKS else (x_across, y_across)
+            projections = ((x_blocks, to_q[index]), (y_blocks, to_kv[index]), (y_blocks, to_kv[count + index]))
+            qkv = [project(features, kernel) for features, kernel in projections]
+            temperature = None if group == WINDOW else weights.temperature[tempered.index(group)][:, None]
+            communicate = _communication(group, groups, weights.talking.get(group), grid)
+            attended.append(_ATTEND[group](qkv, heads, temperature, communicate))
+
+    output = jnp.concatenate(attended, axis=-1)
+    if weights.sca_kernel is not None:
+        with jax.named_scope("sca"):
+            gate = mean_of_blocks(output) @ weights.sca_kernel + weights.sca_bias
+            output = output * gate.astype(output.dtype)[:, None, None]
+    return _roll(shifted, windows.merge(output, block, height, width), block // 2)
+
+
+def _roll(shifted, features, offset):
+    return features if shifted is False else windows.roll_where(shifted, features, offset)
+
+
+# Each takes q, k and v in the layout that `concerto_attention` gives it, and returns [B, positions, blocks, m c].
+
+
+def _ripieno_spatial(qkv, heads, temperature, communicate):
+    return _join_heads(spatial_attention(*_separate_heads(qkv, heads), temperature, communicate))
+
+
+def _window(qkv, heads, _, communicate):
+    return _join_heads(plain_attention(*_separate_heads(qkv, heads), communicate))
+
+
+def _separate_heads(qkv, heads):
+    """[B, blocks, positions, m c] to [B, blocks, m, positions, c]."""
+    return [part.reshape(*part.shape[:3], heads, -1).swapaxes(2, 3) for part in qkv]
+
+
+def _join_heads(attended):
+    batch, blocks, _, positions, _ = attended.shape
+    return attended.transpose(0, 3, 1, 2, 4).reshape(batch, positions, blocks, -1)
+
+
+def _ripieno_channel(qkv, _, temperature, communicate):
+    return channel_attention(*qkv, temperature, communicate).swapaxes(1, 2)
+
+
+def _concertino_channel(qkv, _, temperature, communicate):
+    return channel_attention(*qkv, temperature, communicate)
+
+
+def _concertino_spatial(qkv, heads, temperature, communicate):
+    channels_first = [part.transpose(0, 3, 1, 2) for part in qkv]
+    channels = qkv[0].shape[-1] // heads
+    attended = spatial_attention(*channels_first, jnp.repeat(temperature, channels, axis=0), communicate)
+    return attended.transpose(0, 2, 3, 1)
+
+
+def _transposed(qkv, _, temperature, communicate):
+    shape = qkv[0].shape
+    pixels = [part.reshape(shape[0], -1, shape[-1]) for part in qkv]
+    return channel_attention(*pixels, temperature, communicate).reshape(shape)
+
+
+_ATTEND = {
+    "ripieno_spatial": _ripieno_spatial,
+    "ripieno_channel": _ripieno_channel,
+    "concertino_channel": _concertino_channel,
+    "concertino_spatial": _concertino_spatial,
+    WINDOW: _window,
+    TRANSPOSED: _transposed,
+}
+
+
+def _communication(group, groups, talking, grid: _Grid) -> Callable[[jax.Array], jax.Array]:
+    """What is done to the logits of `group` before their softmax; talking: its parameter, None for none."""
+    if group == "concertino_channel" and talking is not None:  # logits [B, positions, m, c, c]
+        return lambda logits: communicate_over_maps(logits, _square(talking.transpose(1, 0, 2, 3)))
+    if group == "concertino_spatial" and talking is not None:  # [B, m c, positions, positions]
+        return lambda logits: communicate_over_maps(logits, _square(talking.transpose(0, 1, 3, 2)))
+
+    def over_blocks(logits):  # [B, blocks, m, A, A]
+        on_grid = logits.reshape(-1, grid.rows, grid.columns, *logits.shape[2:])
+        return communicate_over_blocks(on_grid, talking).reshape(logits.shape)
+
+    def minus_mean(logits):
+        return logits - logits.mean(axis=1, keepdims=True)
+
+    if group.startswith("ripieno") and talking is not None:
+        communicate = over_blocks
+    elif group.replace("ripieno", "concertino") in groups and group.startswith("ripieno"):
+        communicate = minus_mean
+    else:
+        communicate = _unchanged
+    return partial(_masked, communicate, grid) if group in ("ripieno_spatial", WINDOW) else communicate
+
+
+def _square(matrix):
+    return matrix.reshape(2 * (matrix.shape[0] * matrix.shape[1],))
+
+
+def _unchanged(logits):
+    return logits
+
+
+def _masked(communicate, grid, logits):
+    """`communicate`, and then the shift's mask."""
+    if grid.shifted is False:
+        return communicate(logits)
+    crosses = windows.crosses_border(grid.rows, grid.columns, grid.size)
+    crosses = crosses.reshape(grid.rows * grid.columns, 1, *logits.shape[-2:])
+    logits = communicate(logits)
+    return jnp.where(crosses & grid.shifted, logits + SHIFT_MASK, logits)
