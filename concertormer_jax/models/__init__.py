@@ -4,7 +4,7 @@
 """
 
 from concertormer_jax.models.concertormer import Concertormer
-from concertormer_jax.models.csa import ConcertoSelfAttention
+from concertormer_jax.models.csa import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.design import Design
 from concertormer_jax.models.variants import (
     ABLATIONS,
@@ -19,6 +19,7 @@ from concertormer_jax.models.variants import (
 
 __all__ = [
     "ABLATIONS",
+    "LOGITS",
     "VARIANTS",
     "ConcertoSelfAttention",
     "Concertormer",
