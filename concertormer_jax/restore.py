@@ -32,7 +32,8 @@ class PhotoRestorer:
     def __init__(self, model, *, tlc="auto", tile="auto", log=tqdm.write):
         self._tile = tile_setting(tile)
         self.device = jax.devices()[0]
-        module = model.module.clone(tlc_window=tlc_window(tlc, model.train_crop_px))
+        window = tlc_window(tlc, model.train_crop_px, model.module.multiple)
+        module = model.module.clone(tlc_window=window)
         self._restore = CompiledBySize(restore_floats(module), log)
         self._params = jax.device_put(model.params, self.device)
 

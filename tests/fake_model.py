@@ -1,6 +1,7 @@
 """A network in two lines with the interface of a loaded checkpoint."""
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
 
@@ -10,6 +11,7 @@ class FakeModule:
     """Multiplies by `params`; with TLC it also adds 0.1. Leaves the network's bounds unclipped, as the real one."""
 
     tlc_window: int | None = None
+    multiple: ClassVar[int] = 64
 
     def clone(self, tlc_window):
         return FakeModule(tlc_window)

@@ -133,6 +133,12 @@ def test_the_command_converts_to_a_checkpoint_and_back(tmp_path, capsys):
         assert_same_tree(torch_files.read_state_dict(back), state)
 
 
+def test_a_form_that_was_never_published_has_no_names():
+    module = tiny_network(sca=False)
+    with pytest.raises(UserError, match="the custom network is a form that was never published"):
+        torch_from_params(random_params(module), module)
+
+
 def fails(capsys, *arguments):
     """Run the command, which must fail with one line; returns it."""
     with pytest.raises(SystemExit) as exit_status:
