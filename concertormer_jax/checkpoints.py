@@ -17,17 +17,17 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import Concertormer, create, parameter_shapes, settings_of
+from concertormer_jax.models import Network, create, parameter_shapes, settings_of
 
 FOLDER = "checkpoints"
 
 
-def size_of(module: Concertormer) -> dict:
+def size_of(module: Network) -> dict:
     """The fields of `module` that its parameters and its function depend on, as JSON keeps them."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in settings_of(module).items()}
 
 
-def _module_of(size: dict) -> Concertormer:
+def _module_of(size: dict) -> Network:
     return create(None, **{name: tuple(v) if isinstance(v, list) else v for name, v in size.items()})
 
 
@@ -35,7 +35,7 @@ def _module_of(size: dict) -> Concertormer:
 class LoadedModel:
     """A network with its weights. name: a short description; train_crop_px: the largest training crop, if known."""
 
-    module: Concertormer
+    module: Network
     params: Any
     train_crop_px: int | None
     step: int
@@ -127,7 +127,7 @@ class Checkpoints:
             self._manager.close()
 
 
-def save_converted(directory, module: Concertormer, params, train_crop_px: int) -> None:
+def save_converted(directory, module: Network, params, train_crop_px: int) -> None:
     """Make `directory` a checkpoint directory with `params` as its only step, 0.
 
     Raises UserError when it exists and is not empty.
@@ -190,7 +190,7 @@ def load_model(directory) -> LoadedModel:
     return LoadedModel(module, params, model["train_crop_px"], model["step"], name)
 
 
-def require_same_size(source, stored: dict, module: Concertormer) -> None:
+def require_same_size(source, stored: dict, module: Network) -> None:
     """Raise UserError naming the first field in which the network `stored` in `source` differs from `module`."""
     for field, value in size_of(module).items():
         if stored[field] != value:

@@ -1,50 +1,40 @@
-"""Weights of the published PyTorch model to ours and back.
+"""Weights of the published PyTorch models, Concertormer and Restormer, to ours and back.
 
-    python -m concertormer_jax.convert WEIGHTS.pth OUT_DIR --variant=gopro     a directory for `evaluate.py --ckpt`
-    python -m concertormer_jax.convert CHECKPOINT_DIR OUT.pth                  and back (or OUT.safetensors)
+    python -m concertormer_jax.convert WEIGHTS.pth OUT_DIR          a directory for `evaluate.py --ckpt`
+    python -m concertormer_jax.convert CHECKPOINT_DIR OUT.pth       and back (or OUT.safetensors)
 
-Our parameter tree differs from the published names in four ways: the equal blocks of a stage are stacked on a first
-axis, arrays are laid out for NHWC, the projection of the queries belongs to the attention and is apart from that of u
-and z, and the channels of queries, keys and values are in the order (group, head, channel) in place of (head, group,
-channel), so that the four groups are contiguous.
+The names of the weights say which network they are of. Our parameter tree differs from the published names in four
+ways: the equal blocks of a stage are stacked on a first axis, arrays are laid out for NHWC, and in Concertormer the
+projection of the queries belongs to the attention and is apart from that of u and z, and the channels of queries, keys
+and values are in the order (group, head, channel) in place of (head, group, channel), so that the four groups are
+contiguous.
 """
 
 import argparse
 import functools
 import operator
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 
-from concertormer_jax import checkpoints, errors, torch_files
+from concertormer_jax import checkpoints, errors, published, restormer_names, torch_files
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import VARIANTS, Concertormer, Design, create, parameter_shapes, variant_name
+from concertormer_jax.models import (
+    VARIANTS,
+    Concertormer,
+    Design,
+    Network,
+    Restormer,
+    create,
+    parameter_shapes,
+    variant_name,
+)
+from concertormer_jax.published import Mapping, convolution
 
-PUBLISHED_TRAIN_CROP_PX = 256  # the train size to which the published grid factors of the local converter refer
+# The train size to which Concertormer's published grid factors of the local converter refer, and Restormer's crops.
+PUBLISHED_TRAIN_CROP_PX = {Concertormer: 256, Restormer: 384}
 GROUPS = 4
-
-
-class Mapping(NamedTuple):
-    """How one array is called and laid out on the two sides; in shape functions, `heads` is that of the block."""
-
-    torch_name: str
-    paths: tuple[tuple[str, ...], ...]  # of ours, in the parameter tree; of several, joined along their last axis
-    index: int | None  # in the stack of equal blocks, None for an array that is not stacked
-    to_ours: Callable
-    to_torch: Callable
-
-
-def _convolution(name: str, path: str, bias: bool = True) -> list[Mapping]:
-    kernel = Mapping(
-        f"{name}.weight",
-        ((path, "kernel"),),
-        None,
-        lambda a: a.transpose(2, 3, 1, 0),
-        lambda a: a.transpose(3, 2, 0, 1),
-    )
-    return [kernel, Mapping(f"{name}.bias", ((path, "bias"),), None, np.asarray, np.asarray)][: 2 if bias else 1]
 
 
 def _regroup(weight: np.ndarray, count: int, heads: int, swap_to_ours: bool) -> np.ndarray:
@@ -72,10 +62,10 @@ def _block(name: str, stage: str, index: int, heads: int, cross: bool) -> list[M
     attention = (*block, "attention")
 
     def same(torch_name, *path):
-        return Mapping(f"{name}.{torch_name}", (path,), index, np.asarray, np.asarray)
+        return published.same(f"{name}.{torch_name}", path, index)
 
     def pointwise(torch_name, *path):
-        return Mapping(f"{name}.m.{torch_name}", (path,), index, lambda a: a[:, :, 0, 0].T, _to_pointwise)
+        return published.pointwise(f"{name}.m.{torch_name}", path, index)
 
     def over_blocks(torch_name):
         return Mapping(
@@ -86,28 +76,17 @@ def _block(name: str, stage: str, index: int, heads: int, cross: bool) -> list[M
             lambda a: a.transpose(3, 2, 0, 1)[..., None],
         )
 
-    def _to_pointwise(a):
-        return a.T[:, :, None, None]
-
     norm = "norm1" if cross else "norm"
     mappings = [same(f"{norm}.weight", *block, "norm", "scale"), same(f"{norm}.bias", *block, "norm", "bias")]
     if cross:
         for torch_name, ours in (("weight", "scale"), ("bias", "bias")):
-            path = (stage, "norm2", ours)
-            mappings.append(Mapping(f"{name}.norm2.{torch_name}", (path,), None, np.asarray, np.asarray))
+            mappings.append(published.same(f"{name}.norm2.{torch_name}", (stage, "norm2", ours), None))
     temperature = Mapping(
         f"{name}.m.temperature",
         ((*attention, "temperature"),),
         index,
         lambda a: a[:, :, 0, 0, 0],
         lambda a: a[:, :, None, None, None],
-    )
-    depthwise = Mapping(
-        f"{name}.m.dw_u.weight",
-        ((*block, "dw_u"),),
-        index,
-        lambda a: a[:, 0].transpose(1, 2, 0),
-        lambda a: a.transpose(2, 0, 1)[:, None],
     )
     return [
         *mappings,
@@ -118,7 +97,7 @@ def _block(name: str, stage: str, index: int, heads: int, cross: bool) -> list[M
         over_blocks("l_talking"),
         _projection(f"{name}.m.to_quz.weight", ((*attention, "to_q"), (*block, "to_uz")), index, 3, 1, heads),
         _projection(f"{name}.m.to_kv.weight", ((*attention, "to_kv"),), index, parts=2, grouped=2, heads=heads),
-        depthwise,
+        published.depthwise(f"{name}.m.dw_u.weight", (*block, "dw_u"), index),
         pointwise("project.weight", *block, "project"),
         pointwise("project_out.weight", *block, "project_out"),
         pointwise("sca.1.weight", *attention, "sca_kernel"),
@@ -134,23 +113,32 @@ def _stage(name: str, path: str, blocks: int, heads: int, cross: bool) -> list[M
     ]
 
 
-def mappings(module: Concertormer) -> list[Mapping]:
-    """Every array of `module` under its published name.
-
-    Raises UserError for a design that was not published.
-    """
-    if module.design != Design():
-        name = variant_name(module)
-        raise UserError(
-            f"the {name} network is a form that was never published, so there are no names to convert it to"
-        )
-    found = [*_convolution("intro", "intro"), *_convolution("ending", "ending")]
+def _concertormer(module: Concertormer) -> list[Mapping]:
+    found = [*convolution("intro", "intro"), *convolution("ending", "ending")]
     for i in range(module.levels):
-        found += _convolution(f"intros.{i}", f"intros_{i}") + _convolution(f"downs.{i}", f"downs_{i}")
-        found += _convolution(f"endings.{i}", f"endings_{i}") + _convolution(f"ups.{i}.0", f"ups_{i}", bias=False)
+        found += convolution(f"intros.{i}", f"intros_{i}") + convolution(f"downs.{i}", f"downs_{i}")
+        found += convolution(f"endings.{i}", f"endings_{i}") + convolution(f"ups.{i}.0", f"ups_{i}", bias=False)
         found += _stage(f"encoders.{i}", f"encoders_{i}", module.encoder_blocks[i], module.encoder_heads[i], i > 0)
         found += _stage(f"decoders.{i}", f"decoders_{i}", module.decoder_blocks[i], module.decoder_heads[i], True)
     return found + _stage("middle_blks", "middle", module.middle_blocks, module.middle_heads, True)
+
+
+def is_published(module: Network) -> bool:
+    """Whether there are published weights of the form, if not the size, of `module`."""
+    return module.attention == "transposed" if isinstance(module, Restormer) else module.design == Design()
+
+
+PUBLISHED = [variant for variant in VARIANTS if is_published(create(variant))]
+
+
+def mappings(module: Network) -> list[Mapping]:
+    """Every array of `module` under its published name. Raises UserError for a form that was not published."""
+    if not is_published(module):
+        raise UserError(
+            f"the {variant_name(module)} network is a form that was never published, so there are no names to convert "
+            "it to"
+        )
+    return restormer_names.mappings(module) if isinstance(module, Restormer) else _concertormer(module)
 
 
 def read(params: dict, mapping: Mapping) -> np.ndarray:
@@ -191,11 +179,11 @@ def _shapes(tree) -> dict[str, tuple]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
-def _state_dict(params: dict, module: Concertormer) -> dict[str, np.ndarray]:
+def _state_dict(params: dict, module: Network) -> dict[str, np.ndarray]:
     return {mapping.torch_name: read(params, mapping) for mapping in mappings(module)}
 
 
-def torch_from_params(params: dict, module: Concertormer) -> dict[str, np.ndarray]:
+def torch_from_params(params: dict, module: Network) -> dict[str, np.ndarray]:
     """The state dictionary of the published model: our parameters (or their gradients) under its names and shapes.
 
     Raises UserError that lists every missing, surplus and misshapen name.
@@ -204,7 +192,7 @@ def torch_from_params(params: dict, module: Concertormer) -> dict[str, np.ndarra
     return _state_dict(params, module)
 
 
-def params_from_torch(state_dict: dict[str, np.ndarray], module: Concertormer) -> dict:
+def params_from_torch(state_dict: dict[str, np.ndarray], module: Network) -> dict:
     """The parameter tree of `module`, as float32 NumPy arrays, from a published state dictionary.
 
     Raises UserError that lists every missing, surplus and misshapen name.
@@ -217,21 +205,28 @@ def params_from_torch(state_dict: dict[str, np.ndarray], module: Concertormer) -
     return params
 
 
+def variant_named(names: Iterable[str]) -> str:
+    """The variant whose published names are `names`, or those that differ in the fewest."""
+    names = set(names)
+    return min(PUBLISHED, key=lambda variant: len(names ^ {m.torch_name for m in mappings(create(variant))}))
+
+
 def main(arguments=None) -> None:
     """The command described at the top of this file."""
     parser = argparse.ArgumentParser(prog="python -m concertormer_jax.convert", description=__doc__.split("\n")[0])
     parser.add_argument("source", help="a .pth or .safetensors file, or a checkpoint directory")
     parser.add_argument("destination", help="a directory that does not exist yet, or a .pth or .safetensors file")
-    parser.add_argument("--variant", default="gopro", choices=list(VARIANTS), help="the network of a weights file")
+    parser.add_argument("--variant", choices=PUBLISHED, help="the network of a weights file, if not by its names")
     flags = parser.parse_args(arguments)
     with errors.reported():
         if flags.destination.endswith((".pth", ".safetensors")):
             loaded = checkpoints.load_model(flags.source)
             torch_files.write_state_dict(flags.destination, torch_from_params(loaded.params, loaded.module))
         else:
-            module = create(flags.variant)
-            params = params_from_torch(torch_files.read_state_dict(flags.source), module)
-            checkpoints.save_converted(flags.destination, module, params, PUBLISHED_TRAIN_CROP_PX)
+            state_dict = torch_files.read_state_dict(flags.source)
+            module = create(flags.variant or variant_named(state_dict))
+            params = params_from_torch(state_dict, module)
+            checkpoints.save_converted(flags.destination, module, params, PUBLISHED_TRAIN_CROP_PX[type(module)])
         print(f"{flags.source} -> {flags.destination}")
 
 

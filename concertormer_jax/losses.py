@@ -13,13 +13,16 @@ FFT_WEIGHT = 0.1
 def l1_fft(output: jax.Array, target: jax.Array, fft_weight: float = FFT_WEIGHT) -> jax.Array:
     """Mean |output - target| plus `fft_weight` times the mean modulus of the difference's spectrum.
 
-    The spectrum is the unnormalised real Fourier transform over H and W, in float32 at least.
+    The spectrum is the unnormalised real Fourier transform over H and W, in float32 at least; without a weight it is
+    not computed.
     output, target: [B, H, W, C]. Returns a scalar.
     """
     wide = jnp.promote_types(output.dtype, jnp.float32)
     difference = output.astype(wide) - target.astype(wide)
-    spectrum = jnp.fft.rfft2(difference, axes=(1, 2))
-    return jnp.abs(difference).mean() + fft_weight * jnp.abs(spectrum).mean()
+    loss = jnp.abs(difference).mean()
+    if fft_weight:
+        loss += fft_weight * jnp.abs(jnp.fft.rfft2(difference, axes=(1, 2))).mean()
+    return loss
 
 
 def multiscale_l1_fft(outputs: Sequence[jax.Array], target: jax.Array, fft_weight: float = FFT_WEIGHT) -> jax.Array:

@@ -32,7 +32,8 @@ class PhotoRestorer:
     def __init__(self, model, *, tlc="auto", tile="auto", log=tqdm.write):
         self._tile = tile_setting(tile)
         self.device = jax.devices()[0]
-        window = tlc_window(tlc, model.train_crop_px, model.module.multiple)
+        self._multiple = model.module.multiple
+        window = tlc_window(tlc, model.train_crop_px, self._multiple)
         module = model.module.clone(tlc_window=window)
         self._restore = CompiledBySize(restore_floats(module), log)
         self._params = jax.device_put(model.params, self.device)
@@ -40,7 +41,7 @@ class PhotoRestorer:
     def tiling(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (tile size in pixels, rows of tiles, columns of tiles) for a picture of height x width."""
         tile = tile_px(self._tile, height, width)
-        rows, columns = tiled_axes(height, width, tile, overlap_px(tile))
+        rows, columns = tiled_axes(height, width, tile, overlap_px(tile), self._multiple)
         return tile, len(rows.starts), len(columns.starts)
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
@@ -61,7 +62,7 @@ class PhotoRestorer:
                 bar.update()
                 return restored
 
-            return restore_tiled(apply, rgb, tile, overlap_px(tile))
+            return restore_tiled(apply, rgb, tile, overlap_px(tile), self._multiple)
 
 
 def restore_files(restorer: PhotoRestorer, source, destination, *, compare=False, log=tqdm.write) -> list[Path]:

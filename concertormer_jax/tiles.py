@@ -6,8 +6,8 @@ import numpy as np
 
 from concertormer_jax.ops.image import padded_size
 
-# The network pads to multiples of this many pixels and lays its blocks, at every scale, from the corner of what it
-# sees. Tiles that begin at such multiples have the same blocks as the whole picture.
+# The largest `multiple` of the networks: they pad to multiples of so many pixels and lay blocks, at every scale, from
+# the corner of what they see. Tiles that begin at such multiples have the same blocks as the whole picture.
 GRID_PX = 64
 
 
@@ -28,11 +28,12 @@ def tiled_axis(length: int, tile: int, overlap: int) -> TiledAxis:
 
     Where a tile ends inside the picture, its outermost `overlap` / 4 pixels have no weight, since the network knows
     nothing of what lies beyond, and over the next `overlap` / 2 the weight rises as a raised cosine.
-    An axis that is no longer than `tile` gets one tile of its own length.
+    An axis that is no longer than `tile` gets one tile of its own length, whatever that is.
 
-    Raises ValueError unless all three are positive multiples of 64 and overlap < tile.
+    Raises ValueError unless all three are positive multiples of 64 (a `length` up to `tile` any) and overlap < tile.
     """
-    if any(value < 1 or value % GRID_PX for value in (length, tile, overlap)) or overlap >= tile:
+    multiples = (tile, overlap, max(length, tile))
+    if any(value < 1 or value % GRID_PX for value in multiples) or length < 1 or overlap >= tile:
         raise ValueError(
             f"length={length}, tile={tile} and overlap={overlap} must be positive multiples of {GRID_PX}, "
             "overlap less than tile"
@@ -54,22 +55,28 @@ def tiled_axis(length: int, tile: int, overlap: int) -> TiledAxis:
     return TiledAxis(tile, starts, weights.astype(np.float32))
 
 
-def tiled_axes(height: int, width: int, tile: int, overlap: int) -> tuple[TiledAxis, TiledAxis]:
-    """Return the tiles along both axes of a picture of height x width, padded to multiples of 64."""
-    return tuple(tiled_axis(padded_size(length, GRID_PX), tile, overlap) for length in (height, width))
+def tiled_axes(
+    height: int, width: int, tile: int, overlap: int, multiple: int = GRID_PX
+) -> tuple[TiledAxis, TiledAxis]:
+    """Return the tiles along both axes of a picture of height x width.
+
+    An axis longer than `tile` is padded to a multiple of 64 pixels, another one to a multiple of `multiple`.
+    """
+    padded = [padded_size(length, GRID_PX if length > tile else multiple) for length in (height, width)]
+    return tuple(tiled_axis(length, tile, overlap) for length in padded)
 
 
-def restore_tiled(apply, image: np.ndarray, tile: int, overlap: int) -> np.ndarray:
+def restore_tiled(apply, image: np.ndarray, tile: int, overlap: int, multiple: int = GRID_PX) -> np.ndarray:
     """Restore a picture of any size tile by tile and blend the tiles in float32.
 
     apply: function of float32 [1, h, w, 3] that returns an array of the same shape. h and w are `tile` or, along an
-        axis of the picture that is shorter, its length rounded up to a multiple of 64, so that few shapes occur.
-    image: float32 [H, W, 3]; it is padded to multiples of 64 by reflection, as the network does.
+        axis of the picture that is shorter, its length rounded up to `multiple`, so that few shapes occur.
+    image: float32 [H, W, 3]; it is padded by reflection, as the network does (to its `multiple`).
     tile, overlap: pixels, as in `tiled_axis`. Returns float32 [H, W, 3].
     """
     height, width, _ = image.shape
-    rows, columns = tiled_axes(height, width, tile, overlap)
-    padding = [(0, -length % GRID_PX) for length in (height, width)]
+    rows, columns = tiled_axes(height, width, tile, overlap, multiple)
+    padding = [(0, a.starts[-1] + a.size - length) for a, length in zip((rows, columns), image.shape, strict=False)]
     padded = np.pad(image, (*padding, (0, 0)), mode="reflect")
     blended = np.zeros(padded.shape, np.float32)
     for top, row_weights in zip(rows.starts, rows.weights, strict=True):

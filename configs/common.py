@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config.model.encoder_heads = placeholder(tuple)
     config.model.middle_heads = placeholder(int)
     config.model.decoder_heads = placeholder(tuple)
+    config.model.refinement_blocks = placeholder(int)  # behind the finest decoder, of Restormer only
     config.model.expansion = placeholder(int)  # hidden channels of a block, as a multiple of its width
     # What the blocks are made of (models/design.py says more); None for the variant's.
     config.model.groups = placeholder(
@@ -66,6 +67,7 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict()  # AdamW and one cosine over all steps
     config.optimizer.learning_rate = 1e-3
     config.optimizer.final_learning_rate = 1e-7
+    config.optimizer.constant_steps = 0  # steps at the learning rate before the cosine begins
     config.optimizer.weight_decay = 1e-3
     config.optimizer.beta1 = 0.9
     config.optimizer.beta2 = 0.9

@@ -6,8 +6,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from concertormer_jax import checkpoints
-from concertormer_jax.checkpoints import Checkpoints, load_model, save_converted, size_of
+from concertormer_jax.checkpoints import Checkpoints, load_model, require_same_size, save_converted, size_of
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import create, parameter_shapes
 from concertormer_jax.training.step import TrainState
@@ -83,6 +82,11 @@ def test_paths_may_be_relative(tmp_path, monkeypatch):
     assert value_of(load_model("weights")) == 3.0
 
 
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(UserError, match="another architecture: network is Restormer there and Concertormer in"):
+        require_same_size("runs/other", size_of(create("restormer")), MODULE)
+
+
 def test_converted_weights_need_an_empty_directory(tmp_path):
     save_converted(tmp_path / "new", MODULE, params(3.0), 256)
     assert value_of(load_model(tmp_path / "new")) == 3.0
@@ -112,7 +116,7 @@ def test_damaged_weights_are_refused(saved):
 def test_another_architecture_is_named():
     stored = size_of(MODULE) | {"middle_blocks": 3}
     with pytest.raises(UserError, match="somewhere holds another architecture: middle_blocks is 3 there and 1"):
-        checkpoints.require_same_size("somewhere", stored, MODULE)
+        require_same_size("somewhere", stored, MODULE)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):

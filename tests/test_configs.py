@@ -15,7 +15,8 @@ from configs import common
 
 ON_PHOTOGRAPHS = ["gopro:paper", "gopro:lite", "gopro:synthetic", "derain:synthetic", "custom", "demo"]
 ON_SETS = ["gopro", "realblur_r", "realblur_j", "derain", "reds", "sidd"]  # trained in test_protocols_end_to_end.py
-RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS]
+OTHER_NETWORKS = ["restormer", "restormer:csa"]  # trained in test_other_networks.py
+RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS, *OTHER_NETWORKS]
 DUMPS = Path(__file__).parent / "golden" / "configs"
 
 
@@ -83,6 +84,7 @@ def test_rain_is_drawn_over_photographs(tmp_path):
         ("gopro", "papper", "released, paper, lite or synthetic"),
         ("gopro", "lite ", "released, paper, lite or synthetic"),
         ("derain", "rain", "rain13k or synthetic"),
+        ("restormer", "concerto", "transposed or csa"),
     ],
 )
 def test_unknown_argument_is_refused(name, argument, known):

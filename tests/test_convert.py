@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 from tiny_network import random_params, tiny_network
+from tiny_restormer import tiny_restormer
 
 from concertormer_jax import checkpoints, convert, torch_files
-from concertormer_jax.convert import params_from_torch, torch_from_params
+from concertormer_jax.convert import PUBLISHED, mappings, params_from_torch, torch_from_params, variant_named
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import create
 
@@ -122,7 +123,7 @@ def test_the_command_converts_to_a_checkpoint_and_back(tmp_path, capsys):
     state = torch_from_params(random_params(module), module)
     published, folder = tmp_path / "published.pth", tmp_path / "converted"
     torch_files.write_state_dict(published, state)
-    convert.main([str(published), str(folder), "--variant=demo"])
+    convert.main([str(published), str(folder)])
     assert f"{published} -> {folder}" in capsys.readouterr().out
     loaded = checkpoints.load_model(folder)
     assert loaded.module == module
@@ -137,6 +138,27 @@ def test_a_form_that_was_never_published_has_no_names():
     module = tiny_network(sca=False)
     with pytest.raises(UserError, match="the custom network is a form that was never published"):
         torch_from_params(random_params(module), module)
+
+
+@pytest.mark.parametrize("variant", PUBLISHED)
+def test_the_names_say_which_network_they_are_of(variant):
+    names = [mapping.torch_name for mapping in mappings(create(variant))]
+    assert len(names) == len(set(names))
+    assert variant_named(names) == variant
+    assert variant_named(names[1:]) == variant, "one is missing, which the error about it should say"
+
+
+@pytest.mark.parametrize("norm_bias", [True, False])
+def test_restormer_there_and_back_is_the_identity(norm_bias):
+    """(Its published names and shapes: see test_golden.py.)"""
+    module = tiny_restormer(norm_bias=norm_bias)
+    params = random_params(module)
+    state = torch_from_params(params, module)
+    assert ("latent.0.norm1.body.bias" in state) == norm_bias
+    assert_same_tree(params_from_torch(state, module), params)
+    state["patch_embed.proj.bias"] = state.pop("output.weight")
+    with pytest.raises(UserError, match=r"2 names differ.*missing output\.weight; surplus patch_embed\.proj\.bias"):
+        params_from_torch(state, module)
 
 
 def fails(capsys, *arguments):

@@ -49,7 +49,7 @@ def pairs_in(folder):
     return EvaluationSet(folder.name, open_source(folder))
 
 
-def recording(calls):
+def recording(calls, multiple=64):
     """A module that notes what it is compiled for."""
 
     class Recording(FakeModule):
@@ -60,6 +60,7 @@ def recording(calls):
             calls.append(images.shape)
             return super().apply(variables, images)
 
+    Recording.multiple = multiple
     return Recording()
 
 
@@ -113,6 +114,14 @@ def test_every_padded_size_is_compiled_once_and_fills_its_steps(tmp_path, monkey
     assert sum(line.startswith("compiling 64x64") for line in lines) == 1
     assert sum("compiled" in line for line in lines) == 3
     assert sorted(steps) == [(64, 64)] * 3 + [(64, 192), (128, 64)], "five of 64x64 take three steps of two"
+
+
+def test_pictures_are_padded_to_the_multiple_of_the_network(tmp_path):
+    calls = []
+    model = fake_model()
+    object.__setattr__(model, "module", recording(calls, multiple=8))
+    evaluate(model, pairs_in(write_pairs(tmp_path / "data", [(50, 61)])), tmp_path / "out", devices=jax.devices()[:1])
+    assert calls == [(1, 56, 64, 3)]
 
 
 def test_padding_reflects_and_changes_no_pixel_of_the_picture(tmp_path):

@@ -117,6 +117,34 @@ def test_network_with_tlc(module, params):
     np.testing.assert_allclose(restored, expected, rtol=0, atol=2e-4)
 
 
+def test_restormer():
+    with np.load(GOLDEN / "restormer.npz") as archive:
+        config = json.loads(str(archive["config"]))
+        state = with_prefix(archive, "state/")
+        image, expected = nhwc(archive["input"]), nhwc(archive["output"])
+    *blocks, middle_blocks = config["num_blocks"]
+    *heads, middle_heads = config["heads"]
+    module = create(
+        None,
+        network="Restormer",
+        width=config["dim"],
+        expansion=config["ffn_expansion_factor"],
+        encoder_blocks=tuple(blocks),
+        middle_blocks=middle_blocks,
+        decoder_blocks=tuple(reversed(blocks)),
+        refinement_blocks=config["num_refinement_blocks"],
+        encoder_heads=tuple(heads),
+        middle_heads=middle_heads,
+        decoder_heads=tuple(reversed(heads)),
+    )
+    params = params_from_torch(state, module)
+    (restored,) = jax.jit(module.apply)({"params": params}, image)
+    np.testing.assert_allclose(restored, expected, rtol=0, atol=1e-4)
+    published = torch_from_params(params, module)
+    assert published.keys() == state.keys()
+    assert all((published[name] == state[name]).all() for name in state), "there and back is the identity"
+
+
 def three_steps(archive, module, params, dtype):
     """Train as the golden run did. Returns (gradient of step 0, metrics of each step, parameters after the last)."""
     schedule = cosine(1e-3, 1e-7, steps=10)

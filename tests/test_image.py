@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops.image import downsample, pad_to_multiple, padded_size, pixel_shuffle
+from concertormer_jax.ops.image import downsample, pad_to_multiple, padded_size, pixel_shuffle, pixel_unshuffle
 
 
 def draw(*shape):
@@ -51,6 +51,11 @@ def test_pixel_shuffle_has_pytorchs_channel_order():
                 np.testing.assert_array_equal(
                     shuffled[:, down::2, right::2, channel], features[..., channel * 4 + down * 2 + right]
                 )
+
+
+def test_pixel_unshuffle_is_the_inverse_of_pixel_shuffle():
+    features = draw(2, 3, 5, 8)
+    np.testing.assert_array_equal(pixel_unshuffle(pixel_shuffle(features)), features)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 16), (16, 16), (17, 32)])

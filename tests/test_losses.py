@@ -35,6 +35,14 @@ def test_of_a_constant_difference():
     np.testing.assert_allclose(l1_fft(output, target, fft_weight=0.0), 0.25, rtol=1e-6)
 
 
+def test_without_a_weight_there_is_no_spectrum():
+    images = jnp.zeros((1, 8, 8, 3))
+    programs = [
+        str(jax.make_jaxpr(lambda *a, w=w: multiscale_l1_fft([a[0]], a[1], w))(images, images)) for w in (0.1, 0.0)
+    ]
+    assert ["fft" in program for program in programs] == [True, False]
+
+
 def test_is_the_mean_over_the_batch():
     outputs, targets = random_images(3, 8, 5, 3), random_images(4, 8, 5, 3)[1:]
     expected = np.mean([expected_l1_fft(*pair) for pair in zip(outputs, targets, strict=True)])

@@ -8,6 +8,7 @@ import pytest
 from tiny_network import random_params, tiny_network
 
 from concertormer_jax.devices import batch_sharding, data_mesh, replicated
+from concertormer_jax.errors import UserError
 from concertormer_jax.training.optimizer import adamw, cosine
 from concertormer_jax.training.step import batch_psnr, initial_state, make_train_step, to_unit
 
@@ -109,6 +110,20 @@ def test_moving_average(batch):
 def test_without_moving_average_none_is_kept(batch):
     state, _ = make_step()(initial_state(toy_params(), ADAMW, ema_decay=0.0), batch)
     assert state.average is None
+
+
+def test_constant_then_cosine():
+    """Restormer's schedule: 3e-4 for 92,000 steps, then a cosine to 1e-6 over the other 208,000."""
+    schedule = cosine(3e-4, 1e-6, steps=300_000, constant_steps=92_000)
+    rates = [float(schedule(step)) for step in (0, 92_000, 196_000, 300_000)]
+    np.testing.assert_allclose(rates, [3e-4, 3e-4, (3e-4 + 1e-6) / 2, 1e-6], rtol=1e-5)
+
+
+@pytest.mark.parametrize("constant_steps", [-1, 10, 11])
+def test_no_steps_for_the_cosine_are_refused(constant_steps):
+    message = f"config.optimizer.constant_steps={constant_steps} must be at least 0 and less than the 10 steps"
+    with pytest.raises(UserError, match=message):
+        cosine(3e-4, 1e-6, steps=10, constant_steps=constant_steps)
 
 
 def test_cosine_from_first_to_last_learning_rate():

@@ -50,6 +50,14 @@ def test_the_identity_network_gives_the_picture_back(size):
     assert all(length % 64 == 0 and length <= 128 for length in shapes.pop()[1:3])
 
 
+def test_an_axis_of_one_tile_is_padded_only_as_the_network_needs_it():
+    image, tiles = np.random.default_rng(0).random((37, 200, 3), dtype=np.float32), []
+    restored = restore_tiled(lambda tile: tiles.append(tile) or tile, image, 128, 64, multiple=8)
+    assert {tile.shape for tile in tiles} == {(1, 40, 128, 3)}
+    np.testing.assert_array_equal(tiles[0][0, 37:, :], image[35:32:-1, :128])
+    np.testing.assert_allclose(restored, image, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(40, 70), (65, 200)])
 def test_the_picture_is_padded_by_reflection(size):
     image = np.random.default_rng(0).random((*size, 3), dtype=np.float32)
@@ -92,7 +100,8 @@ def test_large_pictures_of_all_sizes_share_one_tile_shape():
 
 
 @pytest.mark.parametrize(
-    ("length", "tile", "overlap"), [(0, 128, 64), (65, 128, 64), (64, 0, 64), (64, 100, 64), (64, 64, 64), (64, 128, 0)]
+    ("length", "tile", "overlap"),
+    [(0, 128, 64), (129, 128, 64), (64, 0, 64), (64, 100, 64), (64, 64, 64), (64, 128, 0)],
 )
 def test_impossible_tilings_are_refused(length, tile, overlap):
     with pytest.raises(ValueError, match=f"length={length}, tile={tile} and overlap={overlap}"):

@@ -26,7 +26,6 @@ from concertormer_jax.ops.image import padded_size
 
 ORDERING_METRIC = "psnr_rgb"  # of the progress bar and the worst ten; computed whatever else is asked for
 _SHOWN = ("restored", "input")
-_PADDING_MULTIPLE = 64
 _THREADS = min(8, os.cpu_count() or 1)
 
 
@@ -68,7 +67,7 @@ def evaluate(
         raise UserError(f"--batch={batch}: must be at least 1.")
     require_writable(output)
     mesh = data_mesh(devices)
-    items = _items(pairs.sizes, batch or mesh.size, mesh.size)
+    items = _items(pairs.sizes, model.module.multiple, batch or mesh.size, mesh.size)
 
     def load(item):
         images = pairs.read(item.index)
@@ -156,9 +155,9 @@ def _image_scores(pairs, index, file, window_covers, restored, degraded, target,
     )
 
 
-def _items(sizes, batch, devices):
-    """Sort pairs by padded size. A step takes `batch` pictures, or all of a size that has fewer."""
-    padded = [tuple(padded_size(length, _PADDING_MULTIPLE) for length in size) for size in sizes]
+def _items(sizes, multiple, batch, devices):
+    """Sort pairs by size, padded to `multiple` pixels. A step takes `batch`, or all of a size that has fewer."""
+    padded = [tuple(padded_size(length, multiple) for length in size) for size in sizes]
     count = collections.Counter(padded)
     items = [
         _Item(index, *size, padding, padded_size(min(batch, count[padding]), devices))

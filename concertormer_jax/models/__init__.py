@@ -6,9 +6,11 @@
 from concertormer_jax.models.concertormer import Concertormer
 from concertormer_jax.models.csa import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.design import Design
+from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.models.variants import (
     ABLATIONS,
     VARIANTS,
+    Network,
     Variant,
     create,
     initial_params,
@@ -24,6 +26,8 @@ __all__ = [
     "ConcertoSelfAttention",
     "Concertormer",
     "Design",
+    "Network",
+    "Restormer",
     "Variant",
     "create",
     "initial_params",

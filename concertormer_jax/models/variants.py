@@ -9,28 +9,26 @@ import jax.numpy as jnp
 from concertormer_jax.errors import UserError
 from concertormer_jax.models.concertormer import Concertormer
 from concertormer_jax.models.design import Design
+from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.ops import concerto
 
-SIZE_FIELDS = (
-    "width",
-    "encoder_blocks",
-    "middle_blocks",
-    "decoder_blocks",
-    "encoder_heads",
-    "middle_heads",
-    "decoder_heads",
-    "expansion",
-)
+Network = Concertormer | Restormer
+NETWORKS = {"Concertormer": Concertormer, "Restormer": Restormer}
+RUN_FIELDS = {"tlc_window", "dtype", "remat"}  # what may differ between two uses of the same weights
 DESIGN_FIELDS = tuple(field.name for field in dataclasses.fields(Design))
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A named size with its cost: parameters, and GMACs at 256x256 (every convolution and matrix product counted)."""
+    """A named size with its cost: parameters, and GMACs at 256x256 (every convolution and matrix product counted).
+
+    fields: those of `network` that make its size.
+    """
 
     fields: dict
     parameters: int
     gmacs: float
+    network: type[Network] = Concertormer
 
 
 def _fields(encoder_blocks, middle_blocks, decoder_blocks, width=48):
@@ -46,11 +44,26 @@ def _fields(encoder_blocks, middle_blocks, decoder_blocks, width=48):
     }
 
 
+_RESTORMER = {
+    "width": 48,
+    "encoder_blocks": (4, 6, 6),
+    "middle_blocks": 8,
+    "decoder_blocks": (6, 6, 4),
+    "refinement_blocks": 4,
+    "encoder_heads": (1, 2, 4),
+    "middle_heads": 8,
+    "decoder_heads": (4, 2, 1),
+    "expansion": 2.66,
+}
+
 VARIANTS = {
     "gopro": Variant(_fields((6, 8, 24), 2, (24, 8, 8)), 50_535_664, 224.36),
     "lite": Variant(_fields((4, 4, 12), 2, (12, 4, 4)), 28_985_644, 119.15),
     "sidd": Variant(_fields((2, 4, 8), 16, (8, 4, 4)), 67_958_144, 131.24),
     "demo": Variant(_fields((1, 1, 2), 1, (2, 1, 1), width=16), 1_393_928, 3.84),
+    "restormer": Variant(_RESTORMER, 26_126_644, 154.88, Restormer),
+    "restormer_bias_free": Variant({**_RESTORMER, "norm_bias": False}, 26_111_668, 154.88, Restormer),
+    "restormer_csa": Variant({**_RESTORMER, "attention": "concerto"}, 31_004_520, 148.90, Restormer),
 }
 
 
@@ -94,46 +107,52 @@ def _fields_of(variant: str | None) -> dict:
     raise UserError(f"model variant {variant!r} is unknown; choose one of {', '.join([*VARIANTS, *ABLATIONS])}")
 
 
-def create(variant: str | None, **overrides) -> Concertormer:
-    """Build the Linen module of a named variant, any field of `Concertormer` or `Design` overridden by keyword.
+def create(variant: str | None, network: str = "Concertormer", **overrides) -> Network:
+    """Build the Linen module of a named variant, any field of its network (or its `Design`) overridden by keyword.
 
-    variant: a name of `VARIANTS` or `ABLATIONS`. With None all fields of the size must be given. Raises UserError for
-    an unknown variant or field and ValueError for a network that cannot be built.
+    variant: a name of `VARIANTS` or `ABLATIONS`. With None all fields of the size must be given, and `network` says
+    which of `NETWORKS` has them. Raises UserError for an unknown variant or field and ValueError for a network that
+    cannot be built.
     """
     fields = _fields_of(variant) | overrides
-    known = {field.name for field in dataclasses.fields(Concertormer)} - {"parent", "name", "design"}
-    known.update(DESIGN_FIELDS)
-    if unknown := sorted(set(overrides) - known):
-        raise UserError(f"model field {unknown[0]!r} is unknown; choose one of {', '.join(sorted(known))}")
-    if missing := sorted(set(SIZE_FIELDS) - {"expansion"} - set(fields)):
+    kind = VARIANTS[variant].network if variant in VARIANTS else NETWORKS[network]
+    known = {field.name: field for field in dataclasses.fields(kind) if field.name not in ("parent", "name")}
+    needed = {name for name, field in known.items() if field.default is dataclasses.MISSING}
+    names = set(known) - {"design"} | (set(DESIGN_FIELDS) if "design" in known else set())
+    if unknown := sorted(set(overrides) - names):
+        raise UserError(f"model field {unknown[0]!r} is unknown; choose one of {', '.join(sorted(names))}")
+    if missing := sorted(needed - set(fields)):
         raise UserError(f"model field {missing[0]!r} must be given, since no variant is named")
-    design = Design(**{name: fields.pop(name) for name in DESIGN_FIELDS if name in fields})
-    module = Concertormer(**fields, design=design)
+    if "design" in known:
+        fields["design"] = Design(**{name: fields.pop(name) for name in DESIGN_FIELDS if name in fields})
+    module = kind(**fields)
     module.validate()
     return module
 
 
-def settings_of(module: Concertormer) -> dict:
-    """The fields of `module` and of its design that its parameters and its function depend on, for `create`."""
-    size = {name: getattr(module, name) for name in SIZE_FIELDS}
-    return size | {name: getattr(module.design, name) for name in DESIGN_FIELDS}
+def settings_of(module: Network) -> dict:
+    """What the parameters and the function of `module` depend on, as `create(None, **settings)` takes it."""
+    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
+    design = fields.pop("design", None)
+    settings = {name: value for name, value in fields.items() if name not in RUN_FIELDS | {"parent", "name"}}
+    return {"network": type(module).__name__} | settings | (dataclasses.asdict(design) if design else {})
 
 
 def variant_name(module) -> str:
     """The name of the network's size or form, "custom" if it has none."""
     for name in (*VARIANTS, *ABLATIONS):
         named = create(name)
-        if all(getattr(module, field, None) == getattr(named, field) for field in (*SIZE_FIELDS, "design")):
+        if type(module) is type(named) and settings_of(module) == settings_of(named):
             return name
     return "custom"
 
 
-def initial_params(module: Concertormer, key: jax.Array) -> dict:
+def initial_params(module: Network, key: jax.Array) -> dict:
     """Draw the initial parameters of `module`."""
     images = jnp.zeros((1, module.multiple, module.multiple, 3), jnp.float32)
     return module.clone(tlc_window=None).init(key, images)["params"]
 
 
-def parameter_shapes(module: Concertormer) -> dict:
+def parameter_shapes(module: Network) -> dict:
     """The parameter tree of `module` as `jax.ShapeDtypeStruct`s."""
     return jax.eval_shape(partial(initial_params, module), jax.random.key(0))

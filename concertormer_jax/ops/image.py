@@ -28,6 +28,13 @@ def pixel_shuffle(features: jax.Array) -> jax.Array:
     return features.transpose(0, 1, 4, 2, 5, 3).reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
+def pixel_unshuffle(features: jax.Array) -> jax.Array:
+    """The inverse of `pixel_shuffle`: [B, 2 H, 2 W, C] to [B, H, W, 4 C]."""
+    batch, height, width, channels = features.shape
+    features = features.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    return features.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // 2, width // 2, 4 * channels)
+
+
 def padded_size(size: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is at least `size`."""
     return -(-size // multiple) * multiple

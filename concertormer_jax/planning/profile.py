@@ -84,7 +84,7 @@ def _stage_and_rest(run) -> tuple[str, str]:
     where = place(run.instruction.scope)
     if not where:
         return "(added by the compiler)", f"({run.instruction.opcode})"
-    found = re.match(r"(.*?\b(?:encoders_\d+|middle|decoders_\d+))/(.*)", where)
+    found = re.match(r"(.*?\b(?:encoders_\d+|middle|decoders_\d+|refinement))/(.*)", where)
     return found.groups() if found else ("(other)", where)
 
 

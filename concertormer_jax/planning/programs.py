@@ -12,7 +12,6 @@ from concertormer_jax.evaluation.forward import restore_bytes
 from concertormer_jax.evaluation.settings import tlc_window
 from concertormer_jax.models import parameter_shapes
 from concertormer_jax.ops.image import padded_size
-from concertormer_jax.tiles import GRID_PX
 from concertormer_jax.training.setup import module_from, trace_step, training_from
 from concertormer_jax.training.stages import make_stages, require_divisible
 
@@ -64,7 +63,7 @@ def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Ta
     module = module_from(config.model)
     window = tlc_window(tlc, max(stage.crop_px for stage in training_stages(config)), module.multiple)
     module = module.clone(tlc_window=window, dtype=jnp.float32, remat=False)
-    shape = (mesh.size, padded_size(height, GRID_PX), padded_size(width, GRID_PX), 3)
+    shape = (mesh.size, padded_size(height, module.multiple), padded_size(width, module.multiple), 3)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
     whole, split = replicated(mesh), batch_sharding(mesh)
     restore = jax.jit(restore_bytes(module), in_shardings=(whole, split), out_shardings=(split, split))

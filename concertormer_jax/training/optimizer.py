@@ -1,11 +1,25 @@
 """The optimiser and the learning rate of the recipe."""
 
+import jax.numpy as jnp
 import optax
 
+from concertormer_jax.errors import UserError
 
-def cosine(learning_rate: float, final_learning_rate: float, steps: int) -> optax.Schedule:
-    """One cosine from `learning_rate` at step 0 to `final_learning_rate` at step `steps`, no warm-up."""
-    return optax.cosine_decay_schedule(learning_rate, steps, alpha=final_learning_rate / learning_rate)
+
+def cosine(learning_rate: float, final_learning_rate: float, steps: int, constant_steps: int = 0) -> optax.Schedule:
+    """`learning_rate` up to step `constant_steps`, then one cosine to `final_learning_rate` at step `steps`.
+
+    Raises UserError when nothing is left for the cosine.
+    """
+    if not 0 <= constant_steps < steps:
+        raise UserError(
+            f"config.optimizer.constant_steps={constant_steps} must be at least 0 and less than the {steps} steps of "
+            "all stages"
+        )
+    decay = optax.cosine_decay_schedule(
+        learning_rate, steps - constant_steps, alpha=final_learning_rate / learning_rate
+    )
+    return lambda step: decay(jnp.maximum(step - constant_steps, 0))
 
 
 def adamw(

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from concertormer_jax.devices import batch_sharding, replicated
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import Concertormer, create, initial_params
+from concertormer_jax.models import Network, create, initial_params
 from concertormer_jax.training.optimizer import adamw, cosine
 from concertormer_jax.training.stages import Stage
 from concertormer_jax.training.step import TrainState, initial_state, make_train_step
@@ -22,13 +22,13 @@ class Training(NamedTuple):
     `make_train_step`.
     """
 
-    module: Concertormer
+    module: Network
     apply: Callable
     initialise: Callable
     step: Callable
 
 
-def module_from(model) -> Concertormer:
+def module_from(model) -> Network:
     """The network of `config.model`; fields left at None are the variant's."""
     fields = {name: value for name, value in model.items() if value is not None and name not in ("variant", "dtype")}
     if "groups" in fields:
@@ -48,7 +48,12 @@ def training_from(config, stages: Sequence[Stage]) -> Training:
     """Build what `config` trains with over all `stages`. Raises UserError for a network that cannot be built."""
     module = module_from(config.model)
     settings = config.optimizer.to_dict()
-    schedule = cosine(settings.pop("learning_rate"), settings.pop("final_learning_rate"), stages[-1].end)
+    schedule = cosine(
+        settings.pop("learning_rate"),
+        settings.pop("final_learning_rate"),
+        stages[-1].end,
+        settings.pop("constant_steps"),
+    )
     optimizer = adamw(schedule, **settings)
     ema_decay = config.train.ema_decay
 
