@@ -4,7 +4,7 @@
 """
 
 from concertormer_jax.models.concertormer import Concertormer
-from concertormer_jax.models.csa import ConcertoSelfAttention
+from concertormer_jax.models.csa import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.design import Design
 from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.models.variants import (
@@ -21,6 +21,7 @@ from concertormer_jax.models.variants import (
 
 __all__ = [
     "ABLATIONS",
+    "LOGITS",
     "VARIANTS",
     "ConcertoSelfAttention",
     "Concertormer",

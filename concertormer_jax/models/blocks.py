@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.models.csa import ConcertoSelfAttention
+from concertormer_jax.models.csa import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.design import Design
 from concertormer_jax.models.initializers import torch_uniform
 from concertormer_jax.ops.convolution import depthwise_3x3
@@ -117,7 +117,7 @@ class Stage(nn.Module):
 
         if self.remat:
             apply = nn.remat(apply, prevent_cse=False)
-        scan = nn.scan(apply, variable_axes={"params": 0}, split_rngs={"params": True})
+        scan = nn.scan(apply, variable_axes={"params": 0, LOGITS: 0}, split_rngs={"params": True})
         block = Block(
             self.features, self.heads, self.expansion, self.design, self.tlc_window, self.dtype, name="blocks"
         )

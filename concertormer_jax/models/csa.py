@@ -11,6 +11,10 @@ from concertormer_jax.models.design import communicating, require_block, require
 from concertormer_jax.models.initializers import torch_kaiming_normal, torch_uniform
 from concertormer_jax.ops import concerto, tlc
 
+# The collection for every group's logits before and after communication: `apply(..., mutable=[LOGITS])` gives the pairs
+# by the group's name, with axes as `ops.concerto.concerto_attention` tells. Otherwise it costs nothing.
+LOGITS = "logits"
+
 # The parameters of each group's communication, as the published model calls them.
 TALKING = {
     "ripieno_spatial": "b_talking",
@@ -89,6 +93,7 @@ class ConcertoSelfAttention(nn.Module):
             heads=self.heads,
             groups=self.groups,
             block=self.block_px,
+            observe=self._sow if self.is_mutable_collection(LOGITS) and not self.is_initializing() else None,
         )
         return attend(x, keys) if self.tlc_window is None else tlc.on_windows(attend, (x, keys), self.tlc_window)
 
@@ -107,6 +112,9 @@ class ConcertoSelfAttention(nn.Module):
             sca_kernel=pointwise("sca_kernel", hidden, hidden) if self.sca else None,
             sca_bias=self.param("sca_bias", torch_uniform(hidden), (hidden,)) if self.sca else None,
         )
+
+    def _sow(self, group, before, after):
+        self.sow(LOGITS, group, (before, after), init_fn=tuple, reduce_fn=lambda _, told: told)
 
     def _talking(self, group):
         name = TALKING[group]

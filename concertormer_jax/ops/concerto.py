@@ -81,12 +81,15 @@ def concerto_attention(
     heads: int,
     groups: tuple[str, ...] = CONCERTO,
     block: int = 8,
+    observe: Callable[[str, jax.Array, jax.Array], None] | None = None,
 ) -> jax.Array:
     """The attention of all `groups` with their communication, and the simplified channel attention of its result.
 
     x: [B, H, W, C] normalised features that give the queries; y: [B, H, W, C'] those that give keys and values; H and W
     multiples of `block`, the side of a block in pixels. `shifted` (a boolean, may be traced) moves the blocks by half
-    their size. groups: names from `GROUPS`; each has an equal part of the hidden channels.
+    their size. groups: names from `GROUPS`; each has an equal part of the hidden channels. observe: called with each
+    group's name and its logits before and after communication and mask, their axes being the batch, those of "one map
+    for each" above (`transposed`: heads), and twice the attended one; positions before heads, heads times channels.
     Returns [B, H, W, h] with the channels in the order (group, head, channel).
     """
     height, width = x.shape[1:3]
@@ -114,6 +117,8 @@ def concerto_attention(
             qkv = [project(features, kernel) for features, kernel in projections]
             temperature = None if group == WINDOW else weights.temperature[tempered.index(group)][:, None]
             communicate = _communication(group, groups, weights.talking.get(group), grid)
+            if observe is not None:
+                communicate = _observed(communicate, partial(observe, group))
             attended.append(_ATTEND[group](qkv, heads, temperature, communicate))
 
     output = jnp.concatenate(attended, axis=-1)
@@ -201,6 +206,15 @@ def _communication(group, groups, talking, grid: _Grid) -> Callable[[jax.Array],
     else:
         communicate = _unchanged
     return partial(_masked, communicate, grid) if group in ("ripieno_spatial", WINDOW) else communicate
+
+
+def _observed(communicate, tell):
+    def communicate_and_tell(logits):
+        after = communicate(logits)
+        tell(logits, after)
+        return after
+
+    return communicate_and_tell
 
 
 def _square(matrix):

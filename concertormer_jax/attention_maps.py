@@ -1,0 +1,63 @@
+"""What attends to what: `python -m concertormer_jax.attention_maps --ckpt=DIR IMAGE --stage=encoders_0 --block=1`.
+
+Writes a picture of the attention maps of one block, those of every group of heads before and after their cross-
+dimensional communication, for the middle (--crop) of IMAGE.
+"""
+
+import argparse
+from pathlib import Path
+
+import absl.logging
+import numpy as np
+
+from concertormer_jax.attribution.attention_maps import attention_maps, attention_sheet
+from concertormer_jax.attribution.window import cut_around, middle_window
+from concertormer_jax.checkpoints import load_model
+from concertormer_jax.data.images import read_rgb
+from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.errors import UserError, reported
+from concertormer_jax.evaluation.forward import out_of_memory_explained
+from concertormer_jax.evaluation.outputs import require_writable
+from concertormer_jax.files import written_atomically
+
+CROP_PX = 256
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m concertormer_jax.attention_maps",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
+    parser.add_argument("image", metavar="IMAGE", help="a picture")
+    parser.add_argument("--stage", default="encoders_0", metavar="NAME", help="default: encoders_0, the first")
+    parser.add_argument("--block", type=int, default=1, metavar="N", help="of the stage; default: 1, the first")
+    parser.add_argument(
+        "--crop", type=int, default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}; 0 for the whole picture"
+    )
+    parser.add_argument("--output", metavar="FILE.png", help="default: in attention_maps/ in the checkpoint's folder")
+    flags = parser.parse_args(arguments)
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
+    with reported():
+        name = f"{Path(flags.image).stem}_{flags.stage}_{flags.block}.png"
+        output = Path(flags.output or Path(flags.ckpt, "attention_maps", name))
+        if output.suffix.lower() != ".png":
+            raise UserError(f"--output={output}: must end in .png.")
+        if flags.crop < 0:
+            raise UserError(f"--crop={flags.crop}: must be at least 0.")
+        picture = read_rgb(flags.image)
+        cut, _ = cut_around(picture, middle_window(*picture.shape[:2], 1), flags.crop)
+        use_compilation_cache()
+        model = load_model(flags.ckpt)
+        require_writable(output.parent)
+        with out_of_memory_explained("give a smaller --crop."):
+            image = cut.astype(np.float32) / 255
+            maps = attention_maps(model.module, model.params, image, flags.stage, flags.block - 1)
+        with written_atomically(output) as temporary:
+            attention_sheet(maps, *cut.shape[:2], model.module.multiple).save(temporary, format="PNG")
+        print(f"the attention maps of block {flags.block} of {flags.stage} are in {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What the network looks at: `python -m concertormer_jax.attribution --ckpt=DIR IMAGE [--window=x,y,size]`.
+
+Local attribution maps (Gu and Dong, CVPR 2021) say which pixels of a picture contribute to the restoration of a window
+in it, and the diffusion index how widely they are spread. IMAGE is a picture, or a folder for a table with the mean.
+The network sees a square cut out around the window (--crop), since the index depends on the size of the picture. The
+output folder gets a sheet for every picture, results.json and results.md.
+"""
+
+import argparse
+from pathlib import Path
+
+import absl.logging
+import numpy as np
+from tqdm import tqdm
+
+from concertormer_jax.attribution.integrate import KERNEL, SIGMA, STEPS, WINDOW, PathIntegral
+from concertormer_jax.attribution.opening import named_pictures, restoring
+from concertormer_jax.attribution.pictures import attribution_sheet
+from concertormer_jax.attribution.reports import Row, markdown_table, results_json, warnings
+from concertormer_jax.attribution.window import Window, cut_around, middle_window, parse_window
+from concertormer_jax.checkpoints import load_model
+from concertormer_jax.data.images import image_size, read_rgb
+from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.errors import UserError, reported
+from concertormer_jax.evaluation.forward import out_of_memory_explained
+from concertormer_jax.evaluation.outputs import require_writable
+from concertormer_jax.files import write_text, written_atomically
+
+CROP_PX = 256
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m concertormer_jax.attribution",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
+    parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
+    parser.add_argument(
+        "--window",
+        metavar="x,y,size",
+        help=f"the window to explain: column and row of its corner, and side, in pixels; default: {WINDOW} pixels in "
+        "the middle",
+    )
+    parser.add_argument(
+        "--crop", type=int, default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}; 0 for the whole picture"
+    )
+    parser.add_argument(
+        "--sigma", type=float, default=SIGMA, metavar="PIXELS", help=f"blur where the path starts; default: {SIGMA}"
+    )
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"steps of the path; default: {STEPS}")
+    parser.add_argument(
+        "--kernel", type=int, default=KERNEL, metavar="PIXELS", help=f"side of the blur's kernel; default: {KERNEL}"
+    )
+    parser.add_argument("--batch", type=int, default=4, metavar="N", help="steps computed at once; default: 4")
+    parser.add_argument(
+        "--output", metavar="DIR", help="default: attribution/ in the checkpoint's folder, by the picture's name"
+    )
+    flags = parser.parse_args(arguments)
+    absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
+    with reported():
+        _check(flags)
+        use_compilation_cache()
+        output = Path(flags.output or Path(flags.ckpt, "attribution", Path(flags.image).resolve().stem))
+        pictures = _windows(flags)
+        model = load_model(flags.ckpt)
+        require_writable(output)
+        rows = _attribute(flags, model, pictures, output)
+        settings = {key: getattr(flags, key) for key in ("sigma", "steps", "kernel", "crop")}
+        write_text(output / "results.json", results_json(model.name, settings, rows))
+        write_text(output / "results.md", markdown_table(model.name, rows))
+        print(markdown_table(model.name, rows))
+        for sentence in warnings(rows):
+            print(f"note: {sentence}")
+        print(f"pictures and tables are in {output}")
+
+
+def _check(flags) -> None:
+    """Raise UserError for numbers that cannot be used."""
+    for key, least in (("steps", 1), ("batch", 1), ("crop", 0)):
+        if getattr(flags, key) < least:
+            raise UserError(f"--{key}={getattr(flags, key)}: must be at least {least}.")
+    if not flags.sigma > 0:
+        raise UserError(f"--sigma={flags.sigma}: must be more than 0.")
+    if flags.kernel < 3 or flags.kernel % 2 == 0:
+        raise UserError(f"--kernel={flags.kernel}: must be an odd number of pixels from 3 up.")
+
+
+def _windows(flags) -> dict[str, tuple[Path, Window]]:
+    """Every picture with its window, by name; what does not fit is found before the checkpoint is read."""
+    window = parse_window(flags.window) if flags.window else None
+    side = window.size if window else WINDOW
+    if 0 < flags.crop < side:
+        raise UserError(f"--crop={flags.crop}: is smaller than the window of {side} pixels; give a larger one.")
+    pictures = {}
+    for name, path in named_pictures(flags.image).items():
+        height, width = image_size(path)
+        chosen = window or middle_window(height, width, WINDOW)
+        chosen.require_within(height, width, path)
+        pictures[name] = path, chosen
+    return pictures
+
+
+def _attribute(flags, model, pictures, output) -> list[Row]:
+    """Attribute every picture, write its sheet into `output`, and return what is to be told of it."""
+    integral = PathIntegral(
+        restoring(model), sigma=flags.sigma, steps=flags.steps, kernel=flags.kernel, batch=flags.batch, log=tqdm.write
+    )
+    rows = []
+    with (
+        out_of_memory_explained("give a smaller --batch or --crop."),
+        tqdm(total=integral.parts * len(pictures), unit="batch", leave=False) as bar,
+    ):
+        for name, (path, window) in pictures.items():
+            bar.set_description(name)
+            cut, inside = cut_around(read_rgb(path), window, flags.crop)
+            if np.ptp(cut) == 0:
+                raise UserError(f"{path}: is of one colour, so that nothing contributes; choose another picture.")
+            attribution = integral(cut.astype(np.float32) / 255, inside, bar.update)
+            if not np.isfinite(attribution.contributions).all():
+                raise UserError("--ckpt: the network's gradients are not finite; its weights are damaged or diverged.")
+            with written_atomically(output / f"{name}.png") as temporary:
+                attribution_sheet(cut, attribution.strength, inside).save(temporary, format="PNG")
+            index, completeness = attribution.diffusion_index, attribution.completeness
+            rows.append(Row(path.name, *cut.shape[:2], window.text, index, completeness))
+    return rows
+
+
+if __name__ == "__main__":
+    main()
