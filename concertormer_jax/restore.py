@@ -33,7 +33,8 @@ class PhotoRestorer:
         self._tile = tile_setting(tile)
         self.device = jax.devices()[0]
         self._multiple = model.module.multiple
-        module = model.module.clone(tlc_window=tlc_window(tlc, model.train_crop_px))
+        window = tlc_window(tlc, model.train_crop_px, self._multiple)
+        module = model.module.clone(tlc_window=window)
         self._restore = CompiledBySize(restore_floats(module), log)
         self._params = jax.device_put(model.params, self.device)
 

@@ -155,6 +155,12 @@ def test_restormer_there_and_back_is_the_identity(norm_bias):
         params_from_torch(state, module)
 
 
+def test_a_form_that_was_never_published_has_no_names():
+    module = tiny_network(sca=False)
+    with pytest.raises(UserError, match="the custom network is a form that was never published"):
+        torch_from_params(random_params(module), module)
+
+
 def fails(capsys, *arguments):
     """Run the command, which must fail with one line; returns it."""
     with pytest.raises(SystemExit) as exit_status:

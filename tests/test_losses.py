@@ -69,6 +69,15 @@ def test_the_target_is_padded_for_the_coarse_outputs():
     np.testing.assert_allclose(multiscale_l1_fft(outputs, target), expected, rtol=1e-5)
 
 
+def test_the_target_is_padded_as_far_as_the_network_pads():
+    """A network whose blocks are large pads further than to the next multiple of 16."""
+    target = random_images(1, 16, 24, 3)
+    outputs = [random_images(1, 16, 16, 3), random_images(1, 16, 24, 3) ** 2]
+    padded = np.pad(target[0], ((0, 16), (0, 8), (0, 0)), mode="reflect")
+    expected = expected_l1_fft(outputs[0][0], reduced(padded, 2)) + expected_l1_fft(outputs[1][0], target[0])
+    np.testing.assert_allclose(multiscale_l1_fft(outputs, target), expected, rtol=1e-5)
+
+
 def test_bfloat16_outputs_are_compared_in_float32():
     output, target = jnp.full((1, 8, 8, 3), 0.5, jnp.bfloat16), jnp.full((1, 8, 8, 3), 0.5001)
     loss = l1_fft(output, target, fft_weight=0.0)

@@ -3,6 +3,7 @@
 import pytest
 
 from concertormer_jax.errors import UserError
+from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.settings import overlap_px, tile_px, tile_setting, tlc_window
 
 
@@ -21,6 +22,15 @@ from concertormer_jax.evaluation.settings import overlap_px, tile_px, tile_setti
 )
 def test_tlc_windows(setting, crop, window):
     assert tlc_window(setting, crop) == window
+
+
+def test_tlc_windows_fit_the_network():
+    assert tlc_window("auto", 256, multiple=32) == 448
+    assert tlc_window("auto", 256, multiple=128) == 512
+    assert PROTOCOLS["gopro"].tlc_window("auto", None, multiple=128) == 512
+    assert tlc_window("384", 256, multiple=128) == 384
+    with pytest.raises(UserError, match=r"--tlc=448: must be a multiple of 128 pixels .* nearest: 384 and 512"):
+        tlc_window("448", 256, multiple=128)
 
 
 @pytest.mark.parametrize(

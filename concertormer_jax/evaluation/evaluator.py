@@ -62,7 +62,7 @@ def evaluate(
     """
     start = time.perf_counter()
     wanted = require_known(protocol.metrics if metrics is None else metrics)
-    window = protocol.tlc_window(tlc, model.train_crop_px)
+    window = protocol.tlc_window(tlc, model.train_crop_px, model.module.multiple)
     if batch is not None and batch < 1:
         raise UserError(f"--batch={batch}: must be at least 1.")
     require_writable(output)

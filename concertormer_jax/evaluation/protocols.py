@@ -5,6 +5,7 @@ import dataclasses
 from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation import settings
 from concertormer_jax.evaluation.scores import Average, Evaluation
+from concertormer_jax.tiles import GRID_PX
 
 _TRAIN_SIZE_PX = 256  # that the published grid factors refer to, whatever crops a network was trained on
 _RGB = ("psnr_rgb", "ssim_rgb_3d")
@@ -23,14 +24,17 @@ class Protocol:
     sets: dict[str, int]
     averaged: tuple[str, ...] = ()
 
-    def tlc_window(self, setting: str, train_crop_px: int | None) -> int | None:
+    def tlc_window(self, setting: str, train_crop_px: int | None, multiple: int = GRID_PX) -> int | None:
         """Return the TLC window in pixels, None for none; `setting` as in `settings.tlc_window`, `auto` the protocol's.
 
-        Pairs of no benchmark (`PAIRS`) go by `train_crop_px`, the largest training crop.
+        Pairs of no benchmark (`PAIRS`) go by `train_crop_px`, the largest training crop. multiple: of the network; the
+        protocol's window is rounded up to it.
         """
         if setting != "auto" or self is PAIRS:
-            return settings.tlc_window(setting, train_crop_px)
-        return None if self.tlc_factor is None else round(self.tlc_factor * _TRAIN_SIZE_PX)
+            return settings.tlc_window(setting, train_crop_px, multiple)
+        if self.tlc_factor is None:
+            return None
+        return settings.tlc_window_at_least(round(self.tlc_factor * _TRAIN_SIZE_PX), multiple)
 
     def average(self, evaluations) -> Average | None:
         """Return the average over the protocol's sets; None if it has none or one of them was not evaluated."""

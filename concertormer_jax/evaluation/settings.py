@@ -1,5 +1,7 @@
 """What `--tlc` and `--tile` mean in pixels."""
 
+import math
+
 from concertormer_jax.errors import UserError
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.tiles import GRID_PX
@@ -14,18 +16,24 @@ AUTO_TILE_PX = 896  # two of GoPro's TLC windows of 448, so that these fit witho
 MIN_TILE_PX = 2 * GRID_PX
 
 
-def tlc_window(setting: str, train_crop_px: int | None) -> int | None:
+def tlc_window(setting: str, train_crop_px: int | None, multiple: int = GRID_PX) -> int | None:
     """Return the TLC window in pixels at full resolution, None for no TLC.
 
-    setting: `auto` (1.75 times the largest training crop, rounded up to a multiple of 64; 448 if the crop is not
-        known), `off`, or a number of pixels.
-    Raises UserError, naming the nearest sizes, for anything but a positive multiple of 64.
+    setting: `auto` (1.75 times the largest training crop, or 448 if that is not known, rounded up to what fits), `off`,
+        or a number of pixels. multiple: that of the network; its windows are multiples of it and of 64 pixels.
+    Raises UserError, naming the nearest sizes, for a number that does not fit.
     """
     if setting == "off":
         return None
     if setting == "auto":
-        return padded_size(round(TLC_GRID_FACTOR * (train_crop_px or UNKNOWN_TRAIN_CROP_PX)), GRID_PX)
-    return _multiple_of_64("--tlc", setting)
+        return tlc_window_at_least(round(TLC_GRID_FACTOR * (train_crop_px or UNKNOWN_TRAIN_CROP_PX)), multiple)
+    step = math.lcm(GRID_PX, multiple)
+    return _multiple_of(step, "--tlc", setting, least=step)
+
+
+def tlc_window_at_least(window: int, multiple: int) -> int:
+    """The smallest window of at least `window` pixels that a network of this `multiple` takes."""
+    return padded_size(window, math.lcm(GRID_PX, multiple))
 
 
 def tile_setting(setting: str) -> int | None:
@@ -37,7 +45,7 @@ def tile_setting(setting: str) -> int | None:
         return None
     if setting in ("off", "0"):
         return 0
-    return _multiple_of_64("--tile", setting, least=MIN_TILE_PX)
+    return _multiple_of(GRID_PX, "--tile", setting, least=MIN_TILE_PX)
 
 
 def overlap_px(tile: int) -> int:
@@ -57,13 +65,13 @@ def tile_px(tile: int | None, height: int, width: int) -> int:
     return AUTO_TILE_PX if tile is None else tile
 
 
-def _multiple_of_64(flag, text, least=GRID_PX):
+def _multiple_of(step, flag, text, least):
     try:
         value = int(text)
     except ValueError:
         raise UserError(f"{flag}={text}: must be auto, off or a number of pixels.") from None
-    if value < least or value % GRID_PX:
-        below = value // GRID_PX * GRID_PX
-        nearest = f"{below} and {below + GRID_PX}" if below >= least else f"{least}"
-        raise UserError(f"{flag}={text}: must be a multiple of {GRID_PX} pixels from {least} up; nearest: {nearest}.")
+    if value < least or value % step:
+        below = value // step * step
+        nearest = f"{below} and {below + step}" if below >= least else f"{least}"
+        raise UserError(f"{flag}={text}: must be a multiple of {step} pixels from {least} up; nearest: {nearest}.")
     return value

@@ -1,7 +1,8 @@
-"""The arithmetic of a function: what its products and convolutions cost on any device."""
+"""The arithmetic of a function: what its products and convolutions cost on any device, and what XLA counts."""
 
 import math
 
+import jax
 from jax.extend import core
 
 
@@ -28,6 +29,38 @@ def flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
             times = equation.params["length"] if name == "scan" else 1
             total += times * sum(flops(inner) for inner in _inner(equation.params))
     return total
+
+
+def counted_by_xla(traced) -> dict[str, float]:
+    """Floating-point operations as XLA counts them, of what `jax.jit(...).trace` returned: {scan: FLOPs}, "" the rest.
+
+    XLA counts sums and products of single elements as well, before it optimises, and the body of a loop once; here a
+    scan counts as often as it runs. A scan is called like the module that it is in.
+    """
+    return _counted_by_xla(traced)[1]
+
+
+def _counted_by_xla(traced) -> tuple[float, dict[str, float]]:
+    """The FLOPs with every scan counted once, and those of `counted_by_xla`."""
+    once = rest = traced.lower().cost_analysis()["flops"]
+    found = {}
+    for equation in _scans(traced.jaxpr.jaxpr):
+        name = str(equation.source_info.name_stack).rpartition("/")[2]
+        body = equation.params["jaxpr"]
+        body_once, inside = _counted_by_xla(jax.jit(core.jaxpr_as_fun(body)).trace(*body.in_avals))
+        found[name] = found.get(name, 0.0) + equation.params["length"] * sum(inside.values())
+        rest -= body_once
+    return once, {**found, "": rest}
+
+
+def _scans(jaxpr: core.Jaxpr):
+    """The scans in a function, but not those inside of these."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "scan":
+            yield equation
+        else:
+            for inner in _inner(equation.params):
+                yield from _scans(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
 
 
 def _inner(params: dict):

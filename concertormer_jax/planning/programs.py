@@ -60,8 +60,9 @@ def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Ta
 
     tlc: see `evaluation.settings.tlc_window`.
     """
-    window = tlc_window(tlc, max(stage.crop_px for stage in training_stages(config)))
-    module = module_from(config.model).clone(tlc_window=window, dtype=jnp.float32, remat=False)
+    module = module_from(config.model)
+    window = tlc_window(tlc, max(stage.crop_px for stage in training_stages(config)), module.multiple)
+    module = module.clone(tlc_window=window, dtype=jnp.float32, remat=False)
     shape = (mesh.size, padded_size(height, module.multiple), padded_size(width, module.multiple), 3)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
     whole, split = replicated(mesh), batch_sharding(mesh)

@@ -1,0 +1,164 @@
+"""What the networks cost, counted by hand: parameters and multiply-accumulates (MACs) of every part.
+
+Two accountings stand side by side. The full one has every convolution and matrix product. The paper's counter has those
+but the two products of the Concertino's communication, and also one MAC for each number that a bias is added to and
+two for each that a mean reads.
+"""
+
+import dataclasses
+
+from concertormer_jax.models.blocks import feed_forward_channels
+from concertormer_jax.models.concertormer import Concertormer
+from concertormer_jax.models.design import communicating
+from concertormer_jax.ops import concerto
+from concertormer_jax.ops.image import padded_size
+
+PROJECTIONS, COMMUNICATION, SCA = "projections", "communication (CDC)", "channel attention (SCA)"
+MLP, NORMS, CONVOLUTIONS = "gated MLP", "norms", "convolutions"
+OUTSIDE = "outside the stages"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """parameters; macs: of every convolution and matrix product; paper_macs: in the paper's accounting."""
+
+    parameters: int = 0
+    macs: int = 0
+    paper_macs: int = 0
+
+    def __add__(self, other):
+        return Cost(
+            *(one + two for one, two in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True))
+        )
+
+    def __mul__(self, times: int):
+        return Cost(*(value * times for value in dataclasses.astuple(self)))
+
+
+def total(costs) -> Cost:
+    """The sum of costs."""
+    return sum(costs, Cost())
+
+
+def convolution(
+    pixels: int, inputs: int, outputs: int, kernel: int = 1, *, bias: bool = False, groups: int = 1
+) -> Cost:
+    """A convolution, or a pointwise projection, that gives `pixels` pixels of `outputs` channels."""
+    weights = kernel**2 * inputs * outputs // groups
+    biased = outputs if bias else 0
+    return Cost(weights + biased, pixels * weights, pixels * (weights + biased))
+
+
+def norm(channels: int) -> Cost:
+    """Scale and bias of a layer norm; neither accounting counts its arithmetic."""
+    return Cost(parameters=2 * channels)
+
+
+def attention(
+    pixels: int,
+    inputs: int,
+    hidden: int,
+    heads: int,
+    groups: tuple[str, ...],
+    communication: str,
+    sca: bool,
+    block: int,
+) -> dict[str, Cost]:
+    """Of `ConcertoSelfAttention` by part: its projections, each group, communication and channel attention.
+
+    pixels: of the map; inputs: channels of the features; hidden: of the result; block: side of a block in pixels.
+    """
+    share, positions = hidden // len(groups), block**2
+    channels, blocks = share // heads, pixels // positions
+
+    def product(macs, parameters=0):
+        return Cost(parameters, macs, macs)
+
+    parts = {PROJECTIONS: convolution(pixels, inputs, 3 * hidden)}
+    for group in groups:
+        attended = channels if group.endswith("channel") or group == concerto.TRANSPOSED else positions
+        temperature = 0 if group == concerto.WINDOW else heads
+        parts[group] = product(2 * pixels * attended * share, temperature)  # q k^T, and the maps times v
+    for group in communicating(groups, communication):
+        entries = channels**2 if group.endswith("channel") else positions**2  # of a map
+        if group.startswith("ripieno"):
+            cost = product(9 * heads**2 * blocks * entries, 9 * heads**2)
+        else:
+            weights = (heads * (positions if group == "concertino_channel" else channels)) ** 2
+            cost = Cost(weights, weights * entries, 0)
+        parts[COMMUNICATION] = parts.get(COMMUNICATION, Cost()) + cost
+    if sca:
+        gate = convolution(1, hidden, hidden, bias=True)
+        parts[SCA] = gate + Cost(paper_macs=2 * hidden * pixels)
+    return parts
+
+
+def _block(module: Concertormer, pixels: int, width: int, heads: int) -> dict[str, Cost]:
+    """One `models.blocks.Block`."""
+    design, hidden = module.design, width * module.expansion
+    parts = {NORMS: norm(width)}
+    if design.groups:
+        parts |= attention(
+            pixels, width, hidden, heads, design.groups, design.communication, design.sca, design.block_px
+        )
+    if design.two_stage:
+        parts[PROJECTIONS] += convolution(pixels, hidden, width)
+        parts[NORMS] += norm(width)
+        hidden = feed_forward_channels(width, module.expansion)
+    parts[MLP] = (
+        convolution(pixels, width, 2 * hidden)
+        + convolution(pixels, hidden, hidden, kernel=3, groups=hidden)
+        + convolution(pixels, hidden, width)
+    )
+    if design.groups and not design.two_stage:
+        parts[MLP] += convolution(pixels, hidden, hidden)
+    return parts
+
+
+def concertormer(module: Concertormer, height: int, width: int) -> dict[str, dict[str, Cost]]:
+    """{stage: {part: cost}} of a picture of height x width pixels; the stages as in the parameter tree, in order.
+
+    Everything between the stages is in `OUTSIDE`. The picture is padded as the network does; without TLC.
+    """
+    design = module.design
+    picture = padded_size(height, module.multiple) * padded_size(width, module.multiple)
+
+    def stage(level, blocks, heads, cross):
+        channels = module.width * 2**level
+        parts = {part: cost * blocks for part, cost in _block(module, picture // 4**level, channels, heads).items()}
+        if cross:
+            parts[NORMS] += norm(channels)
+        return parts
+
+    costs, outside = {}, Cost()
+    pictures_cross = design.multiscale_input and bool(design.groups)
+    levels = range(module.levels)
+    for level in levels:
+        costs[f"encoders_{level}"] = stage(
+            level, module.encoder_blocks[level], module.encoder_heads[level], pictures_cross and level > 0
+        )
+        channels, pixels = module.width * 2**level, picture // 4 ** (level + 1)
+        outside += convolution(pixels, channels, 2 * channels, kernel=2, bias=True)
+        if design.multiscale_input:
+            outside += convolution(pixels, 3, 2 * channels, kernel=3, bias=True)
+    costs["middle"] = stage(module.levels, module.middle_blocks, module.middle_heads, pictures_cross)
+    for index, level in enumerate(reversed(levels)):
+        channels, pixels = module.width * 2**level, picture // 4**level
+        outside += convolution(pixels // 4, 2 * channels, 3, kernel=3, bias=True)
+        outside += convolution(pixels // 4, 2 * channels, 4 * channels)
+        if design.skip == "concatenation":
+            outside += convolution(pixels, 2 * channels, channels)
+        costs[f"decoders_{index}"] = stage(
+            level, module.decoder_blocks[index], module.decoder_heads[index], design.skip == "cross_attention"
+        )
+    outside += convolution(picture, 3, module.width, kernel=3, bias=True)
+    outside += convolution(picture, module.width, 3, kernel=3, bias=True)
+    return {**costs, OUTSIDE: {CONVOLUTIONS: outside}}
+
+
+_BY_NETWORK = {Concertormer: concertormer}
+
+
+def costs_of(module, height: int, width: int) -> dict[str, dict[str, Cost]]:
+    """{stage: {part: cost}} of any network of this package, as `concertormer` gives them."""
+    return _BY_NETWORK[type(module)](module, height, width)
