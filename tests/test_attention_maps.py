@@ -68,6 +68,7 @@ def test_the_maps_of_any_block_of_the_network():
     image = random_images(20, 40, 3)  # padded to 32x48
     two, one = tiny_network(encoder_blocks=(2,), encoder_heads=(2,)), tiny_network(encoder_heads=(2,))
     params = random_params(two)
+    params["encoders_0"]["blocks"]["attention"]["temperature"][:, :, 1] = 0  # the second head attends to all alike
     first = jax.tree.map(lambda leaf: leaf[:1], params["encoders_0"]["blocks"])
     alone = attention_maps(one, {**params, "encoders_0": {"blocks": first}}, image, "encoders_0", 0)
     maps = [attention_maps(two, params, image, "encoders_0", block) for block in (0, 1)]
@@ -82,7 +83,9 @@ def test_the_maps_of_any_block_of_the_network():
         np.testing.assert_allclose(pair.after.sum(axis=-1), 1, atol=1e-5)
         np.testing.assert_allclose(pair.before, alone[group].before, atol=1e-6)
         np.testing.assert_allclose(pair.after, alone[group].after, atol=1e-6)
-        assert np.abs(pair.before / pair.after - 1).max() > 0.05  # the communication
+        np.testing.assert_allclose(pair.before[:, 1], 1 / pair.before.shape[-1], atol=1e-6)
+        assert np.ptp(pair.before[:, 0]) > 1e-3
+        assert np.abs(pair.before / pair.after - 1).max() > 0.01  # the communication
         assert np.abs(pair.after - maps[1][group].after).max() > 1e-4  # the other block
     # The second block is shifted: the mask cuts its last blocks in two, and takes nothing from the first.
     spatial = maps[1]["ripieno_spatial"].after

@@ -124,8 +124,12 @@ def test_the_batch_does_not_change_the_map():
 
 
 def test_a_window_outside_the_picture_is_refused():
-    with pytest.raises(ValueError, match="window=4,4,8"):
-        PathIntegral(convolutions(1), **SILENT)(random_images(12, 11, 3), Window(4, 4, 8))
+    for height, width in ((12, 11), (11, 12)):
+        with pytest.raises(ValueError, match="window=4,4,8"):
+            PathIntegral(convolutions(1), **SILENT)(random_images(height, width, 3), Window(4, 4, 8))
+        with pytest.raises(UserError, match=f"a.png: the window 4,4,8 .* {width}x{height} pixels"):
+            Window(4, 4, 8).require_within(height, width, "a.png")
+    Window(4, 4, 8).require_within(12, 12, "a.png")
 
 
 def test_the_index_is_large_where_pixels_contribute_equally():

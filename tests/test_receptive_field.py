@@ -55,6 +55,17 @@ def test_the_command_tells_the_radii(tmp_path, loaded, capsys):
         assert picture.size == (480, 510)
 
 
+def test_the_field_is_the_mean_over_pictures(tmp_path):
+    paths = []
+    for value in (51, 204):
+        paths.append(tmp_path / f"{value}.png")
+        Image.fromarray(np.full((6, 6, 3), value, np.uint8)).save(paths[-1])
+    field = command._mean_field(jax.tree_util.Partial(lambda images: images**2), paths, 4)
+    expected = np.zeros((4, 4))
+    expected[2, 2] = 3 * (2 * 0.2 + 2 * 0.8) / 2  # three channels, d(x^2) = 2 x
+    np.testing.assert_allclose(field, expected, atol=1e-6)
+
+
 def test_circles_mark_the_radii():
     field = np.zeros((48, 48))
     field[24, 24] = 1

@@ -42,15 +42,15 @@ def counted_by_xla(traced) -> dict[str, float]:
 
 def _counted_by_xla(traced) -> tuple[float, dict[str, float]]:
     """The FLOPs with every scan counted once, and those of `counted_by_xla`."""
-    once = rest = traced.lower().cost_analysis()["flops"]
-    found = {}
+    once = traced.lower().cost_analysis()["flops"]
+    found = {"": once}
     for equation in _scans(traced.jaxpr.jaxpr):
         name = str(equation.source_info.name_stack).rpartition("/")[2]
         body = equation.params["jaxpr"]
         body_once, inside = _counted_by_xla(jax.jit(core.jaxpr_as_fun(body)).trace(*body.in_avals))
         found[name] = found.get(name, 0.0) + equation.params["length"] * sum(inside.values())
-        rest -= body_once
-    return once, {**found, "": rest}
+        found[""] -= body_once
+    return once, found
 
 
 def _scans(jaxpr: core.Jaxpr):

@@ -1,0 +1,274 @@
+"""The attention as a module of its own: its formula written out in NumPy, what it sees, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from concertormer_jax.models import ConcertoSelfAttention
+from concertormer_jax.models.csa import TALKING
+from concertormer_jax.ops import attention, concerto
+
+RIPIENO, CONCERTINO = concerto.CONCERTO[:2], concerto.CONCERTO[2:]
+
+
+def random_features(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def parameters_of(module, *inputs):
+    """Normal numbers of standard deviation 0.5 in the shapes of the module's parameters."""
+    rng = np.random.default_rng(1)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    return jax.tree.map(lambda leaf: rng.normal(scale=0.5, size=leaf.shape).astype(np.float32), shapes)
+
+
+def attend(module, params, *inputs, **settings):
+    return np.asarray(jax.jit(lambda params: module.apply({"params": params}, *inputs, **settings))(params))
+
+
+def softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def by_hand(module, params, x, keys):
+    """The formula of section 3 in float64, one image, unshifted: loops over heads, and over maps where they mix."""
+    k, heads, groups = module.block_px, module.heads, module.groups
+    height, width, _ = x.shape
+    rows, columns = height // k, width // k
+    channels = module.features // (len(groups) * heads)
+
+    def blocks(features):  # [n, k * k, C]
+        cut = features.reshape(rows, k, columns, k, -1).transpose(0, 2, 1, 3, 4)
+        return cut.reshape(rows * columns, k * k, -1)
+
+    def unit(array, axis):
+        return array / np.maximum(np.linalg.norm(array, axis=axis, keepdims=True), 1e-12)
+
+    p = {name: np.float64(leaf) for name, leaf in params.items()}
+    q = blocks(np.float64(x) @ p["to_q"])
+    key, value = np.split(blocks(np.float64(keys) @ p["to_kv"]), 2, axis=-1)
+    results = []
+    for index, group in enumerate(groups):
+        start = index * heads * channels
+
+        def heads_of(features, start=start):  # [m, n, k * k, c]
+            part = features[..., start : start + heads * channels]
+            return part.reshape(rows * columns, k * k, heads, channels).transpose(2, 0, 1, 3)
+
+        qs, ks, vs = heads_of(q), heads_of(key), heads_of(value)
+        axis = {"ripieno_spatial": 3, "ripieno_channel": 2}.get(group, 1)  # that the norm and the product contract
+        qs, ks = unit(qs, axis), unit(ks, axis)
+        axes = {
+            "ripieno_spatial": "mnpc,mnqc->mnpq",
+            "ripieno_channel": "mnpc,mnpd->mncd",
+            "concertino_channel": "mnpc,mnpd->mpcd",
+            "concertino_spatial": "mnpc,mnqc->mcpq",
+        }[group]
+        logits = np.einsum(axes, qs, ks) * p["temperature"][index][:, None, None, None]
+        talking = p.get(TALKING[group])
+        mixed = np.zeros_like(logits)
+        if talking is None:
+            subtract = group in RIPIENO and group.replace("ripieno", "concertino") in groups
+            mixed = logits - logits.mean(axis=1, keepdims=True) if subtract else logits
+        elif group in RIPIENO:
+            assert rows * columns == 1, "the convolution over one block has only its centre"
+            for source in range(heads):
+                for to in range(heads):
+                    mixed[to] += talking[1, 1, source, to] * logits[source]
+        else:
+            for source in range(heads):
+                for to in range(heads):
+                    for one in range(logits.shape[1]):
+                        for other in range(logits.shape[1]):
+                            mixed[to, other] += talking[source, one, other, to] * logits[source, one]
+        back = {
+            "ripieno_spatial": "mnpq,mnqc->mnpc",
+            "ripieno_channel": "mncd,mnpd->mnpc",
+            "concertino_channel": "mpcd,mnpd->mnpc",
+            "concertino_spatial": "mcpq,mnqc->mnpc",
+        }[group]
+        attended = np.einsum(back, softmax(mixed), vs).transpose(1, 2, 0, 3)  # [n, k * k, m, c]
+        results.append(attended.reshape(rows, columns, k, k, heads * channels))
+    output = np.concatenate(results, axis=-1).transpose(0, 2, 1, 3, 4).reshape(height, width, -1)
+    if module.sca:
+        output = output * (output.mean(axis=(0, 1)) @ p["sca_kernel"] + p["sca_bias"])
+    return output
+
+
+@pytest.mark.parametrize("cross", [False, True])
+def test_one_block_is_what_the_formula_says_by_hand(cross):
+    """All four groups with communication between heads, positions and channels, and the channel attention."""
+    module = ConcertoSelfAttention(16, heads=2, block_px=4)
+    x, y = random_features(1, 4, 4, 6), random_features(1, 4, 4, 5, seed=3)
+    inputs = (x, y) if cross else (x,)
+    params = parameters_of(module, *inputs)
+    expected = by_hand(module, params, x[0], inputs[-1][0])
+    np.testing.assert_allclose(attend(module, params, *inputs)[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "groups", [concerto.CONCERTO, ("ripieno_spatial", "concertino_spatial"), RIPIENO, ("concertino_channel",)]
+)
+def test_without_communication_the_ripieno_gives_its_mean_to_its_concertino(groups):
+    """The paper's first form, on six blocks: the mean is subtracted where the Concertino of the same axis has it."""
+    module = ConcertoSelfAttention(16, heads=2, groups=groups, communication="none", sca=False, block_px=4)
+    x = random_features(1, 8, 12, 6)
+    params = parameters_of(module, x)
+    np.testing.assert_allclose(attend(module, params, x)[0], by_hand(module, params, x[0], x[0]), atol=1e-4)
+
+
+def test_window_attention_is_the_plain_softmax_of_each_window():
+    module = ConcertoSelfAttention(8, heads=2, groups=("window",), sca=False, block_px=4)
+    x = random_features(1, 4, 8, 6)
+    params = parameters_of(module, x)
+    assert set(params) == {"to_q", "to_kv"}
+    result = attend(module, params, x)
+    for window in (slice(0, 4), slice(4, 8)):
+        pixels = x[0, :, window].reshape(16, 6)
+        q, (k, v) = pixels @ params["to_q"], np.split(pixels @ params["to_kv"], 2, axis=-1)
+        heads = [slice(0, 4), slice(4, 8)]
+        expected = [softmax(q[:, head] @ k[:, head].T / 2) @ v[:, head] for head in heads]  # 2 = sqrt(4 channels)
+        np.testing.assert_allclose(result[0, :, window].reshape(16, 8), np.concatenate(expected, axis=-1), atol=1e-5)
+
+
+def permuted(features, order):
+    return features.reshape(1, -1, features.shape[-1])[:, order].reshape(features.shape)
+
+
+def maps_of(module, params, x, monkeypatch):
+    """The logits of the channel attention of `module`, after communication."""
+    seen = []
+
+    def recording(q, k, v, temperature, communicate):
+        return attention.channel_attention(
+            q, k, v, temperature, lambda logits: seen.append(communicate(logits)) or seen[-1]
+        )
+
+    monkeypatch.setattr(concerto, "channel_attention", recording)
+    module.apply({"params": params}, x)
+    (logits,) = seen
+    return np.asarray(logits)
+
+
+@pytest.mark.parametrize(
+    ("group", "invariant"), [("transposed", True), ("ripieno_channel", False), ("concertino_channel", False)]
+)
+def test_only_transposed_attention_does_not_see_where_pixels_are(group, invariant, monkeypatch):
+    """Its map stays when pixels are permuted, and its output is permuted with them; channel CSA's maps change."""
+    module = ConcertoSelfAttention(8, heads=2, groups=(group,), communication="none", sca=False, block_px=4)
+    x = random_features(1, 8, 8, 6)
+    order = np.random.default_rng(2).permutation(64)
+    params = parameters_of(module, x)
+    maps, maps_permuted = (maps_of(module, params, features, monkeypatch) for features in (x, permuted(x, order)))
+    same_maps = np.abs(maps - maps_permuted).max() < 1e-5
+    output, of_permuted = (np.asarray(module.apply({"params": params}, f)) for f in (x, permuted(x, order)))
+    same_output = np.abs(permuted(output, order) - of_permuted).max() < 1e-5
+    assert (same_maps, same_output) == (invariant, invariant)
+
+
+@pytest.mark.parametrize(
+    ("groups", "crosses"),
+    [
+        (("ripieno_spatial",), False),
+        (("ripieno_channel",), False),
+        (RIPIENO, False),
+        (("window",), False),
+        (("concertino_channel",), True),
+        (("concertino_spatial",), True),
+        (("ripieno_spatial", "concertino_channel"), True),
+        (("transposed",), True),
+    ],
+)
+def test_only_what_a_concertino_says_crosses_the_borders_of_blocks(groups, crosses):
+    """One of six blocks is changed; without communication and channel attention, unshifted."""
+    module = ConcertoSelfAttention(16, groups=groups, communication="none", sca=False, block_px=4)
+    x = random_features(1, 8, 12, 6)
+    changed = x.copy()
+    changed[:, 4:8, 4:8] = random_features(1, 4, 4, 6, seed=5)
+    params = parameters_of(module, x)
+    difference = np.abs(attend(module, params, changed) - attend(module, params, x)).max(axis=(0, 3))
+    blocks = difference.reshape(2, 4, 3, 4).max(axis=(1, 3)) > 1e-6
+    assert blocks[1, 1]
+    assert blocks.all() if crosses else blocks.sum() == 1
+
+
+def test_a_shift_moves_the_blocks_and_keeps_the_border():
+    """Shifted plain windows: a pixel reaches the block around it, and nothing on the other side of the border."""
+    module = ConcertoSelfAttention(8, groups=("window",), sca=False, block_px=4)
+    x = random_features(1, 8, 8, 6)
+    params = parameters_of(module, x)
+    shifted = jax.jit(lambda x, shifted: module.apply({"params": params}, x, shifted=shifted))
+    for pixel, rows, columns in (((3, 4), (2, 6), (2, 6)), ((0, 0), (0, 2), (0, 2)), ((7, 3), (6, 8), (2, 6))):
+        changed = x.copy()
+        changed[0, *pixel] += 1
+        reached = np.abs(shifted(changed, True) - shifted(x, True)).max(axis=(0, 3)) > 1e-6
+        expected = np.zeros((8, 8), bool)
+        expected[slice(*rows), slice(*columns)] = True
+        np.testing.assert_array_equal(reached, expected)
+    np.testing.assert_allclose(shifted(x, False), attend(module, params, x), atol=1e-6)  # traced or known
+
+
+def test_tlc_with_a_window_for_the_whole_map_changes_nothing():
+    module = ConcertoSelfAttention(8, block_px=4)
+    x = random_features(1, 8, 12, 6)
+    params = parameters_of(module, x)
+    whole = attend(module, params, x)
+    np.testing.assert_allclose(attend(module.clone(tlc_window=12), params, x), whole, atol=1e-6)
+    assert np.abs(attend(module.clone(tlc_window=4), params, x) - whole).max() > 1e-3
+
+
+def test_parameters_are_only_those_that_the_settings_need():
+    def names(**settings):
+        module = ConcertoSelfAttention(16, heads=2, block_px=4, **settings)
+        shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 4, 4, 6)))["params"]
+        return {name: leaf.shape for name, leaf in shapes.items()}
+
+    projections = {"to_q": (6, 16), "to_kv": (6, 32)}
+    sca = {"sca_kernel": (16, 16), "sca_bias": (16,)}
+    spatial = {"b_talking": (3, 3, 2, 2), "r_talking": (2, 2, 2, 2)}
+    channel = {"l_talking": (3, 3, 2, 2), "g_talking": (2, 16, 16, 2)}
+    four = projections | {"temperature": (4, 2)}
+    assert names() == four | sca | spatial | channel
+    assert names(communication="spatial") == four | sca | spatial
+    assert names(communication="channel", sca=False) == four | channel
+    assert names(communication="none", sca=False) == four
+    assert names(groups=("window", "transposed"), sca=False) == projections | {"temperature": (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"groups": ()}, "groups=.. must name at least one group"),
+        ({"groups": ("rippieno",)}, "'rippieno' is unknown; choose from ripieno_spatial, .*transposed"),
+        ({"groups": ("window", "window")}, "must not name a group twice"),
+        ({"features": 12, "heads": 2}, "features=12 must be a multiple of the 4 groups times heads=2"),
+        ({"heads": 0}, "heads=0"),
+        ({"communication": "all"}, "communication='all' is unknown; choose one of both, spatial, channel, none"),
+        ({"block_px": 5}, "block_px=5 must be a positive even number"),
+        ({"tlc_window": 12}, "tlc_window=12 must be a positive multiple of block_px=8"),
+    ],
+)
+def test_an_attention_that_cannot_be_is_refused(fields, message):
+    module = ConcertoSelfAttention(**({"features": 8} | fields))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 4)))
+
+
+@pytest.mark.parametrize(
+    ("x", "keys", "message"),
+    [
+        (
+            (1, 8, 12, 4),
+            None,
+            r"x of shape \(1, 8, 12, 4\) must be \[B, H, W, C\] with H and W multiples of block_px=8",
+        ),
+        ((8, 8, 4), None, "must be .B, H, W, C."),
+        ((1, 8, 8, 4), (1, 16, 8, 4), r"keys of shape \(1, 16, 8, 4\) must have the batch, height and width of x"),
+    ],
+)
+def test_features_that_do_not_fit_are_refused(x, keys, message):
+    inputs = [jnp.zeros(shape) for shape in (x, keys) if shape is not None]
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(ConcertoSelfAttention(8).init, jax.random.key(0), *inputs)
