@@ -170,7 +170,9 @@ def _conclusion(table, crops):
         )
     else:
         sentences.insert(
-            0, "With one seed there is no spread to compare with, so no difference in this table means anything."
+            0,
+            f"Without two seeds each of {REFERENCE} and another form nothing can be compared: no difference in this "
+            "table means anything.",
         )
     return "\n\n".join(sentences).splitlines()
 
