@@ -5,8 +5,8 @@ bundled photograph. All are written into --output, about 1 MB. It takes some min
 """
 
 import argparse
+import functools
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import absl.logging
@@ -15,6 +15,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from concertormer_jax import summary
+from concertormer_jax.attribution.integrate import WINDOW
+from concertormer_jax.attribution.window import Window
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.data.sources import open_source
@@ -51,40 +53,57 @@ def main(arguments=None) -> None:
         use_compilation_cache()
         output = Path(flags.output)
         require_writable(output)
-        makers = figures(model)
-        wanted = flags.only.split(",") if flags.only else list(makers)
-        if unknown := [name for name in wanted if name not in makers]:
-            raise UserError(f"--only: {unknown[0]!r} is unknown; choose from {', '.join(makers)}")
+        wanted = flags.only.split(",") if flags.only else list(FIGURES)
+        if unknown := [name for name in wanted if name not in FIGURES]:
+            raise UserError(f"--only: {unknown[0]!r} is unknown; choose from {', '.join(FIGURES)}")
+        material = Material(model)
         for name in (bar := tqdm(wanted, unit="figure")):
             bar.set_description(name)
-            write(makers[name](), output / name)
+            write(FIGURES[name](material), output / name)
         size = sum(path.stat().st_size for path in output.iterdir())
         print(f"{len(wanted)} figures are in {output}, which has {size / 1e6:.2f} MB")
 
 
-def figures(model) -> dict:
-    """The figures by file name, as functions that make them; `model` is a loaded checkpoint."""
-    photo = read_rgb(PHOTOS / f"{PHOTO}.jpg")
-    source = open_source(PHOTOS)
-    index = [source.name(i) for i in range(len(source))].index(PHOTO)
-    degraded, sharp = (picture[CUT].astype(np.float32) / 255 for picture in source.whole(index))
-    example = measured.restore(model, degraded, sharp)
-    detail = np.asarray(Image.fromarray(photo[DETAIL]).resize((32, 32), Image.Resampling.LANCZOS))
-    lite = create("lite")
-    return {
-        "pyramid.jpg": partial(diagrams.pyramid, photo[SMALL], lite.levels, lite.multiple),
-        "unet.png": partial(diagrams.unet, lite, example.scales(example.blurred), example.outputs),
-        "block.png": diagrams.block,
-        "shift.png": partial(diagrams.partition_and_shift, detail),
-        "groups.png": diagrams.groups,
-        "attention.jpg": partial(measured.attention, model, example, STAGE, BLOCK),
-        "outputs.jpg": partial(measured.outputs, example),
-        "loss.jpg": partial(measured.loss, example),
-        "tlc.jpg": partial(diagrams.local_windows, photo, TLC_PX),
-        "attribution.jpg": partial(measured.attribution, model, example, measured.window_around(*CORNER)),
-        "receptive_field.png": partial(measured.receptive_field, model, example),
-        "cost.png": cost,
-    }
+class Material:
+    """What the figures are made from; `model` is a loaded checkpoint."""
+
+    def __init__(self, model):
+        self.model = model
+        self.lite = create("lite")
+
+    @functools.cached_property
+    def photo(self) -> np.ndarray:
+        """The sharp photograph, uint8 [H, W, 3]."""
+        return read_rgb(PHOTOS / f"{PHOTO}.jpg")
+
+    @functools.cached_property
+    def detail(self) -> np.ndarray:
+        """A part of it, reduced to uint8 [32, 32, 3]."""
+        return np.asarray(Image.fromarray(self.photo[DETAIL]).resize((32, 32), Image.Resampling.LANCZOS))
+
+    @functools.cached_property
+    def example(self) -> measured.Example:
+        """A part of it, blurred and restored."""
+        source = open_source(PHOTOS)
+        index = [source.name(i) for i in range(len(source))].index(PHOTO)
+        degraded, sharp = (picture[CUT].astype(np.float32) / 255 for picture in source.whole(index))
+        return measured.restore(self.model, degraded, sharp)
+
+
+FIGURES = {
+    "pyramid.jpg": lambda of: diagrams.pyramid(of.photo[SMALL], of.lite.levels, of.lite.multiple),
+    "unet.png": lambda of: diagrams.unet(of.lite, of.example.scales(of.example.blurred), of.example.outputs),
+    "block.png": lambda of: diagrams.block(),
+    "shift.png": lambda of: diagrams.partition_and_shift(of.detail),
+    "groups.png": lambda of: diagrams.groups(),
+    "attention.jpg": lambda of: measured.attention(of.model, of.example, STAGE, BLOCK),
+    "outputs.jpg": lambda of: measured.outputs(of.example),
+    "loss.jpg": lambda of: measured.loss(of.example),
+    "tlc.jpg": lambda of: diagrams.local_windows(of.photo, TLC_PX),
+    "attribution.jpg": lambda of: measured.attribution(of.model, of.example, Window(*CORNER, WINDOW)),
+    "receptive_field.png": lambda of: measured.receptive_field(of.model, of.example),
+    "cost.png": lambda of: cost(),
+}
 
 
 def cost() -> Image.Image:

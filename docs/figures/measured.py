@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from concertormer_jax.attribution.attention_maps import attention_maps, attention_sheet
-from concertormer_jax.attribution.integrate import WINDOW, PathIntegral
+from concertormer_jax.attribution.integrate import PathIntegral
 from concertormer_jax.attribution.opening import restoring
 from concertormer_jax.attribution.pictures import attribution_sheet, receptive_field_picture
 from concertormer_jax.attribution.receptive_field import influence_on_middle, radius_holding
@@ -112,11 +112,6 @@ def receptive_field(model, example: Example) -> Image.Image:
     field = np.asarray(jax.jit(influence_on_middle)(restoring(model), jnp.asarray(example.blurred)[None]))[0]
     radii = {f"{share:.0%}": radius_holding(field, share) for share in SHARES}
     return receptive_field_picture(field, radii)
-
-
-def window_around(x: int, y: int) -> Window:
-    """The window of the usual size for an attribution whose corner is in column x and row y."""
-    return Window(x, y, WINDOW)
 
 
 def _psnr(shown, target):
