@@ -157,18 +157,20 @@ def test_the_table_says_what_can_be_concluded():
     text = tables.markdown(tables.rows(results, COSTS), results, config)
     assert "| gdmlp | 10 | 2.000 | 2 | 25.500 ± 0.707 | +5.500 | 0.9000 | -1.000 ± 0.000 | yes |" in text
     assert "paired difference from full): gdmlp. All other differences are nothing." in text
+    assert "width 8 and 1, 2, 1 blocks" in text and "not all the same seeds" not in text
+    assert "not all the same seeds" in tables.markdown(tables.rows(results[1:], COSTS), results[1:], config)
     one = results[::2]
     alone = tables.markdown(tables.rows(one, COSTS), one, config)
     assert "nothing can be compared" in alone and "yes" not in alone and "±" not in alone.split("| form")[1]
 
 
-def test_chart_of_one_seed_and_of_several(tmp_path):
+def test_chart_of_several_seeds_of_one_and_without_the_reference(tmp_path):
     results = [result(name, seed, 25 + seed) for name in COSTS for seed in (0, 1)]
     sizes = []
-    for some in (results, results[::2]):
+    for some in (results, results[::2], results[:2]):
         chart.draw(tables.rows(some, COSTS), tmp_path / "chart.png")
         sizes.append(Image.open(tmp_path / "chart.png").size)
-    assert sizes[0] == sizes[1]
+    assert sizes[0] == sizes[1] == sizes[2]
 
 
 @pytest.mark.parametrize(("texts", "message"), [(["a"], "--seeds=a: must be"), ([], "--seeds=: must"), (["-1"], "-1")])

@@ -9,6 +9,7 @@ from scipy.stats import t as student
 
 from concertormer_jax.evidence.runs import COUNTED_PX, METRICS, Result
 from concertormer_jax.models.costs import Cost
+from concertormer_jax.training.setup import module_from
 
 PSNR, SSIM = METRICS
 REFERENCE = "full"  # the form with which the others are compared
@@ -108,14 +109,14 @@ def results_json(table: Sequence[Row], results: Sequence[Result], config) -> str
 
 def markdown(table: Sequence[Row], results: Sequence[Result], config) -> str:
     """The table with what was run above it and what it can and cannot show below it."""
-    one = results[0]
+    one, module = results[0], module_from(config.model)
     crops = sum(steps * batch for steps, batch in zip(config.stages.steps, config.stages.batch, strict=True))
     sides = ", ".join(str(side) for side in config.stages.crop_px)
     lines = [
         "# Forms of the network at a small equal budget",
         "",
-        f"Every form has the width, blocks and expansion of the configuration ({config.model.width or 'its variant'}, "
-        f"see results.json), and was trained for {sum(config.stages.steps)} steps, {crops} crops of {sides} pixels. "
+        f"Every form has width {module.width} and {_blocks(module)} blocks, and was trained for "
+        f"{sum(config.stages.steps)} steps, {crops} crops of {sides} pixels. "
         f"PSNR (8-bit RGB) and SSIM are means over the middle {config.validation.crop_px} pixels of held-out pictures, "
         f"whose inputs have {one.input_scores[PSNR]:.3f} dB and {one.input_scores[SSIM]:.4f}, restored without TLC. "
         f"MACs are those of every convolution and matrix product for {COUNTED_PX}x{COUNTED_PX} pixels. After ± stands "
@@ -128,6 +129,10 @@ def markdown(table: Sequence[Row], results: Sequence[Result], config) -> str:
         *_conclusion(table, crops),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _blocks(module):
+    return ", ".join(map(str, (*module.encoder_blocks, module.middle_blocks, *module.decoder_blocks)))
 
 
 def _line(row):
@@ -159,6 +164,10 @@ def _conclusion(table, crops):
         "networks of 29 million parameters after hundreds of thousands of steps of whole batches; here a form that "
         "starts well is favoured, and long-range attention has little to gain from small crops.",
     ]
+    if len({row.seeds for row in table}) > 1:
+        sentences.insert(
+            0, "The forms have not all the same seeds yet: compare by the column against full, not by the means."
+        )
     if compared:
         found = ", ".join(out) if out else "none"
         chance = (1 - CONFIDENCE) * len(compared)
