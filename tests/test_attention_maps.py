@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny_network import random_images, random_params, tiny_network
+from tiny_restormer import tiny_restormer
 
 from concertormer_jax import attention_maps as command
 from concertormer_jax.attribution.attention_maps import Maps, attention_maps, attention_sheet, stages
@@ -91,6 +92,18 @@ def test_the_maps_of_any_block_of_the_network():
     spatial = maps[1]["ripieno_spatial"].after
     assert spatial[0].min() > 0
     assert (spatial[-1] < 1e-30).mean() > 0.5
+
+
+def test_restormer_with_concerto_attention_has_maps():
+    network = tiny_restormer(attention="concerto")
+    params = parameter_shapes(network)
+    images = jax.ShapeDtypeStruct((1, network.multiple, network.multiple, 3), np.float32)
+    _, told = jax.eval_shape(lambda p, x: network.apply({"params": p}, x, mutable=[LOGITS]), params, images)
+    for name, blocks in stages(params).items():
+        (before, after) = told[LOGITS][name]["blocks"]["attention"]["concertino_spatial"]
+        assert before.shape == after.shape
+        assert (before.shape[0], before.shape[1], before.shape[-2:]) == (blocks, 1, (64, 64))
+    assert stages(params).keys() == told[LOGITS].keys() >= {"encoders_0", "middle"}
 
 
 def test_what_the_network_does_not_have_is_refused():

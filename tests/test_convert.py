@@ -134,6 +134,12 @@ def test_the_command_converts_to_a_checkpoint_and_back(tmp_path, capsys):
         assert_same_tree(torch_files.read_state_dict(back), state)
 
 
+def test_a_form_that_was_never_published_has_no_names():
+    module = tiny_network(sca=False)
+    with pytest.raises(UserError, match="the custom network is a form that was never published"):
+        torch_from_params(random_params(module), module)
+
+
 @pytest.mark.parametrize("variant", PUBLISHED)
 def test_the_names_say_which_network_they_are_of(variant):
     names = [mapping.torch_name for mapping in mappings(create(variant))]
@@ -153,12 +159,6 @@ def test_restormer_there_and_back_is_the_identity(norm_bias):
     state["patch_embed.proj.bias"] = state.pop("output.weight")
     with pytest.raises(UserError, match=r"2 names differ.*missing output\.weight; surplus patch_embed\.proj\.bias"):
         params_from_torch(state, module)
-
-
-def test_a_form_that_was_never_published_has_no_names():
-    module = tiny_network(sca=False)
-    with pytest.raises(UserError, match="the custom network is a form that was never published"):
-        torch_from_params(random_params(module), module)
 
 
 def fails(capsys, *arguments):

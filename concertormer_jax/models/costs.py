@@ -2,14 +2,16 @@
 
 Two accountings stand side by side. The full one has every convolution and matrix product. The paper's counter has those
 but the two products of the Concertino's communication, and also one MAC for each number that a bias is added to and
-two for each that a mean reads.
+two for each that a mean reads. Restormer's paper has convolutions alone.
 """
 
 import dataclasses
 
 from concertormer_jax.models.blocks import feed_forward_channels
 from concertormer_jax.models.concertormer import Concertormer
+from concertormer_jax.models.csa import ConcertoSelfAttention
 from concertormer_jax.models.design import communicating
+from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.ops import concerto
 from concertormer_jax.ops.image import padded_size
 
@@ -20,7 +22,7 @@ OUTSIDE = "outside the stages"
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """parameters; macs: of every convolution and matrix product; paper_macs: in the paper's accounting."""
+    """parameters; macs: of every convolution and matrix product; paper_macs: as the network's own paper counts."""
 
     parameters: int = 0
     macs: int = 0
@@ -156,7 +158,53 @@ def concertormer(module: Concertormer, height: int, width: int) -> dict[str, dic
     return {**costs, OUTSIDE: {CONVOLUTIONS: outside}}
 
 
-_BY_NETWORK = {Concertormer: concertormer}
+def _transformer_block(module: Restormer, pixels: int, width: int, heads: int) -> dict[str, Cost]:
+    """One `models.restormer.TransformerBlock`."""
+    csa, hidden = ConcertoSelfAttention, int(width * module.expansion)
+    if module.attention == "concerto":
+        parts = attention(pixels, width, width, heads, csa.groups, csa.communication, csa.sca, csa.block_px)
+    else:
+        parts = attention(pixels, width, width, heads, (concerto.TRANSPOSED,), "none", False, csa.block_px)
+        parts[PROJECTIONS] += convolution(pixels, 3 * width, 3 * width, kernel=3, groups=3 * width)
+    for part, cost in parts.items():
+        if part in concerto.GROUPS:  # products
+            parts[part] = dataclasses.replace(cost, paper_macs=0)
+        if part == SCA:  # without its mean and bias
+            parts[part] = dataclasses.replace(cost, paper_macs=cost.macs)
+    parts[PROJECTIONS] += convolution(pixels, width, width)
+    mlp = convolution(pixels, width, 2 * hidden) + convolution(pixels, hidden, width)
+    mlp += convolution(pixels, 2 * hidden, 2 * hidden, kernel=3, groups=2 * hidden)
+    return {NORMS: Cost(parameters=width * (4 if module.norm_bias else 2)), **parts, MLP: mlp}
+
+
+def restormer(module: Restormer, height: int, width: int) -> dict[str, dict[str, Cost]]:
+    """As `concertormer`."""
+    picture = padded_size(height, module.multiple) * padded_size(width, module.multiple)
+
+    def stage(level, channels, blocks, heads):
+        block = _transformer_block(module, picture // 4**level, channels, heads)
+        return {part: cost * blocks for part, cost in block.items()}
+
+    costs, outside = {}, convolution(picture, 3, module.width, kernel=3)
+    levels = range(module.levels)
+    for level in levels:
+        channels = module.width * 2**level
+        costs[f"encoders_{level}"] = stage(level, channels, module.encoder_blocks[level], module.encoder_heads[level])
+        outside += convolution(picture // 4**level, channels, channels // 2, kernel=3)
+    channels = module.width * 2**module.levels
+    costs["middle"] = stage(module.levels, channels, module.middle_blocks, module.middle_heads)
+    for index, level in enumerate(reversed(levels)):
+        outside += convolution(picture // 4 ** (level + 1), channels, 2 * channels, kernel=3)
+        if level > 0:
+            outside += convolution(picture // 4**level, channels, channels // 2)
+            channels //= 2
+        costs[f"decoders_{index}"] = stage(level, channels, module.decoder_blocks[index], module.decoder_heads[index])
+    costs["refinement"] = stage(0, channels, module.refinement_blocks, module.decoder_heads[-1])
+    outside += convolution(picture, channels, 3, kernel=3)
+    return {**costs, OUTSIDE: {CONVOLUTIONS: outside}}
+
+
+_BY_NETWORK = {Concertormer: concertormer, Restormer: restormer}
 
 
 def costs_of(module, height: int, width: int) -> dict[str, dict[str, Cost]]:

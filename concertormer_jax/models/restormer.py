@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from concertormer_jax.models.concertormer import convolution
-from concertormer_jax.models.csa import ConcertoSelfAttention
+from concertormer_jax.models.csa import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.initializers import torch_uniform
 from concertormer_jax.ops import image, tlc
 from concertormer_jax.ops.convolution import depthwise_3x3
@@ -141,7 +141,7 @@ class TransformerStage(nn.Module):
 
         if self.remat:
             apply = nn.remat(apply, prevent_cse=False)
-        scan = nn.scan(apply, variable_axes={"params": 0}, split_rngs={"params": True})
+        scan = nn.scan(apply, variable_axes={"params": 0, LOGITS: 0}, split_rngs={"params": True})
         fields = ("features", "heads", "expansion", "attention", "norm_bias", "tlc_window", "dtype")
         block = TransformerBlock(**{field: getattr(self, field) for field in fields}, name="blocks")
         return scan(block, x, jnp.arange(self.blocks))[0]
