@@ -156,7 +156,7 @@ def test_the_table_says_what_can_be_concluded():
     results = [result(name, seed, 25 + seed + (name == "full")) for name in COSTS for seed in (0, 1)]
     text = tables.markdown(tables.rows(results, COSTS), results, config)
     assert "| gdmlp | 10 | 2.000 | 2 | 25.500 ± 0.707 | +5.500 | 0.9000 | -1.000 ± 0.000 | yes |" in text
-    assert "paired difference from full): gdmlp. All other differences are nothing." in text
+    assert "paired difference from full): gdmlp. All other differences are nothing. Half" in text
     assert "width 8 and 1, 2, 1 blocks" in text and "not all the same seeds" not in text
     assert "not all the same seeds" in tables.markdown(tables.rows(results[1:], COSTS), results[1:], config)
     one = results[::2]

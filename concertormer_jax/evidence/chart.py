@@ -41,7 +41,7 @@ def draw(table: Sequence[Row], path) -> None:
     right.set_yticks(range(1, len(ordered) + 1), [f"{row.variant}  {n}" for n, row in enumerate(ordered, 1)])
     right.invert_yaxis()
     what = f"difference from {REFERENCE} of the same seed" if paired else "PSNR"
-    right.set_xlabel(f"{what} in dB: every seed, mean ± standard deviation", fontsize=9)
+    right.set_xlabel(f"{what} in dB:\nevery seed, and mean ± standard deviation")
     for axes in (left, right):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

@@ -169,13 +169,16 @@ def _conclusion(table, crops):
             0, "The forms have not all the same seeds yet: compare by the column against full, not by the means."
         )
     if compared:
-        found = ", ".join(out) if out else "none"
-        chance = (1 - CONFIDENCE) * len(compared)
+        outcome = (
+            f"{', '.join(out)}. All other differences are nothing" if out else "none. No difference here means anything"
+        )
+        needed = float(np.median([row.half_interval for row in compared]))
         sentences.insert(
             0,
             f"Beyond the spread of the seeds (0 lies outside the {CONFIDENCE:.0%} confidence interval of the paired "
-            f"difference from {REFERENCE}): {found}. All other differences are nothing. Of {len(compared)} comparisons "
-            f"about {chance:.1f} would stand out by chance alone.",
+            f"difference from {REFERENCE}): {outcome}. Half of the forms would have had to differ by more than "
+            f"{needed:.2f} dB; of {len(compared)} comparisons about {(1 - CONFIDENCE) * len(compared):.1f} would stand "
+            "out by chance alone.",
         )
     else:
         sentences.insert(
