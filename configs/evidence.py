@@ -4,8 +4,8 @@
     python train.py --config=configs/evidence.py --workdir=runs/tiny      (trains the full form alone)
 
 The forms are the paper's ablations; these are not its experiment (that is configs/ablation.py): one level in place of
-three, a sixth of the width, a few hundred crops. Expected: 26 minutes of processor time for 19 forms x 3 seeds, 15 to 20
-minutes on two quiet cores; a TPU or GPU allows wider networks and more steps (--config.model.width=16 --steps=2000).
+three, a sixth of the width, a few hundred crops. Expected for 19 forms x 3 seeds: 26 minutes of processor time, about
+20 minutes on two quiet cores. A TPU or GPU allows wider networks and more steps (--config.model.width=16 --steps=2000).
 """
 
 from configs import demo
