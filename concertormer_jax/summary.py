@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax import errors, files
+from concertormer_jax import charts, errors, files
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import ABLATIONS, VARIANTS, create, parameter_shapes
 from concertormer_jax.models.costs import COMMUNICATION, OUTSIDE, Cost, costs_of, total
@@ -91,7 +91,7 @@ def summarise(variant: str, width_px: int, height_px: int) -> Summary:
 
 def draw(summary: Summary, path) -> None:
     """Write a bar chart: the MACs of every stage, by part. Raises UserError without matplotlib."""
-    pyplot = _pyplot()
+    pyplot = charts.pyplot("--chart")
     figure, axes = pyplot.subplots(figsize=(10, 4.2), layout="constrained")
     left = dict.fromkeys(summary.costs, 0.0)
     for index, part in enumerate(summary.by_part):
@@ -111,17 +111,6 @@ def draw(summary: Summary, path) -> None:
     with files.written_atomically(path) as temporary:
         figure.savefig(temporary, dpi=120)
     pyplot.close(figure)
-
-
-def _pyplot():
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise UserError("--chart needs matplotlib; install it with: pip install matplotlib") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
 
 
 def _entry(cost):
@@ -179,7 +168,7 @@ def main(arguments=None) -> None:
     flags = parser.parse_args(arguments)
     with errors.reported():
         if flags.chart:
-            _pyplot()
+            charts.pyplot("--chart")
         jax.config.update("jax_platforms", "cpu")  # counting needs no device, and every machine counts the same
         summary = summarise(flags.variant, *_size(flags.size))
         print(json.dumps(summary.as_json(), indent=2) if flags.json else summary)

@@ -13,7 +13,7 @@ from concertormer_jax.data.shake import CameraShake, FrameAverage
 from concertormer_jax.training import loop
 from configs import common
 
-ON_PHOTOGRAPHS = ["gopro:paper", "gopro:lite", "gopro:synthetic", "derain:synthetic", "custom", "demo"]
+ON_PHOTOGRAPHS = ["gopro:paper", "gopro:lite", "gopro:synthetic", "derain:synthetic", "custom", "demo", "evidence"]
 ON_SETS = ["gopro", "realblur_r", "realblur_j", "derain", "reds", "sidd"]  # trained in test_protocols_end_to_end.py
 OTHER_NETWORKS = ["restormer", "restormer:csa"]  # trained in test_other_networks.py
 RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS, *OTHER_NETWORKS]

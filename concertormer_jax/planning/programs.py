@@ -49,7 +49,7 @@ def training_task(config, mesh: Mesh, number: int) -> Task:
     stage = stages[number - 1]
     require_divisible([stage], mesh.size, config.train.accumulation)
     training = training_from(config, stages)
-    state = _placed(jax.eval_shape(training.initialise), replicated(mesh))
+    state = _placed(jax.eval_shape(training.initialise, config.seed), replicated(mesh))
     traced = trace_step(training.step, state, stage, mesh)
     name = f"stage {number} ({stage.crop_px} px x {stage.batch})"
     return Task("train", name, stage.batch, mesh.size, traced, stage.end - stage.start)

@@ -56,11 +56,11 @@ def sources_from(config):
     return source, validation
 
 
-def claim_workdir(workdir, config) -> None:
+def claim_workdir(workdir, config, flag: str = "--workdir") -> None:
     """Write config.json into a new work folder, or check that the one there is of the same config.
 
     The keys under `run` may change between restarts, and a key that this software did not have when the folder was made
-    is not compared. Raises UserError naming the first key that differs.
+    is not compared. flag: what named the folder. Raises UserError naming the first key that differs.
     """
     path = epath.Path(workdir) / "config.json"
     wanted = json.loads(config.to_json_best_effort())
@@ -69,7 +69,7 @@ def claim_workdir(workdir, config) -> None:
         for name, old, new in _differences(stored, wanted):
             raise UserError(
                 f"{workdir} was made with another config: {name} was {old} and is now {new}; "
-                "use the old value or another --workdir"
+                f"use the old value or another {flag}"
             )
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +154,7 @@ def train(config, workdir) -> int:
     cache_bytes = require_memory_for(source) if config.run.cache else 0
     claim_workdir(workdir, config)
 
-    shapes = jax.eval_shape(training.initialise)
+    shapes = jax.eval_shape(training.initialise, config.seed)
     whole = replicated(mesh)
     checkpoints = Checkpoints(workdir)
     latest = checkpoints.latest_step()
@@ -163,7 +163,7 @@ def train(config, workdir) -> int:
             jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
         )
     else:
-        state = jax.jit(training.initialise, out_shardings=whole)()
+        state = jax.jit(training.initialise, out_shardings=whole)(np.uint32(config.seed))
         if config.init_from:
             loaded = load_model(config.init_from)
             require_same_size(config.init_from, size_of(loaded.module), training.module)

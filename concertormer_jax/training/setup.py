@@ -18,7 +18,7 @@ from concertormer_jax.training.step import TrainState, initial_state, make_train
 class Training(NamedTuple):
     """How a config trains.
 
-    apply: `(params, images) -> outputs`; initialise: `() -> TrainState`, from the config's seed; step: see
+    apply: `(params, images) -> outputs`; initialise: `seed -> TrainState`, one program for all seeds; step: see
     `make_train_step`.
     """
 
@@ -60,8 +60,8 @@ def training_from(config, stages: Sequence[Stage]) -> Training:
     def apply(params, images):
         return module.apply({"params": params}, images)
 
-    def initialise():
-        params = initial_params(module, jax.random.key(config.seed))
+    def initialise(seed):
+        params = initial_params(module, jax.random.key(seed))
         return initial_state(params, optimizer, ema_decay)
 
     step = make_train_step(

@@ -1,0 +1,98 @@
+"""Forms of the network at a small equal budget: `python -m concertormer_jax.evidence --output=DIR`.
+
+Trains every ablation from several seeds at the size, data and steps of a config (--config, by default the tiny
+configs/evidence.py), scores each on the same held-out pictures, and writes results.md, results.json and a chart of PSNR
+against MACs (results.png, where matplotlib is installed). The same command goes on where it ended; finished runs are
+kept, and more forms or seeds can be added.
+"""
+
+import logging
+from pathlib import Path
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from concertormer_jax import charts, errors
+from concertormer_jax.command_line import parse
+from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.errors import UserError
+from concertormer_jax.evaluation.outputs import require_writable
+from concertormer_jax.evidence import chart, runs, tables
+from concertormer_jax.files import write_text
+from concertormer_jax.models import ABLATIONS
+from concertormer_jax.training.loop import claim_workdir
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/evidence.py", "A file in configs/: sizes, data and training of every form.", lock_config=True
+)
+VARIANTS = flags.DEFINE_list("variants", list(ABLATIONS), "The forms, separated by commas.")
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "The seeds, separated by commas.")
+STEPS = flags.DEFINE_integer("steps", None, "Steps of every run, of configs with one stage.", lower_bound=1)
+OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs and the results.")
+flags.mark_flags_as_required(["output"])
+
+
+def main(_):
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax logs as an error it also raises
+    with errors.reported():
+        use_compilation_cache()
+        config = CONFIG.value
+        if STEPS.value is not None:
+            if len(config.stages.steps) != 1:
+                raise UserError(f"--steps={STEPS.value}: the config has several stages; set --config.stages.steps")
+            config.stages.steps = (STEPS.value,)
+        compare(config, VARIANTS.value, _numbers(SEEDS.value), OUTPUT.value)
+
+
+def compare(config, variants: list[str], seeds: list[int], output) -> None:
+    """Make all runs that are not there yet, one seed of all forms after the other, and write the results.
+
+    The results are of all runs in `output`, also of earlier commands. Raises UserError for bad settings, an output that
+    was made with another config, and like `runs.run`.
+    """
+    costs = {variant: runs.cost_of(config, variant) for variant in ABLATIONS}
+    if unknown := [variant for variant in variants if variant not in costs]:
+        raise UserError(f"--variants: {unknown[0]!r} is unknown; choose from {', '.join(ABLATIONS)}")
+    output = Path(output)
+    require_writable(output)
+    claim_workdir(output, config, "--output")
+    if not charts.installed():
+        print("note: there will be no chart, since matplotlib is not installed; pip install matplotlib draws it")
+    wanted = [(variant, seed) for seed in seeds for variant in variants]
+    for variant, seed in tqdm(wanted, unit="run", desc="runs", dynamic_ncols=True):
+        folder = output / "runs" / f"{variant}-{seed}"
+        if runs.finished(folder) is None:
+            tqdm.write(f"{variant}, seed {seed}:")
+            if runs.run(config, variant, seed, folder) is None:
+                raise UserError(f"stopped in {variant}, seed {seed}; the same command goes on")
+            report(config, costs, output)
+    report(config, costs, output)
+    print(tables.markdown(*_table(costs, output), config))
+    print(f"the results are in {output}")
+
+
+def report(config, costs, output: Path) -> None:
+    """Write the results of all finished runs in `output`; the chart where matplotlib is installed."""
+    table, results = _table(costs, output)
+    write_text(output / "results.md", tables.markdown(table, results, config))
+    write_text(output / "results.json", tables.results_json(table, results, config))
+    if charts.installed():
+        chart.draw(table, output / "results.png")
+
+
+def _table(costs, output):
+    results = [result for path in sorted((output / "runs").iterdir()) if (result := runs.finished(path))]
+    return tables.rows(results, costs), results
+
+
+def _numbers(texts: list[str]) -> list[int]:
+    if not texts or not all(text.isdecimal() for text in texts):
+        raise UserError(f"--seeds={','.join(texts)}: must be whole numbers from 0 up, such as 0,1,2")
+    return [int(text) for text in texts]
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
