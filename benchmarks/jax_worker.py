@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.weights import read_params
 from benchmarks.worker import serve
-from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.devices import jit_to_run_once, use_compilation_cache
 from concertormer_jax.models import create, initial_params
 from concertormer_jax.training.optimizer import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step, to_unit
@@ -76,7 +76,7 @@ class Training(OnDevice):
         def initialise():  # a training run does this too before it takes over other weights
             return initial_state(initial_params(self.module, jax.random.key(0)), optimizer, ema_decay=0.0)
 
-        self.state = jax.jit(initialise)().replace(params=jax.device_put(read_params(job["params"])))
+        self.state = jit_to_run_once(initialise)().replace(params=jax.device_put(read_params(job["params"])))
         self.program = jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
         self.losses = []
 

@@ -26,8 +26,9 @@ from benchmarks.report import OURS
 from benchmarks.sides import Side
 from concertormer_jax import errors, files
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import VARIANTS
+from concertormer_jax.models import VARIANTS, Concertormer
 
+PEERS = [name for name, variant in VARIANTS.items() if variant.network is Concertormer]  # what the peer implements
 EAGER, COMPILED = "PyTorch eager", "torch.compile"
 LEAST_REPETITION_S = 0.3  # a repetition has as many calls as take this long
 TLC_WINDOW_PX = 448  # GoPro's
@@ -46,7 +47,7 @@ def flags_of(arguments=None) -> argparse.Namespace:
     )
     parser.add_argument("--torch-python", default=sys.executable, help="Python that has PyTorch (default: this one)")
     parser.add_argument("--task", action="append", choices=list(TASKS), help="may be repeated; default: all")
-    parser.add_argument("--variant", default="lite", choices=list(VARIANTS))
+    parser.add_argument("--variant", default="lite", choices=PEERS)
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the computation")
     parser.add_argument("--compile", action="store_true", help="torch.compile takes part too")

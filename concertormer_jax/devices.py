@@ -29,6 +29,12 @@ def place_batch(mesh: Mesh, arrays):
         return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), arrays)
 
 
+def jit_to_run_once(function, **options):
+    """`jax.jit` of what runs once: on a CPU without optimisations, which would take longer than it runs."""
+    on_cpu = jax.default_backend() == "cpu"
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None, **options)
+
+
 def use_compilation_cache() -> None:
     """Keep compiled programs in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder if that is not set."""
     if jax.config.jax_compilation_cache_dir is None:

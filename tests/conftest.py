@@ -2,13 +2,9 @@
 
 import os
 import tempfile
-from importlib.metadata import version
 
 # Compiling takes most of the time of the tests; without XLA's optimisations it takes a fifth. Subprocesses inherit all.
-QUICK_TO_COMPILE = "--xla_backend_optimization_level=0"
-if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know is fatal, and newer ones do not know this
-    QUICK_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}".strip()
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 _CACHE = tempfile.TemporaryDirectory(prefix="compiled-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"

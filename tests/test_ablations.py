@@ -91,7 +91,7 @@ def test_recipe_trains_two_steps_and_evaluates_when_shrunk(name, monkeypatch):
     rng = np.random.default_rng(0)
     state = jax.tree.map(  # random, as drawing the initial weights takes a program of its own
         lambda leaf: jnp.asarray(rng.uniform(-0.3, 0.3, leaf.shape).astype(leaf.dtype)),
-        jax.eval_shape(training.initialise),
+        jax.eval_shape(training.initialise, 0),
     )
     state = state.replace(optimizer=jax.tree.map(jnp.zeros_like, state.optimizer))
     before = jax.device_get(state.params)

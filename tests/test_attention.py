@@ -99,6 +99,53 @@ def test_channel_attention_is_spatial_attention_of_each_heads_transposed_feature
     np.testing.assert_allclose(heads(result), expected, atol=1e-5)
 
 
+def plain_spatial_attention(q, k, v, temperature, communicate):
+    q, k = (features / jnp.linalg.norm(features, axis=-1, keepdims=True) for features in (q, k))
+    logits = communicate(q @ k.swapaxes(-1, -2) * temperature[..., None])
+    return jax.nn.softmax(logits, axis=-1) @ v
+
+
+def plain_channel_attention(q, k, v, temperature, communicate):
+    def heads(features):
+        return features.reshape(*features.shape[:-1], len(temperature), -1).swapaxes(-3, -2).swapaxes(-2, -1)
+
+    attended = plain_spatial_attention(heads(q), heads(k), heads(v), temperature, communicate)
+    return attended.swapaxes(-2, -1).swapaxes(-3, -2).reshape(q.shape)
+
+
+@pytest.mark.parametrize(
+    ("ours", "plain", "shape"),
+    [
+        (attention.spatial_attention, plain_spatial_attention, (2, 3, 6, 5)),
+        (attention.channel_attention, plain_channel_attention, (2, 6, 12)),
+    ],
+)
+def test_derivatives_are_those_of_the_formula(ours, plain, shape):
+    *qkv, weight = jax.random.normal(jax.random.key(0), (4, *shape))
+    temperature = jnp.array([0.5, 1.0, 2.0])[:, None]
+
+    def gradients(attend):
+        def weighed(qkv, temperature):
+            return jnp.sum(weight * attend(*qkv, temperature, lambda logits: jnp.sin(3 * logits)))
+
+        return jax.jit(jax.grad(weighed, argnums=(0, 1)))(qkv, temperature)
+
+    for ours_one, plain_one in zip(*map(jax.tree.leaves, (gradients(ours), gradients(plain))), strict=True):
+        assert np.abs(plain_one).max() > 0.01
+        np.testing.assert_allclose(ours_one, plain_one, atol=1e-5)
+
+
+def test_absurd_logits_give_no_absurd_numbers():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 4))
+
+    def total(qkv):
+        return attention.spatial_attention(*qkv, jnp.full((1, 1), 1e6), lambda logits: logits).sum()
+
+    value, gradient = jax.value_and_grad(total)((q, k, v))
+    assert np.isfinite(value)
+    assert all(np.isfinite(part).all() for part in gradient)
+
+
 def test_logits_of_bfloat16_features_are_accumulated_in_float32():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 6, 200), jnp.bfloat16)
     seen = []

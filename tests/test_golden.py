@@ -5,7 +5,6 @@ The numbers come from outside (see golden/README.md): mend the code, never the f
 """
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 
 import jax
@@ -109,10 +108,7 @@ def test_network_with_tlc(module, params):
     with np.load(GOLDEN / "tlc.npz") as archive:
         (window, _), *_ = json.loads(str(archive["meta"]))["kernel_sizes"]
         image, expected = nhwc(archive["input"]), nhwc(archive["output"])
-    # The emitters that conftest.py chooses because they compile quickly get one part of this program wrong, by 0.01
-    # (jaxlib 0.10.2); those that everybody runs do not.
-    emitters = {"xla_cpu_use_fusion_emitters": True} if version("jaxlib").startswith("0.10.") else {}
-    apply = jax.jit(module.clone(tlc_window=window).apply, compiler_options=emitters)
+    apply = jax.jit(module.clone(tlc_window=window).apply)
     restored = apply({"params": params}, image)[-1]
     np.testing.assert_allclose(restored, expected, rtol=0, atol=2e-4)
 

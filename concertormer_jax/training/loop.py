@@ -18,7 +18,7 @@ from concertormer_jax.data import pipeline
 from concertormer_jax.data.cache import require_memory_for
 from concertormer_jax.data.degradations import make_degradation
 from concertormer_jax.data.sources import Mixture, open_source, split_source
-from concertormer_jax.devices import data_mesh, place_batch, replicated
+from concertormer_jax.devices import data_mesh, jit_to_run_once, place_batch, replicated
 from concertormer_jax.errors import UserError
 from concertormer_jax.training.setup import trace_step, training_from
 from concertormer_jax.training.stages import Stage, make_stages, require_divisible
@@ -163,7 +163,7 @@ def train(config, workdir) -> int:
             jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
         )
     else:
-        state = jax.jit(training.initialise, out_shardings=whole)(np.uint32(config.seed))
+        state = jit_to_run_once(training.initialise, out_shardings=whole)(np.uint32(config.seed))
         if config.init_from:
             loaded = load_model(config.init_from)
             require_same_size(config.init_from, size_of(loaded.module), training.module)
