@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import training_runs as runs
@@ -68,12 +69,24 @@ def test_convert_there_and_back(folder):
     assert weights.stat().st_size > 1000
 
 
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
 def test_python_example(folder):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = EXAMPLES[0]
     images = np.random.default_rng(0).random((1, 20, 30, 3), np.float32)
     namespace = {"images": images}
     exec(code.replace("runs/demo", str(folder / "run")).replace("tlc_window=448", "tlc_window=16"), namespace)
     assert namespace["restored"].shape == images.shape
+
+
+def test_attention_in_another_network():
+    namespace = {}
+    exec(EXAMPLES[1], namespace)
+    features = jax.random.normal(jax.random.key(0), (1, 16, 8, 6))
+    mixed, _ = jax.jit(namespace["Mixer"]().init_with_output)(jax.random.key(1), features)
+    assert mixed.shape == features.shape
+    assert np.abs(mixed - features).max() > 0.01
 
 
 def test_every_file_and_make_target_named_in_the_readme_exists():
