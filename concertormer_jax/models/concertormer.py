@@ -29,6 +29,20 @@ def convolution(name, inputs, outputs, kernel=3, stride=1, bias=True, dtype=jnp.
     )
 
 
+def require_stages(network, counts: tuple[str, ...]) -> None:
+    """Raise ValueError, naming the field, unless every level has its stages and all `counts` are positive."""
+    for field in ("decoder_blocks", "encoder_heads", "decoder_heads"):
+        if len(getattr(network, field)) != network.levels:
+            raise ValueError(
+                f"{field}={getattr(network, field)} must have one entry for each of the {network.levels} levels "
+                f"of encoder_blocks={network.encoder_blocks}"
+            )
+    for field in counts:
+        values = getattr(network, field)
+        if min(values if isinstance(values, tuple) else (values,), default=0) < 1:
+            raise ValueError(f"{field}={values} must be at least 1")
+
+
 class Concertormer(nn.Module):
     """Multi-scale U-Net of Concertormer blocks (paper, section 3).
 
@@ -63,16 +77,7 @@ class Concertormer(nn.Module):
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, for a network that cannot be built."""
-        for field in ("decoder_blocks", "encoder_heads", "decoder_heads"):
-            if len(getattr(self, field)) != self.levels:
-                raise ValueError(
-                    f"{field}={getattr(self, field)} must have one entry for each of the {self.levels} levels "
-                    f"of encoder_blocks={self.encoder_blocks}"
-                )
-        for field in ("width", "expansion", "encoder_blocks", "decoder_blocks", "middle_blocks"):
-            counts = getattr(self, field)
-            if min(counts if isinstance(counts, tuple) else (counts,), default=0) < 1:
-                raise ValueError(f"{field}={counts} must be at least 1")
+        require_stages(self, ("width", "expansion", "encoder_blocks", "decoder_blocks", "middle_blocks"))
         stages = [("encoder_heads", level, heads) for level, heads in enumerate(self.encoder_heads)]
         stages += [("decoder_heads", level, heads) for level, heads in enumerate(self.decoder_heads[::-1])]
         for field, level, heads in [*stages, ("middle_heads", self.levels, self.middle_heads)]:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.models.concertormer import convolution
+from concertormer_jax.models.concertormer import convolution, require_stages
 from concertormer_jax.models.csa import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.initializers import torch_uniform
 from concertormer_jax.ops import image, tlc
@@ -190,16 +190,7 @@ class Restormer(nn.Module):
         """Raise ValueError, naming the field, for a network that cannot be built."""
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention={self.attention!r} is unknown; choose one of {', '.join(ATTENTIONS)}")
-        for field in ("decoder_blocks", "encoder_heads", "decoder_heads"):
-            if len(getattr(self, field)) != self.levels:
-                raise ValueError(
-                    f"{field}={getattr(self, field)} must have one entry for each of the {self.levels} levels "
-                    f"of encoder_blocks={self.encoder_blocks}"
-                )
-        for field in ("width", "encoder_blocks", "decoder_blocks", "middle_blocks", "refinement_blocks"):
-            counts = getattr(self, field)
-            if min(counts if isinstance(counts, tuple) else (counts,), default=0) < 1:
-                raise ValueError(f"{field}={counts} must be at least 1")
+        require_stages(self, ("width", "encoder_blocks", "decoder_blocks", "middle_blocks", "refinement_blocks"))
         if self.width % 2 or int(self.width * self.expansion) < 1:
             raise ValueError(
                 f"width={self.width} must be even, and expansion={self.expansion} times it at least one channel"
