@@ -38,7 +38,22 @@ def _for_each_tap(product, features: jax.Array) -> jax.Array:
     return taps.reshape(3, 3, *taps.shape[1:])
 
 
+def _of_its_own(kernel: jax.Array) -> jax.Array:
+    """`kernel` [3, 3, ...] itself, in memory of its own.
+
+    Otherwise XLA on a CPU cuts it out of the parameters of all blocks, stacked for the scan, again for every number that
+    it multiplies, at more than twice the time; only a product of matrices stays out of the loop over the pixels.
+    """
+
+    def copied(kernel):
+        copy = jnp.matmul(jnp.eye(9, dtype=kernel.dtype), kernel.reshape(9, -1), precision="highest")
+        return copy.reshape(kernel.shape)
+
+    return jax.lax.platform_dependent(kernel, cpu=copied, default=lambda kernel: kernel)
+
+
 def _depthwise(features, kernel):
+    kernel = _of_its_own(kernel)
     return sum(neighbour * kernel[down, right] for down, right, neighbour in _neighbours(features))
 
 
@@ -95,6 +110,7 @@ def communicate_by_matrices(logits: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _over_blocks(logits, kernel):
+    kernel = _of_its_own(kernel)
     return sum(
         neighbour[:, :, :, head : head + 1] * kernel[down, right, head][:, None, None]
         for down, right, neighbour in _neighbours(logits)
