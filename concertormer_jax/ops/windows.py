@@ -4,6 +4,8 @@ Blocks lie as [B, positions, blocks, C], the position inside the block first: wh
 as they lie, and only the attention inside blocks exchanges the two axes.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -27,12 +29,28 @@ def merge(blocks: jax.Array, size: int, height: int, width: int) -> jax.Array:
     return features.reshape(batch, height, width, channels)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def roll_where(shifted: jax.Array | bool, features: jax.Array, offset: int) -> jax.Array:
     """Roll [B, H, W, C] circularly by `offset` pixels down and right where the scalar `shifted` is true.
 
-    `shifted` may be traced: the blocks of a stage are scanned, and every other one is shifted. The map is extended by
-    its own border and cut where `shifted` tells, which compilers do in one pass; a choice between two maps takes more.
+    `shifted` may be traced: the blocks of a stage are scanned, and every other one is shifted.
     """
+    return jax.lax.platform_dependent(
+        jnp.asarray(shifted), features, tpu=partial(roll_by_cutting, offset), default=partial(roll_by_index, offset)
+    )
+
+
+def roll_by_index(offset: int, shifted: jax.Array, features: jax.Array) -> jax.Array:
+    """`roll_where` as a gather of pixels, which a CPU and a GPU do in one pass with the copies before and after it."""
+    for axis in (1, 2):
+        size = features.shape[axis]
+        sources = (jnp.arange(size) - jnp.where(shifted, offset, 0)) % size
+        features = jnp.take(features, sources, axis=axis, mode="clip")
+    return features
+
+
+def roll_by_cutting(offset: int, shifted: jax.Array, features: jax.Array) -> jax.Array:
+    """`roll_where` as a cut out of the map extended by its own border, one pass on a TPU; gathers are slow there."""
     border = abs(offset)
     start = jnp.where(shifted, border, 0) if offset < 0 else jnp.where(shifted, 0, border)
     shape = features.shape
@@ -44,6 +62,17 @@ def roll_where(shifted: jax.Array | bool, features: jax.Array, offset: int) -> j
             parts = [jax.lax.slice_in_dim(features, size - border, size, axis=axis), features]
         features = jnp.concatenate(parts, axis=axis)
     return jax.lax.dynamic_slice(features, [0, start, start, 0], shape)
+
+
+def _roll_forward(shifted, features, offset):
+    return roll_where(shifted, features, offset), shifted
+
+
+def _roll_backward(offset, shifted, gradient):
+    return None, roll_where(shifted, gradient, -offset)
+
+
+roll_where.defvjp(_roll_forward, _roll_backward)
 
 
 def crosses_border(rows: int, columns: int, size: int) -> jax.Array:
