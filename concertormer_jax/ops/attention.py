@@ -197,10 +197,3 @@ def communicate_over_maps(logits: jax.Array, matrix: jax.Array) -> jax.Array:
     """
     maps = logits.reshape(logits.shape[0], matrix.shape[0], -1)
     return jnp.einsum("st,bse->bte", matrix, maps).reshape(logits.shape)
-
-
-def mean_of_blocks(features: jax.Array) -> jax.Array:
-    """The mean of [B, P, N, C] over P and N; first over P by a matrix product, several times faster than such a sum."""
-    share = jnp.full(features.shape[1], 1 / features.shape[1], features.dtype)
-    means = jnp.einsum("p,bpnc->bnc", share, features, preferred_element_type=_wide(features), precision="highest")
-    return means.mean(axis=1)

@@ -45,7 +45,7 @@ def roll_by_index(offset: int, shifted: jax.Array, features: jax.Array) -> jax.A
     for axis in (1, 2):
         size = features.shape[axis]
         sources = (jnp.arange(size) - jnp.where(shifted, offset, 0)) % size
-        features = jnp.take(features, sources, axis=axis, mode="clip")
+        features = features.at[(slice(None),) * axis + (sources,)].get(mode="promise_in_bounds")
     return features
 
 
