@@ -62,15 +62,6 @@ class Weights(NamedTuple):
     sca_bias: jax.Array | None = None  # [h]
 
 
-class _Grid(NamedTuple):
-    """The blocks of a map: their number down and to the right, their side, and whether they are shifted."""
-
-    rows: int
-    columns: int
-    size: int
-    shifted: jax.Array | bool
-
-
 def concerto_attention(
     x: jax.Array,
     y: jax.Array,
@@ -91,15 +82,11 @@ def concerto_attention(
     for each" above (`transposed`: heads), and twice the attended one; positions before heads, heads times channels.
     Returns [B, H, W, h] with the channels in the order (group, head, channel).
     """
-    height, width = x.shape[1:3]
-    grid = _Grid(height // block, width // block, block, shifted)
-
-    def blocks(features):
-        return windows.partition(_roll(shifted, features, -block // 2), block)
+    grid = windows.Grid(x.shape[1] // block, x.shape[2] // block, block)
 
     # Both [B, positions, blocks, C]; what attends inside blocks takes [B, blocks, positions, C].
-    x_across = blocks(x)
-    y_across = x_across if y is x else blocks(y)
+    x_across = windows.cut(grid, x, shifted)
+    y_across = x_across if y is x else windows.cut(grid, y, shifted)
     x_inside = x_across.swapaxes(1, 2)
     y_inside = x_inside if y is x else y_across.swapaxes(1, 2)
 
@@ -116,7 +103,7 @@ def concerto_attention(
             project_group = project_channels_first if group == "concertino_spatial" else project
             qkv = [project_group(features, kernel) for features, kernel in projections]
             temperature = None if group == WINDOW else weights.temperature[tempered.index(group)][:, None]
-            communicate = _communication(group, groups, weights.talking.get(group), grid)
+            communicate = _communication(group, groups, weights.talking.get(group), grid, shifted)
             if observe is not None:
                 communicate = _observed(communicate, partial(observe, group))
             attended.append(_ATTEND[group](qkv, heads, temperature, communicate))
@@ -130,7 +117,7 @@ def concerto_attention(
     output = jnp.concatenate([_join(part, _LAYOUT[group][0]) for part, group in zip(attended, groups, strict=True)], -1)
     if gate is not None:
         output = output * gate
-    return _roll(shifted, windows.merge(output, block, height, width), block // 2)
+    return windows.join(grid, output, shifted)
 
 
 def _join(attended, layout):
@@ -157,10 +144,6 @@ def _mean(attended, layout, first):
         precision="highest",
     )
     return means.mean(axis=-2).reshape(share.shape[0], -1)
-
-
-def _roll(shifted, features, offset):
-    return features if shifted is False else windows.roll_where(shifted, features, offset)
 
 
 # Each takes q, k and v [B, positions, blocks, m c], with positions and blocks exchanged for what attends inside blocks
@@ -218,7 +201,7 @@ _LAYOUT = {
 }
 
 
-def _communication(group, groups, talking, grid: _Grid) -> Callable[[jax.Array], jax.Array]:
+def _communication(group, groups, talking, grid: windows.Grid, shifted) -> Callable[[jax.Array], jax.Array]:
     """What is done to the logits of `group` before their softmax; talking: its parameter, None for none."""
     if group == "concertino_channel" and talking is not None:  # logits [B, positions, m, c, c]
         return lambda logits: communicate_over_maps(logits, _square(talking.transpose(1, 0, 2, 3)))
@@ -238,7 +221,7 @@ def _communication(group, groups, talking, grid: _Grid) -> Callable[[jax.Array],
         communicate = minus_mean
     else:
         communicate = _unchanged
-    return partial(_masked, communicate, grid) if group in ("ripieno_spatial", WINDOW) else communicate
+    return partial(_masked, communicate, grid, shifted) if group in ("ripieno_spatial", WINDOW) else communicate
 
 
 def _observed(communicate, tell):
@@ -258,11 +241,11 @@ def _unchanged(logits):
     return logits
 
 
-def _masked(communicate, grid, logits):
+def _masked(communicate, grid, shifted, logits):
     """`communicate`, and then the shift's mask."""
-    if grid.shifted is False:
+    if shifted is False:
         return communicate(logits)
-    crosses = windows.crosses_border(grid.rows, grid.columns, grid.size)
+    crosses = windows.crosses_border(*grid)
     crosses = crosses.reshape(grid.rows * grid.columns, 1, *logits.shape[-2:])
     logits = communicate(logits)
-    return jnp.where(crosses & grid.shifted, logits + SHIFT_MASK, logits)
+    return jnp.where(crosses & shifted, logits + SHIFT_MASK, logits)

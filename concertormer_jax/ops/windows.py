@@ -5,6 +5,7 @@ as they lie, and only the attention inside blocks exchanges the two axes.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,50 +30,105 @@ def merge(blocks: jax.Array, size: int, height: int, width: int) -> jax.Array:
     return features.reshape(batch, height, width, channels)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def roll_where(shifted: jax.Array | bool, features: jax.Array, offset: int) -> jax.Array:
-    """Roll [B, H, W, C] circularly by `offset` pixels down and right where the scalar `shifted` is true.
+class Grid(NamedTuple):
+    """The blocks of a map: their number down and to the right, and their side in pixels."""
 
-    `shifted` may be traced: the blocks of a stage are scanned, and every other one is shifted.
+    rows: int
+    columns: int
+    size: int
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def cut(grid: Grid, features: jax.Array, shifted: jax.Array | bool) -> jax.Array:
+    """`partition` of [B, H, W, C] into blocks which, where `shifted` is true, are moved down and right by half their size.
+
+    The map goes on at its other side. `shifted` may be traced: the blocks of a stage are scanned, and every other one is
+    shifted.
     """
+    if shifted is False:
+        return partition(features, grid.size)
     return jax.lax.platform_dependent(
-        jnp.asarray(shifted), features, tpu=partial(roll_by_cutting, offset), default=partial(roll_by_index, offset)
+        features, jnp.asarray(shifted), tpu=partial(cut_from_extended, grid), default=partial(cut_by_index, grid)
     )
 
 
-def roll_by_index(offset: int, shifted: jax.Array, features: jax.Array) -> jax.Array:
-    """`roll_where` as a gather of pixels, which a CPU and a GPU do in one pass with the copies before and after it."""
-    for axis in (1, 2):
-        size = features.shape[axis]
-        sources = (jnp.arange(size) - jnp.where(shifted, offset, 0)) % size
-        features = features.at[(slice(None),) * axis + (sources,)].get(mode="promise_in_bounds")
-    return features
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def join(grid: Grid, blocks: jax.Array, shifted: jax.Array | bool) -> jax.Array:
+    """The inverse of `cut`: [B, P, N, C] to [B, H, W, C]."""
+    if shifted is False:
+        return merge(blocks, grid.size, grid.rows * grid.size, grid.columns * grid.size)
+    return jax.lax.platform_dependent(
+        blocks, jnp.asarray(shifted), tpu=partial(join_in_extended, grid), default=partial(join_by_index, grid)
+    )
 
 
-def roll_by_cutting(offset: int, shifted: jax.Array, features: jax.Array) -> jax.Array:
-    """`roll_where` as a cut out of the map extended by its own border, one pass on a TPU; gathers are slow there."""
-    border = abs(offset)
-    start = jnp.where(shifted, border, 0) if offset < 0 else jnp.where(shifted, 0, border)
+# Each is a permutation, so the derivative of one is the other.
+cut.defvjp(
+    lambda grid, features, shifted: (cut(grid, features, shifted), shifted),
+    lambda grid, shifted, gradient: (join(grid, gradient, shifted), None),
+)
+join.defvjp(
+    lambda grid, blocks, shifted: (join(grid, blocks, shifted), shifted),
+    lambda grid, shifted, gradient: (cut(grid, gradient, shifted), None),
+)
+
+
+# A CPU and a GPU gather pixels in one pass with what is before and after.
+
+
+def cut_by_index(grid: Grid, features: jax.Array, shifted: jax.Array) -> jax.Array:
+    """`cut` as a gather of pixels."""
+    height, width = features.shape[1:3]
+    rows, columns = (
+        (jnp.arange(height) + _shift(grid, shifted)) % height,
+        (jnp.arange(width) + _shift(grid, shifted)) % width,
+    )
+    sources = rows[:, None] * width + columns
+    return _pixels(features, partition(sources[None, :, :, None], grid.size)[0, ..., 0])
+
+
+def join_by_index(grid: Grid, blocks: jax.Array, shifted: jax.Array) -> jax.Array:
+    """`join` as a gather of pixels."""
+    height, width = grid.rows * grid.size, grid.columns * grid.size
+    row, y = jnp.divmod((jnp.arange(height) - _shift(grid, shifted)) % height, grid.size)
+    column, x = jnp.divmod((jnp.arange(width) - _shift(grid, shifted)) % width, grid.size)
+    positions = y[:, None] * grid.size + x
+    return _pixels(blocks, positions * (grid.rows * grid.columns) + row[:, None] * grid.columns + column)
+
+
+def _shift(grid, shifted):
+    return jnp.where(shifted, grid.size // 2, 0)
+
+
+def _pixels(features, sources):
+    """[B, _, _, C] to [B, *sources.shape, C], `sources` being numbers of pixels in row-major order."""
+    pixels = features.reshape(features.shape[0], -1, features.shape[-1])
+    return pixels.at[:, sources].get(mode="promise_in_bounds")
+
+
+# Gathers are slow on a TPU, which cuts a map out of one that is extended by its own border in one pass.
+
+
+def cut_from_extended(grid: Grid, features: jax.Array, shifted: jax.Array) -> jax.Array:
+    """`cut` out of the map extended by its own border."""
+    border = grid.size // 2
     shape = features.shape
     for axis in (1, 2):
-        size = shape[axis]
-        if offset < 0:
-            parts = [features, jax.lax.slice_in_dim(features, 0, border, axis=axis)]
-        else:
-            parts = [jax.lax.slice_in_dim(features, size - border, size, axis=axis), features]
-        features = jnp.concatenate(parts, axis=axis)
+        features = jnp.concatenate([features, jax.lax.slice_in_dim(features, 0, border, axis=axis)], axis=axis)
+    start = _shift(grid, shifted)
+    return partition(jax.lax.dynamic_slice(features, [0, start, start, 0], shape), grid.size)
+
+
+def join_in_extended(grid: Grid, blocks: jax.Array, shifted: jax.Array) -> jax.Array:
+    """`join` as a cut out of the joined map, extended by its own border."""
+    border = grid.size // 2
+    features = merge(blocks, grid.size, grid.rows * grid.size, grid.columns * grid.size)
+    shape = features.shape
+    for axis, size in ((1, shape[1]), (2, shape[2])):
+        end = jax.lax.slice_in_dim(features, size - border, size, axis=axis)
+        features = jnp.concatenate([end, features], axis=axis)
+    start = border - _shift(grid, shifted)
     return jax.lax.dynamic_slice(features, [0, start, start, 0], shape)
-
-
-def _roll_forward(shifted, features, offset):
-    return roll_where(shifted, features, offset), shifted
-
-
-def _roll_backward(offset, shifted, gradient):
-    return None, roll_where(shifted, gradient, -offset)
-
-
-roll_where.defvjp(_roll_forward, _roll_backward)
 
 
 def crosses_border(rows: int, columns: int, size: int) -> jax.Array:
