@@ -107,25 +107,31 @@ def _inverse_norms(kind, features):
 
 def _logits_forward(kind, q, k, temperature):
     inverse_q, inverse_k = _inverse_norms(kind, q), _inverse_norms(kind, k)
-    logits = kind.maps(q, k) * ((inverse_q * temperature)[..., None] * inverse_k[..., None, :])
-    return logits, (q, k, temperature, inverse_q, inverse_k)
+    products = kind.maps(q, k)
+    logits = products * ((inverse_q * temperature)[..., None] * inverse_k[..., None, :])
+    return logits, (q, k, temperature, inverse_q, inverse_k, products)
 
 
 def _logits_backward(kind, saved, gradient):
-    q, k, temperature, inverse_q, inverse_k = saved
+    q, k, temperature, inverse_q, inverse_k, products = saved
     gradient = (gradient * (inverse_q[..., None] * inverse_k[..., None, :])).astype(q.dtype)
 
-    def through_norm(features, gradient, inverse):  # only what is at right angles to a vector turns it
-        along = kind.sum(features * gradient)
-        tangent = gradient - features * kind.over(along * jnp.square(inverse))
+    def through_norm(features, inverse, mixed, axis):  # only what is at right angles to a vector turns it
+        along = kind.sum(features * mixed) if _fewer(features, products) else jnp.sum(gradient * products, axis=axis)
+        tangent = mixed - features * kind.over(along * jnp.square(inverse))
         scale = kind.over(jnp.broadcast_to(temperature, along.shape))
         return along, (tangent * scale).astype(features.dtype)
 
-    along, gradient_q = through_norm(q, kind.mix(gradient, k), inverse_q)
-    _, gradient_k = through_norm(k, kind.mix_transposed(gradient, q), inverse_k)
+    along, gradient_q = through_norm(q, inverse_q, kind.mix(gradient, k), -1)
+    _, gradient_k = through_norm(k, inverse_k, kind.mix_transposed(gradient, q), -2)
     over = tuple(range(along.ndim - temperature.ndim))
     gradient_temperature = along.sum(axis=-1, keepdims=True).sum(axis=over)
     return gradient_q, gradient_k, gradient_temperature.astype(temperature.dtype)
+
+
+def _fewer(features, maps):
+    """Whether sums that are the same over the features and over the maps are taken over the features."""
+    return features.size < maps.size
 
 
 _logits.defvjp(_logits_forward, _logits_backward)
@@ -139,16 +145,20 @@ def _softmax_mix(kind, logits, v):
 
 def _softmax_mix_forward(kind, logits, v):
     weights = jnp.exp(jnp.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)).astype(v.dtype)
-    share = kind.over(1 / jnp.sum(weights, axis=-1, dtype=_wide(v)))
-    mixed = (kind.mix(weights, v) * share).astype(v.dtype)
+    share = 1 / jnp.sum(weights, axis=-1, dtype=_wide(v))
+    mixed = (kind.mix(weights, v) * kind.over(share)).astype(v.dtype)
     return mixed, (weights, share, v, mixed)
 
 
 def _softmax_mix_backward(kind, saved, gradient):
     weights, share, v, mixed = saved
-    gradient = (gradient * share).astype(v.dtype)
-    along = kind.sum(gradient.astype(share.dtype) * mixed)
-    gradient_logits = weights * (kind.maps(gradient, v) - along[..., None])
+    gradient = (gradient * kind.over(share)).astype(v.dtype)
+    gradient_weights = kind.maps(gradient, v)
+    if _fewer(v, weights):
+        along = kind.sum(gradient.astype(share.dtype) * mixed)
+    else:
+        along = jnp.sum(weights * gradient_weights, axis=-1) * share
+    gradient_logits = weights * (gradient_weights - along[..., None])
     return gradient_logits, kind.mix_transposed(weights, gradient).astype(v.dtype)
 
 
