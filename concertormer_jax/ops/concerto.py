@@ -39,6 +39,7 @@ from concertormer_jax.ops.attention import (
     spatial_attention,
 )
 from concertormer_jax.ops.convolution import communicate_over_blocks
+from concertormer_jax.ops.memory import in_memory_of_its_own
 from concertormer_jax.ops.projection import project, project_channels_first
 
 CONCERTO = ("ripieno_spatial", "ripieno_channel", "concertino_channel", "concertino_spatial")
@@ -93,6 +94,7 @@ def concerto_attention(
     count = len(groups)
     to_q = jnp.split(weights.to_q.astype(x.dtype), count, axis=1)
     to_kv = jnp.split(weights.to_kv.astype(x.dtype), 2 * count, axis=1)
+    temperatures = None if weights.temperature is None else in_memory_of_its_own(weights.temperature)
     tempered = [group for group in groups if group != WINDOW]
 
     attended = []
@@ -102,7 +104,7 @@ def concerto_attention(
             projections = ((x_blocks, to_q[index]), (y_blocks, to_kv[index]), (y_blocks, to_kv[count + index]))
             project_group = project_channels_first if group == "concertino_spatial" else project
             qkv = [project_group(features, kernel) for features, kernel in projections]
-            temperature = None if group == WINDOW else weights.temperature[tempered.index(group)][:, None]
+            temperature = None if group == WINDOW else temperatures[tempered.index(group)][:, None]
             communicate = _communication(group, groups, weights.talking.get(group), grid, shifted)
             if observe is not None:
                 communicate = _observed(communicate, partial(observe, group))

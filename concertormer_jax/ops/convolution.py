@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from concertormer_jax.ops.memory import in_memory_of_its_own
+
 
 def _padded(features: jax.Array) -> jax.Array:
     return jnp.pad(features, ((0, 0), (1, 1), (1, 1)) + ((0, 0),) * (features.ndim - 3))
@@ -38,22 +40,8 @@ def _for_each_tap(product, features: jax.Array) -> jax.Array:
     return taps.reshape(3, 3, *taps.shape[1:])
 
 
-def _of_its_own(kernel: jax.Array) -> jax.Array:
-    """`kernel` [3, 3, ...] itself, in memory of its own.
-
-    Otherwise XLA on a CPU cuts it out of the parameters of all blocks, stacked for the scan, again for every number that
-    it multiplies, at more than twice the time; only a product of matrices stays out of the loop over the pixels.
-    """
-
-    def copied(kernel):
-        copy = jnp.matmul(jnp.eye(9, dtype=kernel.dtype), kernel.reshape(9, -1), precision="highest")
-        return copy.reshape(kernel.shape)
-
-    return jax.lax.platform_dependent(kernel, cpu=copied, default=lambda kernel: kernel)
-
-
 def _depthwise(features, kernel):
-    kernel = _of_its_own(kernel)
+    kernel = in_memory_of_its_own(kernel)
     return sum(neighbour * kernel[down, right] for down, right, neighbour in _neighbours(features))
 
 
@@ -110,12 +98,18 @@ def communicate_by_matrices(logits: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _over_blocks(logits, kernel):
-    kernel = _of_its_own(kernel)
-    return sum(
-        neighbour[:, :, :, head : head + 1] * kernel[down, right, head][:, None, None]
-        for down, right, neighbour in _neighbours(logits)
-        for head in range(logits.shape[3])
+    heads = logits.shape[3]
+    kernel = in_memory_of_its_own(kernel)
+    maps = logits.reshape(*logits.shape[:4], -1)
+    entries = maps.shape[-1]
+    # Maps of 64 x 64 entries lie whole pages apart, where a cache holds few at a time: with some entries between, all.
+    apart = jnp.pad(maps, [(0, 0)] * 4 + [(0, 16)]) if heads > 1 else maps
+    mixed = sum(
+        neighbour[:, :, :, head : head + 1, :entries] * kernel[down, right, head][:, None]
+        for down, right, neighbour in _neighbours(apart)
+        for head in range(heads)
     )
+    return mixed.reshape(logits.shape)
 
 
 @jax.custom_vjp
