@@ -40,10 +40,10 @@ class Grid(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def cut(grid: Grid, features: jax.Array, shifted: jax.Array | bool) -> jax.Array:
-    """`partition` of [B, H, W, C] into blocks which, where `shifted` is true, are moved down and right by half their size.
+    """`partition` of [B, H, W, C]; where `shifted` is true, into blocks moved down and right by half their size.
 
-    The map goes on at its other side. `shifted` may be traced: the blocks of a stage are scanned, and every other one is
-    shifted.
+    The map goes on at its other side. `shifted` may be traced: the blocks of a stage are scanned, and every other one
+    is shifted.
     """
     if shifted is False:
         return partition(features, grid.size)
