@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from concertormer_jax.models.csa import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.design import Design
 from concertormer_jax.models.initializers import torch_uniform
-from concertormer_jax.ops.convolution import depthwise_3x3
+from concertormer_jax.ops import gdmlp
 from concertormer_jax.ops.projection import project
 
 NORM_EPSILON = 1e-6
@@ -67,9 +67,7 @@ class Block(nn.Module):
         to_hidden = None if attended is None else pointwise("project", hidden, hidden)
         to_output = pointwise("project_out", hidden, width)
         with jax.named_scope("gdmlp"):
-            u, z = jnp.split(project(inputs, to_uz), 2, axis=-1)
-            u = depthwise_3x3(u, dw_u)
-            return x + project((u if attended is None else project(attended, to_hidden) + u) * z, to_output)
+            return x + gdmlp.gated_mlp(inputs, attended, gdmlp.Weights(to_uz, dw_u, to_hidden, to_output))
 
     def _attend(self, inputs, shifted, keys, first):
         attention = ConcertoSelfAttention(

@@ -18,10 +18,9 @@ def _padded(features: jax.Array) -> jax.Array:
     return jnp.pad(features, ((0, 0), (1, 1), (1, 1)) + ((0, 0),) * (features.ndim - 3))
 
 
-def _neighbours(features: jax.Array):
-    """Yield (down, right, features moved by one pixel at most) for the nine taps; zeros come in from the border."""
-    rows, columns = features.shape[1:3]
-    padded = _padded(features)
+def _neighbours(padded: jax.Array):
+    """Yield (down, right, features moved by one pixel at most) for the nine taps of features padded by one pixel."""
+    rows, columns = padded.shape[1] - 2, padded.shape[2] - 2
     for down in range(3):
         for right in range(3):
             yield down, right, padded[:, down : down + rows, right : right + columns]
@@ -40,26 +39,27 @@ def _for_each_tap(product, features: jax.Array) -> jax.Array:
     return taps.reshape(3, 3, *taps.shape[1:])
 
 
-def _depthwise(features, kernel):
+def depthwise_3x3_valid(padded: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`depthwise_3x3` of features that are padded by one pixel: [B, H + 2, W + 2, C] to [B, H, W, C]."""
     kernel = in_memory_of_its_own(kernel)
-    return sum(neighbour * kernel[down, right] for down, right, neighbour in _neighbours(features))
+    return sum(neighbour * kernel[down, right] for down, right, neighbour in _neighbours(padded))
 
 
 @jax.custom_vjp
 def depthwise_3x3(features: jax.Array, kernel: jax.Array) -> jax.Array:
     """Depthwise 3x3 convolution with zero padding. features: [B, H, W, C]; kernel: [3, 3, C]."""
-    return _depthwise(features, kernel)
+    return depthwise_3x3_valid(_padded(features), kernel)
 
 
 def _depthwise_forward(features, kernel):
-    return _depthwise(features, kernel), (features, kernel)
+    return depthwise_3x3_valid(_padded(features), kernel), (features, kernel)
 
 
 def _depthwise_backward(saved, gradient):
     features, kernel = saved
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
     kernel_gradient = _for_each_tap(lambda n: jnp.sum(n * gradient, axis=(0, 1, 2), dtype=wide), features)
-    return _depthwise(gradient, kernel[::-1, ::-1]), kernel_gradient.astype(kernel.dtype)
+    return depthwise_3x3_valid(_padded(gradient), kernel[::-1, ::-1]), kernel_gradient.astype(kernel.dtype)
 
 
 depthwise_3x3.defvjp(_depthwise_forward, _depthwise_backward)
@@ -103,7 +103,7 @@ def _over_blocks(logits, kernel):
     maps = logits.reshape(*logits.shape[:4], -1)
     entries = maps.shape[-1]
     # Maps of 64 x 64 entries lie whole pages apart, where a cache holds few at a time: with some entries between, all.
-    apart = jnp.pad(maps, [(0, 0)] * 4 + [(0, 16)]) if heads > 1 else maps
+    apart = jnp.pad(_padded(maps), [(0, 0)] * 4 + [(0, 16)]) if heads > 1 else _padded(maps)
     mixed = sum(
         neighbour[:, :, :, head : head + 1, :entries] * kernel[down, right, head][:, None]
         for down, right, neighbour in _neighbours(apart)
