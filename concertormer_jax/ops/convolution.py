@@ -102,11 +102,14 @@ def _over_blocks(logits, kernel):
     kernel = in_memory_of_its_own(kernel)
     maps = logits.reshape(*logits.shape[:4], -1)
     entries = maps.shape[-1]
-    # Maps of 64 x 64 entries lie whole pages apart, where a cache holds few at a time: with some entries between, all.
-    apart = jnp.pad(_padded(maps), [(0, 0)] * 4 + [(0, 16)]) if heads > 1 else _padded(maps)
+    padded = _padded(maps)
+    if heads > 1:
+        # Maps of 64 x 64 entries lie whole pages apart, where a cache holds few at a time: with entries between, all.
+        # Behind the barrier the taps in the middle read them too, in place of computing the logits again for each head.
+        padded = jax.lax.optimization_barrier(jnp.pad(padded, [(0, 0)] * 4 + [(0, 16)]))
     mixed = sum(
         neighbour[:, :, :, head : head + 1, :entries] * kernel[down, right, head][:, None]
-        for down, right, neighbour in _neighbours(apart)
+        for down, right, neighbour in _neighbours(padded)
         for head in range(heads)
     )
     return mixed.reshape(logits.shape)
