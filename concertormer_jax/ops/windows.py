@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def partition(features: jax.Array, size: int) -> jax.Array:
@@ -137,10 +138,11 @@ def crosses_border(rows: int, columns: int, size: int) -> jax.Array:
     After a roll by half a block only the last row and the last column of blocks hold such pairs.
     Returns booleans [rows, columns, size * size, size * size].
     """
-    second_half = jnp.arange(size) >= size // 2
-    wrapped_down = (jnp.arange(rows) == rows - 1)[:, None] & second_half
-    wrapped_right = (jnp.arange(columns) == columns - 1)[:, None] & second_half
-    # region: [rows, columns, size * size], one label for each part of the image that meets in a block
-    region = 2 * wrapped_down[:, None, :, None] + wrapped_right[None, :, None, :]
-    region = region.reshape(rows, columns, size * size)
-    return region[..., :, None] != region[..., None, :]
+    second_half = np.arange(size) >= size // 2
+    row, column = np.divmod(np.arange(size * size), size)
+    # [P, P] each: pairs of positions on the two sides of the border, if it passes through their block
+    across_bottom = second_half[row][:, None] != second_half[row]
+    across_right = second_half[column][:, None] != second_half[column]
+    last_row = (jnp.arange(rows) == rows - 1)[:, None, None, None]
+    last_column = (jnp.arange(columns) == columns - 1)[:, None, None]
+    return (last_row & across_bottom) | (last_column & across_right)
