@@ -110,19 +110,17 @@ def concerto_attention(
                 communicate = _observed(communicate, partial(observe, group))
             attended.append(_ATTEND[group](qkv, heads, temperature, communicate))
 
-    gate = None
+    layouts = [_LAYOUT[group] for group in groups]
+    output = jnp.concatenate([_join(part, *layout) for part, layout in zip(attended, layouts, strict=True)], axis=-1)
     if weights.sca_kernel is not None:
         with jax.named_scope("sca"):
-            means = [_mean(part, *_LAYOUT[group]) for part, group in zip(attended, groups, strict=True)]
+            means = [_mean(part, *layout) for part, layout in zip(attended, layouts, strict=True)]
             gate = jnp.concatenate(means, axis=-1) @ weights.sca_kernel + weights.sca_bias
-            gate = gate.astype(x.dtype)[:, None, None]
-    output = jnp.concatenate([_join(part, _LAYOUT[group][0]) for part, group in zip(attended, groups, strict=True)], -1)
-    if gate is not None:
-        output = output * gate
+            output = output * gate.astype(output.dtype)[:, None, None]
     return windows.join(grid, output, shifted)
 
 
-def _join(attended, layout):
+def _join(attended, layout, _):
     """[B, positions, blocks, m c] from an array whose axes `layout` names."""
     heads = "m" if "m" in layout else ""
     joined = jnp.einsum(f"{layout}->bpn{heads}c", attended)
@@ -134,18 +132,12 @@ def _mean(attended, layout, first):
 
     First over the axis `first` by a matrix product, several times faster than such a sum on a CPU.
     """
-    size = attended.shape[layout.index(first)]
-    share = jnp.full((attended.shape[layout.index("b")], size), 1 / size, attended.dtype)
-    heads = "m" if "m" in layout else ""
-    other = "p" if first == "n" else "n"
-    means = jnp.einsum(
-        f"b{first},{layout}->b{heads}{other}c",
-        share,
-        attended,
-        preferred_element_type=jnp.promote_types(attended.dtype, jnp.float32),
-        precision="highest",
-    )
-    return means.mean(axis=-2).reshape(share.shape[0], -1)
+    wide = jnp.promote_types(attended.dtype, jnp.float32)
+    ones = jnp.ones([attended.shape[layout.index(axis)] for axis in ("b", first)], attended.dtype)
+    heads, other = "m" if "m" in layout else "", "p" if first == "n" else "n"
+    axes = f"b{first},{layout}->b{heads}{other}c"
+    sums = jnp.einsum(axes, ones, attended, preferred_element_type=wide, precision="highest")
+    return sums.mean(axis=-2).reshape(len(ones), -1) / ones.shape[1]
 
 
 # Each takes q, k and v [B, positions, blocks, m c], with positions and blocks exchanged for what attends inside blocks
