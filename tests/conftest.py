@@ -15,3 +15,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import jax  # after the environment that it reads
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+LONGEST = ("test_train.py", "test_golden.py", "test_ablations.py", "test_models.py", "test_other_networks.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files come first: at the end they would keep one process busy alone."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
