@@ -114,15 +114,19 @@ def plain_channel_attention(q, k, v, temperature, communicate):
 
 
 @pytest.mark.parametrize(
-    ("ours", "plain", "shape"),
+    ("ours", "plain", "shape", "fewer"),  # what there are fewer of, over which the derivatives sum: shapes [..., A, K]
     [
-        (attention.spatial_attention, plain_spatial_attention, (2, 3, 6, 5)),
-        (attention.channel_attention, plain_channel_attention, (2, 6, 12)),
+        (attention.spatial_attention, plain_spatial_attention, (2, 3, 6, 5), "features"),
+        (attention.spatial_attention, plain_spatial_attention, (2, 3, 5, 6), "maps"),
+        (attention.channel_attention, plain_channel_attention, (2, 3, 12), "features"),  # [..., K, m c] of m = 3 heads
+        (attention.channel_attention, plain_channel_attention, (2, 6, 12), "maps"),
     ],
 )
-def test_derivatives_are_those_of_the_formula(ours, plain, shape):
+def test_derivatives_are_those_of_the_formula(monkeypatch, ours, plain, shape, fewer):
     *qkv, weight = jax.random.normal(jax.random.key(0), (4, *shape))
     temperature = jnp.array([0.5, 1.0, 2.0])[:, None]
+    function, chosen = attention._fewer, set()
+    monkeypatch.setattr(attention, "_fewer", lambda *sizes: chosen.add(function(*sizes)) or function(*sizes))
 
     def gradients(attend):
         def weighed(qkv, temperature):
@@ -133,6 +137,7 @@ def test_derivatives_are_those_of_the_formula(ours, plain, shape):
     for ours_one, plain_one in zip(*map(jax.tree.leaves, (gradients(ours), gradients(plain))), strict=True):
         assert np.abs(plain_one).max() > 0.01
         np.testing.assert_allclose(ours_one, plain_one, atol=1e-5)
+    assert chosen == {fewer == "features"}
 
 
 def test_absurd_logits_give_no_absurd_numbers():

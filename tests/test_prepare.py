@@ -198,7 +198,7 @@ def test_killed_preparation_leaves_nothing_to_trust_and_starts_again(request, tm
     source = write_set("gopro", "original", tmp_path / "source")
     arguments = ["gopro", "--source", str(source), "--data-dir"]
     command = [sys.executable, "-c", KILLED, place, *arguments, str(tmp_path / "killed")]
-    ended = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, timeout=240)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert list((tmp_path / "killed").rglob("incomplete.*")) and not list((tmp_path / "killed").rglob("1.0.0"))
     with pytest.raises(UserError, match=r"tfds:gopro: is not in .*killed; prepare it with"):
@@ -211,7 +211,7 @@ def test_killed_preparation_leaves_nothing_to_trust_and_starts_again(request, tm
 def test_another_process_writes_the_same_files(request, tmp_path):
     arguments = ["gopro", "--source", str(write_set("gopro", "original", tmp_path / "source")), "--data-dir"]
     command = [sys.executable, "-c", KILLED, "nowhere", *arguments, str(tmp_path / "there")]
-    subprocess.run(command, cwd=request.config.rootpath, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, cwd=request.config.rootpath, check=True, capture_output=True, timeout=240)
     run(*arguments, tmp_path / "here")
     assert digests(tmp_path / "there") == digests(tmp_path / "here")
 

@@ -1,5 +1,7 @@
 """Blocks of a feature map: cutting, joining, shifting, and which pairs of a shifted block the border separates."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -33,11 +35,68 @@ def test_partition_refuses_a_size_that_does_not_fit(features, size):
         windows.partition(features, size)
 
 
-def test_roll_where(features):
-    rolled = windows.roll_where(jnp.array(True), features, -2)
-    np.testing.assert_array_equal(rolled[:, 0, 1], features[:, 2, 3])
-    np.testing.assert_array_equal(windows.roll_where(True, rolled, 2), features)
-    np.testing.assert_array_equal(windows.roll_where(jnp.array(False), features, -2), features)
+GRID = windows.Grid(2, 3, 4)  # of the map of `pixels`: 8x12
+CUTS = (windows.cut, windows.cut_by_index, windows.cut_from_extended)
+JOINS = (windows.join, windows.join_by_index, windows.join_in_extended)
+
+
+@pytest.fixture
+def pixels():
+    return jax.random.normal(jax.random.key(1), (2, 8, 12, 3))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("cut", CUTS)
+def test_blocks_are_cut_where_they_are_moved_by_half_their_size(cut, traced, pixels):
+    run = jax.jit(partial(cut, GRID)) if traced else partial(cut, GRID)
+    np.testing.assert_array_equal(run(pixels, False), windows.partition(pixels, 4))
+    rolled = np.roll(pixels, (-2, -2), axis=(1, 2))
+    np.testing.assert_array_equal(run(pixels, True), windows.partition(jnp.asarray(rolled), 4))
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("join", JOINS)
+def test_joining_undoes_cutting(join, shifted, pixels):
+    np.testing.assert_array_equal(join(GRID, windows.cut(GRID, pixels, shifted), shifted), pixels)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_the_two_ways_are_one(shifted, pixels):
+    blocks = windows.cut_by_index(GRID, pixels, shifted)
+    np.testing.assert_array_equal(blocks, windows.cut_from_extended(GRID, pixels, shifted))
+    odd = windows.Grid(2, 3, 3)  # half a block is one pixel of three
+    np.testing.assert_array_equal(
+        windows.cut_by_index(odd, pixels[:, :6, :9], shifted),
+        windows.cut_from_extended(odd, pixels[:, :6, :9], shifted),
+    )
+    other = jax.random.normal(jax.random.key(2), blocks.shape)
+    np.testing.assert_array_equal(
+        windows.join_by_index(GRID, other, shifted), windows.join_in_extended(GRID, other, shifted)
+    )
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(
+    ("ours", "plain", "shape"),
+    [
+        (windows.cut, windows.cut_by_index, (2, 8, 12, 3)),
+        (windows.cut, windows.cut_from_extended, (2, 8, 12, 3)),
+        (windows.join, windows.join_by_index, (2, 16, 6, 3)),
+        (windows.join, windows.join_in_extended, (2, 16, 6, 3)),
+    ],
+)
+def test_derivatives_are_those_of_the_plain_functions(ours, plain, shape, shifted, traced):
+    features, *_ = jax.random.normal(jax.random.key(3), (1, *shape))
+
+    def gradient(function):
+        def pull_back(features, shifted):
+            result, backward = jax.vjp(lambda features: function(GRID, features, shifted), features)
+            return backward(jnp.arange(result.size, dtype=jnp.float32).reshape(result.shape))
+
+        return jax.jit(pull_back)(features, shifted) if traced else pull_back(features, shifted)
+
+    np.testing.assert_array_equal(*map(gradient, (ours, plain)))
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 3), (2, 1), (3, 2)])
@@ -47,8 +106,8 @@ def test_the_border_separates_pixels_that_are_neighbours_only_after_the_shift(ro
     assert crosses.shape == (rows, columns, size**2, size**2)
     # Where each position of a shifted block comes from: [rows, columns, size * size, 2].
     places = np.stack(np.meshgrid(np.arange(rows * size), np.arange(columns * size), indexing="ij"), axis=-1)
-    shifted = windows.roll_where(True, jnp.asarray(places)[None], -size // 2)
-    origin = np.asarray(windows.partition(shifted, size))[0].swapaxes(0, 1).reshape(rows, columns, size**2, 2)
+    blocks = windows.cut(windows.Grid(rows, columns, size), jnp.asarray(places)[None], True)
+    origin = np.asarray(blocks)[0].swapaxes(0, 1).reshape(rows, columns, size**2, 2)
     inside = np.stack(np.divmod(np.arange(size**2), size), axis=-1)
     distance_in_image = origin[..., :, None, :] - origin[..., None, :, :]
     distance_in_block = inside[:, None] - inside[None]

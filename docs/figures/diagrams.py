@@ -1,5 +1,6 @@
 """Figures drawn from the code's structure alone: no weights, and pictures only as illustration."""
 
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -122,8 +123,9 @@ def block() -> Image.Image:
 def partition_and_shift(photo: np.ndarray) -> Image.Image:
     """Blocks, shifted blocks, and the mask of what meets over the border. photo: uint8 [32, 32, 3]."""
     side, half = len(photo), BLOCK_PX // 2
-    rolled = np.asarray(windows.roll_where(True, photo[None].astype(np.float32), -half))[0].astype(np.uint8)
     count = side // BLOCK_PX
+    blocks = windows.cut(windows.Grid(count, count, BLOCK_PX), jnp.asarray(photo)[None], True)
+    rolled = np.asarray(windows.merge(blocks, BLOCK_PX, side, side))[0]
     drawn, axes = figure(11, 3.3, 4)
     for panel, image, title in (
         (axes[0], photo, "blocks of 8x8 pixels\n"),
