@@ -40,6 +40,7 @@ def _for_each_tap(product, features: jax.Array) -> jax.Array:
     return taps.reshape(3, 3, *taps.shape[1:])
 
 
+@jax.jit
 def _depthwise(features, kernel):
     kernel = in_memory_of_its_own(kernel)
     return sum(neighbour * kernel[down, right] for down, right, neighbour in _neighbours(features))
@@ -55,6 +56,7 @@ def _depthwise_forward(features, kernel):
     return _depthwise(features, kernel), (features, kernel)
 
 
+@jax.jit
 def _depthwise_backward(saved, gradient):
     features, kernel = saved
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
@@ -97,6 +99,7 @@ def communicate_by_matrices(logits: jax.Array, kernel: jax.Array) -> jax.Array:
     return mixed.reshape(logits.shape)
 
 
+@jax.jit
 def _over_blocks(logits, kernel):
     heads = logits.shape[3]
     kernel = in_memory_of_its_own(kernel)
@@ -122,6 +125,7 @@ def _over_blocks_forward(logits, kernel):
     return _over_blocks(logits, kernel), (logits, kernel)
 
 
+@jax.jit
 def _over_blocks_backward(saved, gradient):
     logits, kernel = saved
 
