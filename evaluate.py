@@ -14,7 +14,7 @@ import absl.logging
 
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.synthesize import synthesize
-from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
 from concertormer_jax.evaluation.opening import open_sets
@@ -63,7 +63,7 @@ def main(arguments=None) -> None:
 
 
 def _network(flags, metrics):
-    use_compilation_cache()
+    prepare_to_compile()
     model = load_model(flags.ckpt)
     tlc = flags.tlc or "auto"
     data_name = "-".join(Path(flags.data or BUNDLED_PHOTOS).resolve().parts[-2:])

@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from concertormer_jax import errors
 from concertormer_jax.command_line import parse
-from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="A file in configs/.", lock_config=True)
@@ -26,7 +26,7 @@ def main(_):
     logging.getLogger("jax").setLevel(logging.ERROR)
     absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax logs as an error it also raises
     with errors.reported():
-        use_compilation_cache()
+        prepare_to_compile()
         if DISTRIBUTED.value:
             jax.distributed.initialize()
         if jax.process_index() == 0:

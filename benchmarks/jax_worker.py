@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.weights import read_params
 from benchmarks.worker import serve
-from concertormer_jax.devices import jit_to_run_once, use_compilation_cache
+from concertormer_jax.devices import jit_to_run_once, prepare_to_compile
 from concertormer_jax.models import create, initial_params
 from concertormer_jax.training.optimizer import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step, to_unit
@@ -18,7 +18,7 @@ class OnDevice:
     """What all tasks of this side share; `program` is the compiled function that a call runs."""
 
     def __init__(self, job):
-        use_compilation_cache()
+        prepare_to_compile()
         if job["device"] == "gpu" and job["dtype"] == "float32":  # float32 means float32, on both sides
             jax.config.update("jax_default_matmul_precision", "highest")
         self.module = create(

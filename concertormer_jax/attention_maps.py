@@ -14,7 +14,7 @@ from concertormer_jax.attribution.attention_maps import attention_maps, attentio
 from concertormer_jax.attribution.window import cut_around, middle_window
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import read_rgb
-from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.forward import out_of_memory_explained
 from concertormer_jax.evaluation.outputs import require_writable
@@ -48,7 +48,7 @@ def main(arguments=None) -> None:
             raise UserError(f"--crop={flags.crop}: must be at least 0.")
         picture = read_rgb(flags.image)
         cut, _ = cut_around(picture, middle_window(*picture.shape[:2], 1), flags.crop)
-        use_compilation_cache()
+        prepare_to_compile()
         model = load_model(flags.ckpt)
         require_writable(output.parent)
         with out_of_memory_explained("give a smaller --crop."):

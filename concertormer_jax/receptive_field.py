@@ -19,7 +19,7 @@ from concertormer_jax.attribution.pictures import receptive_field_picture
 from concertormer_jax.attribution.receptive_field import influence_on_middle, radius_holding
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import image_size, read_rgb
-from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.forward import CompiledBySize, out_of_memory_explained
 from concertormer_jax.evaluation.outputs import require_writable
@@ -43,7 +43,7 @@ def main(arguments=None) -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         pictures = _large_enough(named_pictures(flags.image).values(), flags.crop)
-        use_compilation_cache()
+        prepare_to_compile()
         output = Path(flags.output or Path(flags.ckpt, "receptive_field", Path(flags.image).resolve().stem))
         model = load_model(flags.ckpt)
         require_writable(output)

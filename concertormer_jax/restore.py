@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from concertormer_jax.checkpoints import load_model
-from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.forward import CompiledBySize, out_of_memory_explained, restore_floats
 from concertormer_jax.evaluation.outputs import require_writable
@@ -145,7 +145,7 @@ def main(arguments=None) -> None:
     flags = parser.parse_args(arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
-        use_compilation_cache()
+        prepare_to_compile()
         plan(flags.input, flags.output)  # paths are checked before the checkpoint is read
         restorer = PhotoRestorer(load_model(flags.ckpt), tlc=flags.tlc, tile=flags.tile)
         restore_files(restorer, flags.input, flags.output, compare=flags.compare)

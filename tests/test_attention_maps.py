@@ -145,7 +145,7 @@ def loaded(monkeypatch):
         return {"ripieno_spatial": Maps(*np.random.default_rng(0).random((2, 4, 1, 64, 64)))}
 
     model = SimpleNamespace(module=SimpleNamespace(multiple=16), params={})
-    monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
     monkeypatch.setattr(command, "load_model", lambda directory: model)
     monkeypatch.setattr(command, "attention_maps", maps)
     return seen

@@ -200,7 +200,7 @@ def loaded(monkeypatch):
     restore = convolutions(2)
     module = SimpleNamespace(apply=lambda variables, images: (None, restore(images)), clone=lambda remat: module)
     model = SimpleNamespace(module=module, params={}, name="two convolutions")
-    monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
     monkeypatch.setattr(command, "load_model", lambda directory: model)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from concertormer_jax.models import ConcertoSelfAttention
-from concertormer_jax.models.csa import TALKING
-from concertormer_jax.ops import attention, concerto
+from concertormer_jax.models.csa import LOGITS, TALKING
+from concertormer_jax.ops import concerto
 
 RIPIENO, CONCERTINO = concerto.CONCERTO[:2], concerto.CONCERTO[2:]
 
@@ -137,31 +137,23 @@ def permuted(features, order):
     return features.reshape(1, -1, features.shape[-1])[:, order].reshape(features.shape)
 
 
-def maps_of(module, params, x, monkeypatch):
-    """The logits of the channel attention of `module`, after communication."""
-    seen = []
-
-    def recording(q, k, v, temperature, communicate):
-        return attention.channel_attention(
-            q, k, v, temperature, lambda logits: seen.append(communicate(logits)) or seen[-1]
-        )
-
-    monkeypatch.setattr(concerto, "channel_attention", recording)
-    module.apply({"params": params}, x)
-    (logits,) = seen
-    return np.asarray(logits)
+def maps_of(module, params, x):
+    """The logits of the only group of `module`, after communication."""
+    _, told = module.apply({"params": params}, x, mutable=[LOGITS])
+    (before_and_after,) = told[LOGITS].values()
+    return np.asarray(before_and_after[1])
 
 
 @pytest.mark.parametrize(
     ("group", "invariant"), [("transposed", True), ("ripieno_channel", False), ("concertino_channel", False)]
 )
-def test_only_transposed_attention_does_not_see_where_pixels_are(group, invariant, monkeypatch):
+def test_only_transposed_attention_does_not_see_where_pixels_are(group, invariant):
     """Its map stays when pixels are permuted, and its output is permuted with them; channel CSA's maps change."""
     module = ConcertoSelfAttention(8, heads=2, groups=(group,), communication="none", sca=False, block_px=4)
     x = random_features(1, 8, 8, 6)
     order = np.random.default_rng(2).permutation(64)
     params = parameters_of(module, x)
-    maps, maps_permuted = (maps_of(module, params, features, monkeypatch) for features in (x, permuted(x, order)))
+    maps, maps_permuted = (maps_of(module, params, features) for features in (x, permuted(x, order)))
     same_maps = np.abs(maps - maps_permuted).max() < 1e-5
     output, of_permuted = (np.asarray(module.apply({"params": params}, f)) for f in (x, permuted(x, order)))
     same_output = np.abs(permuted(output, order) - of_permuted).max() < 1e-5

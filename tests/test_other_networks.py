@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch):
     for part in ("input", "target"):
         runs.write_photos(tmp_path / "pairs" / part, count=2, size=36)
     for command in (evaluate, restore):
-        monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
+        monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
     return tmp_path
 
 

@@ -91,7 +91,7 @@ def made(tmp_path_factory):
         return folders[name, layout]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "use_compilation_cache", lambda: None)
+        patch.setattr(evaluate, "prepare_to_compile", lambda: None)
         leave_out_blocks(patch)
         yield make
 

@@ -36,7 +36,7 @@ def loaded(monkeypatch):
         apply=lambda variables, images: (None, mean_of_3x3(mean_of_3x3(images))), clone=lambda remat: module
     )
     model = SimpleNamespace(module=module, params={}, name="two means")
-    monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
     monkeypatch.setattr(command, "load_model", lambda directory: model)
 
 

@@ -18,7 +18,7 @@ def restorer(factor=1.0, **options):
 @pytest.fixture
 def loaded(monkeypatch):
     """Let the command load a fake network, and leave the settings of the process alone."""
-    monkeypatch.setattr(command, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
     monkeypatch.setattr(command, "load_model", lambda directory: fake_model())
 
 

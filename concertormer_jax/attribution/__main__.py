@@ -20,7 +20,7 @@ from concertormer_jax.attribution.reports import Row, markdown_table, results_js
 from concertormer_jax.attribution.window import Window, cut_around, middle_window, parse_window
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import image_size, read_rgb
-from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.forward import out_of_memory_explained
 from concertormer_jax.evaluation.outputs import require_writable
@@ -61,7 +61,7 @@ def main(arguments=None) -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         _check(flags)
-        use_compilation_cache()
+        prepare_to_compile()
         output = Path(flags.output or Path(flags.ckpt, "attribution", Path(flags.image).resolve().stem))
         pictures = _windows(flags)
         model = load_model(flags.ckpt)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from concertormer_jax import charts, errors
 from concertormer_jax.command_line import parse
-from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evidence import chart, runs, tables
@@ -38,7 +38,7 @@ def main(_):
     logging.getLogger("jax").setLevel(logging.ERROR)
     absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax logs as an error it also raises
     with errors.reported():
-        use_compilation_cache()
+        prepare_to_compile()
         config = CONFIG.value
         if STEPS.value is not None:
             if len(config.stages.steps) != 1:

@@ -24,6 +24,16 @@ TALKING = {
 }
 
 
+@partial(jax.jit, static_argnames=("heads", "groups", "block"))
+def _attend(x, keys, weights, shifted, **form):
+    """`concerto_attention`, traced only once for all attentions with the same shapes, as tracing is slow.
+
+    keys: None for those of `x`; shifted: None for never.
+    """
+    keys, shifted = x if keys is None else keys, False if shifted is None else shifted
+    return concerto.concerto_attention(x, keys, weights, shifted, **form)
+
+
 class ConcertoSelfAttention(nn.Module):
     """Attention inside and across blocks, between positions and between channels (paper, section 3).
 
@@ -84,17 +94,18 @@ class ConcertoSelfAttention(nn.Module):
             )
         if keys is not None and keys.shape[:3] != x.shape[:3]:
             raise ValueError(f"keys of shape {keys.shape} must have the batch, height and width of x, {x.shape[:3]}")
+        weights = self._weights(x.shape[-1], (x if keys is None else keys).shape[-1])
+        if self.is_initializing():  # nothing but the parameters and the shape of the result is used
+            return jnp.zeros((*x.shape[:-1], self.features), self.dtype)
+        form = {"heads": self.heads, "groups": self.groups, "block": self.block_px}
+
+        def attend(x, keys):
+            if self.is_mutable_collection(LOGITS):
+                return concerto.concerto_attention(x, keys, weights, shifted, observe=self._sow, **form)
+            return _attend(x, None if keys is x else keys, weights, None if shifted is False else shifted, **form)
+
         x = x.astype(self.dtype)
         keys = x if keys is None else keys.astype(self.dtype)
-        attend = partial(
-            concerto.concerto_attention,
-            weights=self._weights(x.shape[-1], keys.shape[-1]),
-            shifted=shifted,
-            heads=self.heads,
-            groups=self.groups,
-            block=self.block_px,
-            observe=self._sow if self.is_mutable_collection(LOGITS) and not self.is_initializing() else None,
-        )
         return attend(x, keys) if self.tlc_window is None else tlc.on_windows(attend, (x, keys), self.tlc_window)
 
     def _weights(self, query_inputs: int, key_inputs: int) -> concerto.Weights:

@@ -105,6 +105,7 @@ def _inverse_norms(kind, features):
     return jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))  # 1 / max(norm, 1e-12)
 
 
+@partial(jax.jit, static_argnums=0)
 def _logits_forward(kind, q, k, temperature):
     inverse_q, inverse_k = _inverse_norms(kind, q), _inverse_norms(kind, k)
     products = kind.maps(q, k)
@@ -112,6 +113,7 @@ def _logits_forward(kind, q, k, temperature):
     return logits, (q, k, temperature, inverse_q, inverse_k, products)
 
 
+@partial(jax.jit, static_argnums=0)
 def _logits_backward(kind, saved, gradient):
     q, k, temperature, inverse_q, inverse_k, products = saved
     gradient = (gradient * (inverse_q[..., None] * inverse_k[..., None, :])).astype(q.dtype)
@@ -143,6 +145,7 @@ def _softmax_mix(kind, logits, v):
     return _softmax_mix_forward(kind, logits, v)[0]
 
 
+@partial(jax.jit, static_argnums=0)
 def _softmax_mix_forward(kind, logits, v):
     weights = jnp.exp(jnp.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)).astype(v.dtype)
     share = 1 / jnp.sum(weights, axis=-1, dtype=_wide(v))
@@ -150,6 +153,7 @@ def _softmax_mix_forward(kind, logits, v):
     return mixed, (weights, share, v, mixed)
 
 
+@partial(jax.jit, static_argnums=0)
 def _softmax_mix_backward(kind, saved, gradient):
     weights, share, v, mixed = saved
     gradient = (gradient * kind.over(share)).astype(v.dtype)

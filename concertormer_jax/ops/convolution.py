@@ -39,6 +39,7 @@ def _for_each_tap(product, features: jax.Array) -> jax.Array:
     return taps.reshape(3, 3, *taps.shape[1:])
 
 
+@jax.jit
 def depthwise_3x3_valid(padded: jax.Array, kernel: jax.Array) -> jax.Array:
     """`depthwise_3x3` of features that are padded by one pixel: [B, H + 2, W + 2, C] to [B, H, W, C]."""
     kernel = in_memory_of_its_own(kernel)
@@ -55,6 +56,7 @@ def _depthwise_forward(features, kernel):
     return depthwise_3x3_valid(_padded(features), kernel), (features, kernel)
 
 
+@jax.jit
 def _depthwise_backward(saved, gradient):
     features, kernel = saved
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
@@ -97,6 +99,7 @@ def communicate_by_matrices(logits: jax.Array, kernel: jax.Array) -> jax.Array:
     return mixed.reshape(logits.shape)
 
 
+@jax.jit
 def _over_blocks(logits, kernel):
     heads = logits.shape[3]
     kernel = in_memory_of_its_own(kernel)
@@ -125,6 +128,7 @@ def _over_blocks_forward(logits, kernel):
     return _over_blocks(logits, kernel), (logits, kernel)
 
 
+@jax.jit
 def _over_blocks_backward(saved, gradient):
     logits, kernel = saved
 

@@ -20,7 +20,7 @@ from concertormer_jax.attribution.window import Window
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.data.sources import open_source
-from concertormer_jax.devices import use_compilation_cache
+from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.files import written_atomically
@@ -50,7 +50,7 @@ def main(arguments=None) -> None:
         model = load_model(flags.ckpt)
         if not isinstance(model.module, Concertormer):
             raise UserError(f"--ckpt={flags.ckpt}: holds no Concertormer, which the tour is about")
-        use_compilation_cache()
+        prepare_to_compile()
         output = Path(flags.output)
         require_writable(output)
         wanted = flags.only.split(",") if flags.only else list(FIGURES)
