@@ -57,13 +57,19 @@ def _counted_by_xla(traced) -> tuple[float, dict[str, float]]:
 
 
 def _scans(jaxpr: core.Jaxpr):
-    """The scans in a function, but not those inside of these."""
+    """The scans in a function as it is lowered here, but not those inside of these."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
             yield equation
         else:
-            for inner in _inner(equation.params):
+            for inner in (*_inner(equation.params), *_chosen_here(equation.params)):
                 yield from _scans(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
+
+
+def _chosen_here(params: dict) -> list:
+    """Where the platform decides, the branch of this one; nothing where it does not."""
+    choices = zip(params.get("branches_platforms") or (), params.get("branches", ()), strict=False)
+    return [branch for platforms, branch in choices if platforms is None or jax.default_backend() in platforms][:1]
 
 
 def _inner(params: dict):
