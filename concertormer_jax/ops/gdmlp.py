@@ -1,6 +1,5 @@
 """The gated-dconv MLP of a block (paper, section 3.3): projections around a gate that holds a depthwise convolution."""
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 from concertormer_jax.ops.convolution import depthwise_3x3, depthwise_3x3_valid
 from concertormer_jax.ops.projection import project
 
-STRIP_ROWS = 16  # what is computed of as many rows stays in the cache of a CPU at every level of the network
+STRIP_ROWS = 16  # at most: what is computed of as many rows stays in the cache of a CPU at every level of the network
 
 
 class Weights(NamedTuple):
@@ -39,7 +38,7 @@ def whole(x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Arr
 
 def in_strips(x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
     """`gated_mlp` of some rows after the others, so that their hidden channels never leave the cache of a CPU."""
-    rows = math.gcd(x.shape[1], STRIP_ROWS)
+    rows = next(rows for rows in range(STRIP_ROWS, 0, -1) if x.shape[1] % rows == 0)
     to_u, to_z = jnp.split(weights.to_uz, 2, axis=1)
     padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
 
