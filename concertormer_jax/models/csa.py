@@ -95,12 +95,10 @@ class ConcertoSelfAttention(nn.Module):
         if keys is not None and keys.shape[:3] != x.shape[:3]:
             raise ValueError(f"keys of shape {keys.shape} must have the batch, height and width of x, {x.shape[:3]}")
         weights = self._weights(x.shape[-1], (x if keys is None else keys).shape[-1])
-        if self.is_initializing():  # nothing but the parameters and the shape of the result is used
-            return jnp.zeros((*x.shape[:-1], self.features), self.dtype)
         form = {"heads": self.heads, "groups": self.groups, "block": self.block_px}
 
         def attend(x, keys):
-            if self.is_mutable_collection(LOGITS):
+            if self.is_mutable_collection(LOGITS) and not self.is_initializing():
                 return concerto.concerto_attention(x, keys, weights, shifted, observe=self._sow, **form)
             return _attend(x, None if keys is x else keys, weights, None if shifted is False else shifted, **form)
 
