@@ -110,7 +110,7 @@ def _logits_forward(kind, q, k, temperature):
     inverse_q, inverse_k = _inverse_norms(kind, q), _inverse_norms(kind, k)
     products = kind.maps(q, k)
     logits = products * ((inverse_q * temperature)[..., None] * inverse_k[..., None, :])
-    return logits, (q, k, temperature, inverse_q, inverse_k, products)
+    return logits, (q, k, temperature, inverse_q, inverse_k, None if _fewer(q, products) else products)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -119,7 +119,7 @@ def _logits_backward(kind, saved, gradient):
     gradient = (gradient * (inverse_q[..., None] * inverse_k[..., None, :])).astype(q.dtype)
 
     def through_norm(features, inverse, mixed, axis):  # only what is at right angles to a vector turns it
-        along = kind.sum(features * mixed) if _fewer(features, products) else jnp.sum(gradient * products, axis=axis)
+        along = kind.sum(features * mixed) if products is None else jnp.sum(gradient * products, axis=axis)
         tangent = mixed - features * kind.over(along * jnp.square(inverse))
         scale = kind.over(jnp.broadcast_to(temperature, along.shape))
         return along, (tangent * scale).astype(features.dtype)
