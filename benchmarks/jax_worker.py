@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.weights import read_params
+from benchmarks.params import read_params
 from benchmarks.worker import serve
-from concertormer_jax.devices import jit_to_run_once, prepare_to_compile
+from concertormer_jax.devices import jit_to_run_once, prepare_to_compile, run_in_background
 from concertormer_jax.models import create, initial_params
 from concertormer_jax.training.optimizer import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step, to_unit
@@ -76,8 +76,10 @@ class Training(OnDevice):
         def initialise():  # a training run does this too before it takes over other weights
             return initial_state(initial_params(self.module, jax.random.key(0)), optimizer, ema_decay=0.0)
 
-        self.state = jit_to_run_once(initialise)().replace(params=jax.device_put(read_params(job["params"])))
-        self.program = jax.jit(step, donate_argnums=0).lower(self.state, self.batch).compile()
+        drawing = jit_to_run_once(initialise).trace()
+        drawn = run_in_background(drawing)
+        self.program = jax.jit(step, donate_argnums=0).lower(drawing.out_info, self.batch).compile()
+        self.state = drawn.result().replace(params=jax.device_put(read_params(job["params"])))
         self.losses = []
 
     def run(self):

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from benchmarks.params import write_params
 from concertormer_jax.convert import params_from_torch, torch_from_params
 from concertormer_jax.models import VARIANTS, create, parameter_shapes
 from concertormer_jax.torch_files import write_state_dict
@@ -20,26 +21,6 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
         return np.full(shape, 0 if name.endswith("bias") else 1, np.float32)
     bound = max(np.prod(shape[1:]), 9) ** -0.5
     return rng.uniform(-bound, bound, shape).astype(np.float32)
-
-
-def write_params(path, params) -> None:
-    """Write a parameter tree as a .npz file with names as `stage/blocks/project`."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    names = [jax.tree_util.keystr(place, simple=True, separator="/") for place, _ in leaves]
-    np.savez(path, **dict(zip(names, (np.asarray(leaf) for _, leaf in leaves), strict=True)))
-
-
-def read_params(path) -> dict:
-    """Read what `write_params` wrote, as NumPy arrays."""
-    params = {}
-    with np.load(path) as archive:
-        for name in archive.files:
-            *folders, leaf = name.split("/")
-            tree = params
-            for folder in folders:
-                tree = tree.setdefault(folder, {})
-            tree[leaf] = archive[name]
-    return params
 
 
 def main(arguments=None) -> None:

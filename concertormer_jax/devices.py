@@ -2,6 +2,7 @@
 
 import gc
 import os
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -36,6 +37,18 @@ def jit_to_run_once(function, **options):
     return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None, **options)
 
 
+def run_in_background(traced: jax.stages.Traced, *arguments) -> Future:
+    """Run what `jax.jit(...).trace(*arguments)` returned in a thread of its own, when it is lowered.
+
+    To compile a program, or read it from the cache, and to run it needs no Python: the next can be traced meanwhile.
+    """
+    lowered = traced.lower()
+    background = ThreadPoolExecutor(max_workers=1)
+    future = background.submit(lambda: lowered.compile()(*arguments))
+    background.shutdown(wait=False)
+    return future
+
+
 def prepare_to_compile() -> None:
     """Make this process quick to start its programs.
 
@@ -46,4 +59,4 @@ def prepare_to_compile() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "concertormer_jax"))
-    gc.set_threshold(100_000)
+    gc.set_threshold(1_000_000)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import data_pipeline, growth, profile_block, race, report, weights
+from benchmarks import data_pipeline, growth, params, profile_block, race, report, weights
 from benchmarks.jax_batches import Batches
 from benchmarks.jax_worker import task_of
 from benchmarks.jobs import make_job
@@ -267,7 +267,7 @@ def folder_with_weights(tmp_path_factory):
 
 def test_both_sides_get_the_same_weights(folder_with_weights):
     module = create("demo")
-    ours = weights.read_params(folder_with_weights / "params.npz")
+    ours = params.read_params(folder_with_weights / "params.npz")
     theirs = params_from_torch(read_state_dict(folder_with_weights / "weights.pth"), module)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert jax.tree.structure(ours) == jax.tree.structure(parameter_shapes(module))

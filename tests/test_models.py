@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from tiny_network import random_images, random_params, tiny_network
 
+from concertormer_jax.devices import jit_to_run_once
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import VARIANTS, create, initial_params, parameter_shapes
+from concertormer_jax.ops import concerto
 
 
 def count(module):
@@ -79,9 +81,16 @@ def test_parameters_are_float32_and_the_same_under_every_setting(setting):
     assert {leaf.dtype for leaf in jax.tree.leaves(parameter_shapes(tiny_network(**setting)))} == {np.dtype("float32")}
 
 
-def test_initial_values():
-    module = tiny_network(encoder_blocks=(2,))
-    params = jax.jit(lambda key: initial_params(module, key))(jax.random.key(0))
+@pytest.fixture(scope="module")
+def initial():
+    """What `initial_params` and `init` of the module draw."""
+    module, images = tiny_network(encoder_blocks=(2,)), jnp.zeros((1, 16, 16, 3))
+    draw = jit_to_run_once(lambda key: (initial_params(module, key), module.init(key, images)["params"]))
+    return draw(jax.random.key(0))
+
+
+def test_initial_values(initial):
+    params, _ = initial
     first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], params["encoders_0"]["blocks"]) for i in (0, 1))
     middle = jax.tree.map(lambda leaf: leaf[0], params["middle"]["blocks"])
     attention = middle["attention"]
@@ -104,6 +113,19 @@ def test_initial_values():
     ):
         largest = np.abs(value).max() * fan_in**0.5
         assert 0.8 < largest <= 1
+
+
+def test_initial_values_are_those_of_init(initial):
+    drawn, of_init = initial
+    jax.tree.map(np.testing.assert_array_equal, drawn, of_init)
+
+
+def test_no_attention_is_traced_for_initial_values(monkeypatch):
+    monkeypatch.setattr(concerto, "concerto_attention", None)
+    module = tiny_network(expansion=3)  # in no other test, so that its attention has not been traced
+    assert parameter_shapes(module)
+    with pytest.raises(TypeError, match="NoneType"):
+        jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,18 @@ import json
 import os
 import signal
 import time
+from unittest.mock import MagicMock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_runs as runs
 
 from concertormer_jax.checkpoints import load_model
+from concertormer_jax.devices import run_in_background
 from concertormer_jax.errors import UserError
-from concertormer_jax.training import loop
+from concertormer_jax.training import loop, start
 from configs import common
 
 LAST_STEP = 8
@@ -152,6 +156,27 @@ def test_init_from_starts_at_those_weights(undisturbed, settings, tmp_path):
     loop.train(config, tmp_path)
     start = load_model(workdir).params["intro"]["kernel"]
     np.testing.assert_allclose(load_model(tmp_path).params["intro"]["kernel"], start, atol=1e-9)
+
+
+def test_the_step_is_compiled_before_anything_waits_for_the_weights(settings, tmp_path, monkeypatch):
+    class Wanted(Exception):
+        pass
+
+    order, drawn, step = [], MagicMock(), MagicMock()
+    drawn.result.side_effect = Wanted
+    step.lower().compile.side_effect = lambda: order.append("step compiled")
+    monkeypatch.setattr(start, "run_in_background", lambda *_: (order.append("drawing started"), drawn)[1])
+    monkeypatch.setattr(loop, "trace_step", lambda *_: step)
+    with pytest.raises(Wanted):
+        loop.train(config_with(settings | runs.ONE_STAGE), tmp_path)
+    assert order == ["drawing started", "step compiled"]
+
+
+def test_a_failure_in_the_background_is_raised_where_its_result_is_wanted():
+    square = jax.jit(jnp.square).trace(3.0)
+    assert run_in_background(square, 3.0).result() == 9
+    with pytest.raises(TypeError, match="called with float32\\[2\\]"):
+        run_in_background(square, np.zeros(2)).result()
 
 
 def test_init_from_another_architecture_is_refused(undisturbed, settings, tmp_path):

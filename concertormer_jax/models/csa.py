@@ -133,3 +133,19 @@ class ConcertoSelfAttention(nn.Module):
         size = self.block_px**2 if group == "concertino_channel" else channels
         fan_in = size * size * self.heads  # PyTorch's for the shape (heads, size, size, heads)
         return self.param(name, torch_kaiming_normal(fan_in), (self.heads, size, size, self.heads))
+
+
+def weights_alone(call, arguments, keywords, context):
+    """A method interceptor of Flax under which an attention makes its parameters and returns zeros.
+
+    No parameter's initial value depends on its result, and to trace it is most of what tracing a network takes.
+    """
+    attention = context.module
+    if not isinstance(attention, ConcertoSelfAttention) or context.method_name != "__call__":
+        return call(*arguments, **keywords)
+
+    def attend(x, keys=None, *, shifted=False):
+        attention._weights(x.shape[-1], (x if keys is None else keys).shape[-1])
+        return jnp.zeros((*x.shape[:-1], attention.features), attention.dtype)
+
+    return attend(*arguments, **keywords)

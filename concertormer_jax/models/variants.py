@@ -3,11 +3,13 @@
 import dataclasses
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from concertormer_jax.errors import UserError
 from concertormer_jax.models.concertormer import Concertormer
+from concertormer_jax.models.csa import weights_alone
 from concertormer_jax.models.design import Design
 from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.ops import concerto
@@ -150,7 +152,8 @@ def variant_name(module) -> str:
 def initial_params(module: Network, key: jax.Array) -> dict:
     """Draw the initial parameters of `module`."""
     images = jnp.zeros((1, module.multiple, module.multiple, 3), jnp.float32)
-    return module.clone(tlc_window=None).init(key, images)["params"]
+    with nn.intercept_methods(weights_alone):
+        return module.clone(tlc_window=None).init(key, images)["params"]
 
 
 def parameter_shapes(module: Network) -> dict:

@@ -1,6 +1,7 @@
 """The training run: from a config and a work folder to checkpoints, resumable at any step."""
 
 import contextlib
+import functools
 import json
 import math
 import signal
@@ -9,19 +10,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from concertormer_jax.checkpoints import Checkpoints, load_model, require_same_size, size_of
+from concertormer_jax.checkpoints import Checkpoints, size_of
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.cache import require_memory_for
 from concertormer_jax.data.degradations import make_degradation
 from concertormer_jax.data.sources import Mixture, open_source, split_source
-from concertormer_jax.devices import data_mesh, jit_to_run_once, place_batch, replicated
+from concertormer_jax.devices import data_mesh, place_batch
 from concertormer_jax.errors import UserError
 from concertormer_jax.training.setup import trace_step, training_from
 from concertormer_jax.training.stages import Stage, make_stages, require_divisible
+from concertormer_jax.training.start import starting_state
 from concertormer_jax.training.step import TrainState
 from concertormer_jax.training.validation import Validation
 from concertormer_jax.training.writers import Interval, Writer
@@ -131,7 +132,7 @@ class Run(NamedTuple):
     config: Any
     source: Any
     stages: list[Stage]
-    step_function: Callable
+    compile_step: Callable  # for the shapes of a stage
     validation: Validation
     input_psnr: float
     checkpoints: Checkpoints
@@ -154,22 +155,9 @@ def train(config, workdir) -> int:
     cache_bytes = require_memory_for(source) if config.run.cache else 0
     claim_workdir(workdir, config)
 
-    shapes = jax.eval_shape(training.initialise, config.seed)
-    whole = replicated(mesh)
     checkpoints = Checkpoints(workdir)
     latest = checkpoints.latest_step()
-    if latest is not None:
-        state = checkpoints.restore(
-            jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
-        )
-    else:
-        state = jit_to_run_once(training.initialise, out_shardings=whole)(np.uint32(config.seed))
-        if config.init_from:
-            loaded = load_model(config.init_from)
-            require_same_size(config.init_from, size_of(loaded.module), training.module)
-            params = jax.device_put(loaded.params, whole)
-            average = None if state.average is None else jax.tree.map(jnp.copy, params)
-            state = state.replace(params=params, average=average)
+    shapes, first_state = starting_state(config, training, checkpoints, mesh)
 
     model = {
         "size": size_of(training.module),
@@ -193,12 +181,13 @@ def train(config, workdir) -> int:
         + (f", going on from step {latest}" if latest is not None else "")
     )
     stop = Stop(checkpoints)
+    compile_step = functools.partial(_compile, training.step, shapes, mesh, writer)
     run = Run(
-        config, source, stages, training.step, validation, validation.input_psnr, checkpoints, writer, mesh, model, stop
+        config, source, stages, compile_step, validation, validation.input_psnr, checkpoints, writer, mesh, model, stop
     )
     try:
         with stop.listening(), jax.transfer_guard("disallow"):
-            step = _steps(run, state, latest or 0)
+            step = _steps(run, first_state, latest or 0)
         with jax.transfer_guard("allow"):
             checkpoints.wait()
         if stop.signal is not None:
@@ -213,12 +202,14 @@ def train(config, workdir) -> int:
         checkpoints.close()
 
 
-def _steps(run: Run, state: TrainState, step: int) -> int:
-    """Run all remaining steps; returns the last step that was made (and saved)."""
+def _steps(run: Run, first_state: Callable[[], TrainState], step: int) -> int:
+    """Run all remaining steps from the state that is given; returns the last step that was made (and saved)."""
+    state = None
     for stage in run.stages:
         if step >= stage.end:
             continue
-        compiled = _compile(run, state, stage)
+        compiled = run.compile_step(stage)
+        state = first_state() if state is None else state
         batches = _batches(run, stage, step)
         interval = Interval()
         pending = None  # metrics of the step that the device may still be working on
@@ -255,13 +246,13 @@ def _steps(run: Run, state: TrainState, step: int) -> int:
     return step
 
 
-def _compile(run: Run, state: TrainState, stage: Stage):
-    """Compile the step for the shapes of `stage`, saying so."""
-    run.writer.note(f"compiling the step of stage {stage.number} ({stage.crop_px} px x {stage.batch}) ...")
+def _compile(step_function: Callable, shapes: TrainState, mesh, writer: Writer, stage: Stage):
+    """Compile the step for the shapes of the state and of `stage`, saying so."""
+    writer.note(f"compiling the step of stage {stage.number} ({stage.crop_px} px x {stage.batch}) ...")
     start = time.perf_counter()
     with jax.transfer_guard("allow"):
-        compiled = trace_step(run.step_function, state, stage, run.mesh).lower().compile()
-    run.writer.note(f"compiled in {time.perf_counter() - start:.1f} s")
+        compiled = trace_step(step_function, shapes, stage, mesh).lower().compile()
+    writer.note(f"compiled in {time.perf_counter() - start:.1f} s")
     return compiled
 
 

@@ -1,0 +1,37 @@
+"""The state that a training run starts from: its latest checkpoint, or new weights."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from concertormer_jax.checkpoints import Checkpoints, load_model, require_same_size, size_of
+from concertormer_jax.devices import jit_to_run_once, replicated, run_in_background
+from concertormer_jax.training.setup import Training
+from concertormer_jax.training.step import TrainState
+
+
+def starting_state(config, training: Training, checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainState, Callable]:
+    """Go on from the latest of `checkpoints`, or draw new weights as `config` says, whole on every device of `mesh`.
+
+    Returns the state's shapes with their shardings, and what gives the state itself: it waits for new weights, which
+    are drawn in the background, so that the step can be traced and compiled for the shapes meanwhile.
+
+    Raises UserError when config.init_from cannot be loaded or is of another network.
+    """
+    seed, whole = np.uint32(config.seed), replicated(mesh)
+    drawing = jit_to_run_once(training.initialise, out_shardings=whole).trace(seed)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), drawing.out_info)
+    if checkpoints.latest_step() is not None:
+        restored = checkpoints.restore(shapes)
+        return shapes, lambda: restored
+    drawn = run_in_background(drawing, seed)
+    if not config.init_from:
+        return shapes, drawn.result
+    loaded = load_model(config.init_from)
+    require_same_size(config.init_from, size_of(loaded.module), training.module)
+    params = jax.device_put(loaded.params, whole)
+    average = None if shapes.average is None else jax.tree.map(jnp.copy, params)
+    return shapes, lambda: drawn.result().replace(params=params, average=average)
