@@ -12,33 +12,33 @@ WIDTH, HIDDEN = 3, 6
 
 def given(rows, attended):
     shapes = ((WIDTH, 2 * HIDDEN), (3, 3, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, WIDTH))
-    x, there, *kernels = (
-        jax.random.normal(jax.random.key(number), shape)
-        for number, shape in enumerate([(2, rows, 5, WIDTH), (2, rows, 5, HIDDEN), *shapes])
+    maps = [(2, rows, 5, channels) for channels in (WIDTH, WIDTH, HIDDEN)]
+    residual, x, there, *kernels = (
+        jax.random.normal(jax.random.key(number), shape) for number, shape in enumerate([*maps, *shapes])
     )
     if not attended:
         there = kernels[2] = None
-    return x, there, gdmlp.Weights(*kernels)
+    return residual, x, there, gdmlp.Weights(*kernels)
 
 
 @pytest.mark.parametrize("attended", [True, False])
 @pytest.mark.parametrize("rows", [16, 24, 40, 7, 17])  # strips of 16, 12, 10, 7 and 1
 def test_strips_make_the_whole(rows, attended):
-    x, there, weights = given(rows, attended)
-    whole = gdmlp.whole(x, there, weights)
+    arguments = given(rows, attended)
+    whole = gdmlp.whole(*arguments)
     for function in (gdmlp.in_strips, gdmlp.gated_mlp):
-        result = jax.jit(function)(x, there, weights)
-        assert result.shape == x.shape
+        result = jax.jit(function)(*arguments)
         np.testing.assert_allclose(result, whole, rtol=1e-5, atol=2e-5)
 
 
 def test_the_formula_at_one_pixel():
-    """((attended to_hidden + depthwise(u)) z) to_output, with zeros around the map."""
-    x, there, weights = given(16, attended=True)
+    """residual + ((attended to_hidden + depthwise(u)) z) to_output, with zeros around the map."""
+    residual, x, there, weights = given(16, attended=True)
     u, z = np.split(np.asarray(x[0, :2, :2]) @ np.asarray(weights.to_uz), 2, axis=-1)
     around = sum(u[row, column] * weights.depthwise[row + 1, column + 1] for row in (0, 1) for column in (0, 1))
-    expected = ((there[0, 0, 0] @ weights.to_hidden + around) * z[0, 0]) @ weights.to_output
-    np.testing.assert_allclose(gdmlp.gated_mlp(x, there, weights)[0, 0, 0], expected, rtol=1e-4, atol=1e-4)
+    expected = residual[0, 0, 0] + ((there[0, 0, 0] @ weights.to_hidden + around) * z[0, 0]) @ weights.to_output
+    result = gdmlp.gated_mlp(residual, x, there, weights)[0, 0, 0]
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("attended", [True, False])

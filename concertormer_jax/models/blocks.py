@@ -67,7 +67,7 @@ class Block(nn.Module):
         to_hidden = None if attended is None else pointwise("project", hidden, hidden)
         to_output = pointwise("project_out", hidden, width)
         with jax.named_scope("gdmlp"):
-            return x + gdmlp.gated_mlp(inputs, attended, gdmlp.Weights(to_uz, dw_u, to_hidden, to_output))
+            return gdmlp.gated_mlp(x, inputs, attended, gdmlp.Weights(to_uz, dw_u, to_hidden, to_output))
 
     def _attend(self, inputs, shifted, keys, first):
         attention = ConcertoSelfAttention(

@@ -21,36 +21,48 @@ class Weights(NamedTuple):
 
 
 @jax.custom_vjp
-def gated_mlp(x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
-    """((attended to_hidden + depthwise(u)) * z) to_output with u, z = x to_uz.
+def gated_mlp(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
+    """residual + ((attended to_hidden + depthwise(u)) * z) to_output with u, z = x to_uz.
 
-    x: [B, H, W, C] normalised features; attended: [B, H, W, h'], or None for the MLP alone. Returns [B, H, W, C].
+    residual: [B, H, W, C]; x: likewise, the normalised features; attended: [B, H, W, h'], or None for the MLP alone.
+    Returns [B, H, W, C].
     """
-    return jax.lax.platform_dependent(x, attended, weights, cpu=in_strips, default=whole)
+    return jax.lax.platform_dependent(residual, x, attended, weights, cpu=in_strips, default=whole)
 
 
-def whole(x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
+def whole(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
     """`gated_mlp` step by step, each on the whole map."""
     u, z = jnp.split(project(x, weights.to_uz), 2, axis=-1)
     u = depthwise_3x3(u, weights.depthwise)
-    return project(_gated(u, z, attended, weights), weights.to_output)
+    return residual + project(_gated(u, z, attended, weights), weights.to_output)
 
 
-def in_strips(x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
+def in_strips(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
     """`gated_mlp` of some rows after the others, so that their hidden channels never leave the cache of a CPU."""
-    rows = next(rows for rows in range(STRIP_ROWS, 0, -1) if x.shape[1] % rows == 0)
+    height = x.shape[1]
+    rows = next(rows for rows in range(STRIP_ROWS, 0, -1) if height % rows == 0)
     to_u, to_z = jnp.split(weights.to_uz, 2, axis=1)
-    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
 
-    def strip(top):
-        here = jax.lax.dynamic_slice_in_dim(padded, top, rows + 2, axis=1)
-        u = depthwise_3x3_valid(jnp.pad(here @ to_u, ((0, 0), (0, 0), (1, 1), (0, 0))), weights.depthwise)
-        z = here[:, 1:-1] @ to_z
-        there = None if attended is None else jax.lax.dynamic_slice_in_dim(attended, top, rows, axis=1)
-        return _gated(u, z, there, weights) @ weights.to_output
+    def add_to_strip(index, output):
+        top = index * rows
 
-    strips = jax.lax.map(strip, jnp.arange(0, x.shape[1], rows))
-    return jnp.moveaxis(strips, 0, 1).reshape(x.shape[:3] + strips.shape[-1:])
+        def here(features):
+            return jax.lax.dynamic_slice_in_dim(features, top, rows, axis=1)
+
+        u = _with_border(x, top, rows) @ to_u
+        u = depthwise_3x3_valid(jnp.pad(u, ((0, 0), (0, 0), (1, 1), (0, 0))), weights.depthwise)
+        gated = _gated(u, here(x) @ to_z, None if attended is None else here(attended), weights)
+        return jax.lax.dynamic_update_slice_in_dim(output, here(output) + gated @ weights.to_output, top, axis=1)
+
+    return jax.lax.fori_loop(0, height // rows, add_to_strip, residual)
+
+
+def _with_border(features, top, rows):
+    """Rows `top - 1` to `top + rows`, zero outside the map."""
+    numbers = top + jnp.arange(-1, rows + 1)
+    inside = (numbers >= 0) & (numbers < features.shape[1])
+    taken = features.at[:, jnp.clip(numbers, 0, features.shape[1] - 1)].get(mode="promise_in_bounds")
+    return jnp.where(inside[:, None, None], taken, 0)
 
 
 def _gated(u, z, attended, weights):

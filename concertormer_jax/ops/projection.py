@@ -5,6 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from concertormer_jax.ops.memory import in_memory_of_its_own
+
 
 def _contract(a, a_axis, b, b_axis, dtype=None):
     return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), preferred_element_type=dtype)
@@ -45,7 +47,8 @@ def project_channels_first(features: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _channels_first(features, kernel):
-    return _contract(kernel, 0, features.reshape(-1, features.shape[-1]), 1).reshape(-1, *features.shape[:-1])
+    rows = in_memory_of_its_own(kernel.T)  # a CPU multiplies them as they lie, columns it would copy together
+    return _contract(rows, 1, features.reshape(-1, features.shape[-1]), 1).reshape(-1, *features.shape[:-1])
 
 
 def _channels_first_forward(features, kernel):
