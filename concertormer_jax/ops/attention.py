@@ -47,6 +47,9 @@ class _Spatial:
         """Over the contracted axis, to [..., A]."""
         return jnp.sum(features, axis=-1)
 
+    def sum_by_product(self, features):
+        return jnp.matmul(features, jnp.ones(features.shape[-1], features.dtype), precision="highest")
+
     def over(self, sums):
         """The inverse of `sum` in shape: what multiplies the features row by row."""
         return sums[..., None]
@@ -75,6 +78,10 @@ class _Channel:
         sums = jnp.sum(features, axis=-2)
         return sums.reshape(*sums.shape[:-1], self.heads, -1)
 
+    def sum_by_product(self, features):
+        sums = jnp.einsum("...k,...kc->...c", jnp.ones(features.shape[:-1], features.dtype), features, precision="highest")
+        return sums.reshape(*sums.shape[:-1], self.heads, -1)
+
     def over(self, sums):
         return sums.reshape(*sums.shape[:-2], 1, -1)
 
@@ -101,7 +108,7 @@ def _logits(kind, q, k, temperature):
 
 
 def _inverse_norms(kind, features):
-    squared = kind.sum(jnp.square(features.astype(_wide(features))))
+    squared = kind.sum_by_product(jnp.square(features.astype(_wide(features))))
     return jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))  # 1 / max(norm, 1e-12)
 
 
@@ -148,7 +155,8 @@ def _softmax_mix(kind, logits, v):
 @partial(jax.jit, static_argnums=0)
 def _softmax_mix_forward(kind, logits, v):
     weights = jnp.exp(jnp.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)).astype(v.dtype)
-    share = 1 / jnp.sum(weights, axis=-1, dtype=_wide(v))
+    ones = jnp.ones(weights.shape[-1], weights.dtype)
+    share = 1 / jnp.matmul(weights, ones, preferred_element_type=_wide(v), precision="highest")
     mixed = (kind.mix(weights, v) * kind.over(share)).astype(v.dtype)
     return mixed, (weights, share, v, mixed)
 
@@ -210,4 +218,5 @@ def communicate_over_maps(logits: jax.Array, matrix: jax.Array) -> jax.Array:
     logits: [B, ..., A, A], the axes between numbering D maps; matrix: [D, D] (map in, map out). Returns logits' shape.
     """
     maps = logits.reshape(logits.shape[0], matrix.shape[0], -1)
-    return jnp.einsum("st,bse->bte", matrix, maps).reshape(logits.shape)
+    to_maps = jnp.broadcast_to(matrix.T, (len(maps), *matrix.shape))
+    return jnp.matmul(to_maps, maps).reshape(logits.shape)
