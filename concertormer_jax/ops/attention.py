@@ -30,6 +30,22 @@ def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.einsum(axes, a, b, preferred_element_type=_wide(a))
 
 
+@partial(jax.jit, static_argnums=1)
+def _sum(array: jax.Array, axis: int) -> jax.Array:
+    """The sum over the last axis or the last but one, accumulated in float32.
+
+    As a product with ones on a CPU, where XLA takes all that stands around a sum into one loop with it, and that loop
+    is slow.
+    """
+
+    def by_product(array):
+        axes = {-1: "...ab,b->...a", -2: "...ab,a->...b"}[axis]
+        ones = jnp.ones(array.shape[axis], array.dtype)
+        return jnp.einsum(axes, array, ones, preferred_element_type=_wide(array), precision="highest")
+
+    return jax.lax.platform_dependent(array, cpu=by_product, default=partial(jnp.sum, axis=axis, dtype=_wide(array)))
+
+
 @dataclasses.dataclass(frozen=True)
 class _Spatial:
     """Products of features [..., A, K] whose rows are attended, and of their maps [..., A, A]."""
@@ -45,10 +61,7 @@ class _Spatial:
 
     def sum(self, features):
         """Over the contracted axis, to [..., A]."""
-        return jnp.sum(features, axis=-1)
-
-    def sum_by_product(self, features):
-        return jnp.matmul(features, jnp.ones(features.shape[-1], features.dtype), precision="highest")
+        return _sum(features, -1)
 
     def over(self, sums):
         """The inverse of `sum` in shape: what multiplies the features row by row."""
@@ -75,11 +88,7 @@ class _Channel:
         return _product("...ab,...ka->...kb", _block_diagonal(maps), features)
 
     def sum(self, features):
-        sums = jnp.sum(features, axis=-2)
-        return sums.reshape(*sums.shape[:-1], self.heads, -1)
-
-    def sum_by_product(self, features):
-        sums = jnp.einsum("...k,...kc->...c", jnp.ones(features.shape[:-1], features.dtype), features, precision="highest")
+        sums = _sum(features, -2)
         return sums.reshape(*sums.shape[:-1], self.heads, -1)
 
     def over(self, sums):
@@ -108,7 +117,7 @@ def _logits(kind, q, k, temperature):
 
 
 def _inverse_norms(kind, features):
-    squared = kind.sum_by_product(jnp.square(features.astype(_wide(features))))
+    squared = kind.sum(jnp.square(features.astype(_wide(features))))
     return jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))  # 1 / max(norm, 1e-12)
 
 
@@ -126,7 +135,7 @@ def _logits_backward(kind, saved, gradient):
     gradient = (gradient * (inverse_q[..., None] * inverse_k[..., None, :])).astype(q.dtype)
 
     def through_norm(features, inverse, mixed, axis):  # only what is at right angles to a vector turns it
-        along = kind.sum(features * mixed) if products is None else jnp.sum(gradient * products, axis=axis)
+        along = kind.sum(features * mixed) if products is None else _sum(gradient * products, axis)
         tangent = mixed - features * kind.over(along * jnp.square(inverse))
         scale = kind.over(jnp.broadcast_to(temperature, along.shape))
         return along, (tangent * scale).astype(features.dtype)
@@ -155,8 +164,7 @@ def _softmax_mix(kind, logits, v):
 @partial(jax.jit, static_argnums=0)
 def _softmax_mix_forward(kind, logits, v):
     weights = jnp.exp(jnp.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)).astype(v.dtype)
-    ones = jnp.ones(weights.shape[-1], weights.dtype)
-    share = 1 / jnp.matmul(weights, ones, preferred_element_type=_wide(v), precision="highest")
+    share = 1 / _sum(weights, -1)
     mixed = (kind.mix(weights, v) * kind.over(share)).astype(v.dtype)
     return mixed, (weights, share, v, mixed)
 
@@ -169,7 +177,7 @@ def _softmax_mix_backward(kind, saved, gradient):
     if _fewer(v, weights):
         along = kind.sum(gradient.astype(share.dtype) * mixed)
     else:
-        along = jnp.sum(weights * gradient_weights, axis=-1) * share
+        along = _sum(weights * gradient_weights, -1) * share
     gradient_logits = weights * (gradient_weights - along[..., None])
     return gradient_logits, kind.mix_transposed(weights, gradient).astype(v.dtype)
 

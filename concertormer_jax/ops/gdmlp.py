@@ -32,9 +32,9 @@ def gated_mlp(residual: jax.Array, x: jax.Array, attended: jax.Array | None, wei
 
 def whole(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
     """`gated_mlp` step by step, each on the whole map."""
-    u, z = jnp.split(project(x, weights.to_uz), 2, axis=-1)
-    u = depthwise_3x3(u, weights.depthwise)
-    return residual + project(_gated(u, z, attended, weights), weights.to_output)
+    to_u, to_z = jnp.split(weights.to_uz, 2, axis=1)
+    u = depthwise_3x3(project(x, to_u), weights.depthwise)
+    return residual + project(_gated(u, project(x, to_z), attended, weights), weights.to_output)
 
 
 def in_strips(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
