@@ -11,6 +11,7 @@ from concertormer_jax.models.blocks import Stage
 from concertormer_jax.models.design import Design
 from concertormer_jax.models.initializers import torch_uniform
 from concertormer_jax.ops import image
+from concertormer_jax.ops.convolution import convolve_to_few
 
 
 def convolution(name, inputs, outputs, kernel=3, stride=1, bias=True, dtype=jnp.float32) -> nn.Conv:
@@ -25,8 +26,13 @@ def convolution(name, inputs, outputs, kernel=3, stride=1, bias=True, dtype=jnp.
         kernel_init=init,
         bias_init=init,
         dtype=dtype,
+        conv_general_dilated=_convolution_to_picture if kernel == 3 and outputs == 3 else None,
         name=name,
     )
+
+
+def _convolution_to_picture(features, kernel, *_, **__):
+    return convolve_to_few(features, kernel)
 
 
 def require_stages(network, counts: tuple[str, ...]) -> None:

@@ -16,6 +16,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from concertormer_jax.ops.sums import sum_over
+
 SMALLEST_SQUARED_NORM = 1e-24
 LARGEST_LOGIT = 80.0  # its exponential, summed over any map, is a float32; trained networks stay far below
 
@@ -28,22 +30,6 @@ def _wide(features: jax.Array):
 def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """einsum, accumulated in float32."""
     return jnp.einsum(axes, a, b, preferred_element_type=_wide(a))
-
-
-@partial(jax.jit, static_argnums=1)
-def _sum(array: jax.Array, axis: int) -> jax.Array:
-    """The sum over the last axis or the last but one, accumulated in float32.
-
-    As a product with ones on a CPU, where XLA takes all that stands around a sum into one loop with it, and that loop
-    is slow.
-    """
-
-    def by_product(array):
-        axes = {-1: "...ab,b->...a", -2: "...ab,a->...b"}[axis]
-        ones = jnp.ones(array.shape[axis], array.dtype)
-        return jnp.einsum(axes, array, ones, preferred_element_type=_wide(array), precision="highest")
-
-    return jax.lax.platform_dependent(array, cpu=by_product, default=partial(jnp.sum, axis=axis, dtype=_wide(array)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +47,7 @@ class _Spatial:
 
     def sum(self, features):
         """Over the contracted axis, to [..., A]."""
-        return _sum(features, -1)
+        return sum_over(features, -1)
 
     def over(self, sums):
         """The inverse of `sum` in shape: what multiplies the features row by row."""
@@ -88,7 +74,7 @@ class _Channel:
         return _product("...ab,...ka->...kb", _block_diagonal(maps), features)
 
     def sum(self, features):
-        sums = _sum(features, -2)
+        sums = sum_over(features, -2)
         return sums.reshape(*sums.shape[:-1], self.heads, -1)
 
     def over(self, sums):
@@ -135,7 +121,7 @@ def _logits_backward(kind, saved, gradient):
     gradient = (gradient * (inverse_q[..., None] * inverse_k[..., None, :])).astype(q.dtype)
 
     def through_norm(features, inverse, mixed, axis):  # only what is at right angles to a vector turns it
-        along = kind.sum(features * mixed) if products is None else _sum(gradient * products, axis)
+        along = kind.sum(features * mixed) if products is None else sum_over(gradient * products, axis)
         tangent = mixed - features * kind.over(along * jnp.square(inverse))
         scale = kind.over(jnp.broadcast_to(temperature, along.shape))
         return along, (tangent * scale).astype(features.dtype)
@@ -164,7 +150,7 @@ def _softmax_mix(kind, logits, v):
 @partial(jax.jit, static_argnums=0)
 def _softmax_mix_forward(kind, logits, v):
     weights = jnp.exp(jnp.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)).astype(v.dtype)
-    share = 1 / _sum(weights, -1)
+    share = 1 / sum_over(weights, -1)
     mixed = (kind.mix(weights, v) * kind.over(share)).astype(v.dtype)
     return mixed, (weights, share, v, mixed)
 
@@ -177,7 +163,7 @@ def _softmax_mix_backward(kind, saved, gradient):
     if _fewer(v, weights):
         along = kind.sum(gradient.astype(share.dtype) * mixed)
     else:
-        along = _sum(weights * gradient_weights, -1) * share
+        along = sum_over(weights * gradient_weights, -1) * share
     gradient_logits = weights * (gradient_weights - along[..., None])
     return gradient_logits, kind.mix_transposed(weights, gradient).astype(v.dtype)
 
