@@ -108,9 +108,18 @@ def test_network_with_tlc(module, params):
     with np.load(GOLDEN / "tlc.npz") as archive:
         (window, _), *_ = json.loads(str(archive["meta"]))["kernel_sizes"]
         image, expected = nhwc(archive["input"]), nhwc(archive["output"])
-    apply = jax.jit(module.clone(tlc_window=window).apply)
-    restored = apply({"params": params}, image)[-1]
-    np.testing.assert_allclose(restored, expected, rtol=0, atol=2e-4)
+    module = module.clone(tlc_window=window)
+    restored = jax.jit(module.apply)({"params": params}, image)[-1]
+    # A window of 64 pixels is one block at the deepest level, where a query normalised over the blocks is its sign: one
+    # in the last column of windows is so near zero that noise of 1e-7 in the picture moves the result by 0.01 there.
+    before_last_window = slice(0, 160)
+    np.testing.assert_allclose(
+        restored[:, :, before_last_window], expected[:, :, before_last_window], rtol=0, atol=2e-4
+    )
+    with jax.enable_x64(True):
+        doubles = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
+        exact = jax.jit(module.clone(dtype=jnp.float64).apply)({"params": doubles}, image.astype(np.float64))[-1]
+    np.testing.assert_allclose(exact, expected, rtol=0, atol=1e-4)
 
 
 def test_restormer():
