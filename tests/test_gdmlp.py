@@ -31,6 +31,12 @@ def test_strips_make_the_whole(rows, attended):
         np.testing.assert_allclose(result, whole, rtol=1e-5, atol=2e-5)
 
 
+def test_one_product_gives_what_two_give():
+    _, x, _, weights = given(16, attended=False)
+    one, two = (project(x, weights.to_uz) for project in (gdmlp.projected_together, gdmlp.projected_apart))
+    np.testing.assert_allclose(jnp.stack(one), jnp.stack(two), atol=1e-5)
+
+
 def test_the_formula_at_one_pixel():
     """residual + ((attended to_hidden + depthwise(u)) z) to_output, with zeros around the map."""
     residual, x, there, weights = given(16, attended=True)

@@ -32,9 +32,19 @@ def gated_mlp(residual: jax.Array, x: jax.Array, attended: jax.Array | None, wei
 
 def whole(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
     """`gated_mlp` step by step, each on the whole map."""
-    u, z = jnp.split(project(x, weights.to_uz), 2, axis=-1)
+    u, z = jax.lax.platform_dependent(x, weights.to_uz, tpu=projected_apart, default=projected_together)
     u = depthwise_3x3(u, weights.depthwise)
     return residual + project(_gated(u, z, attended, weights), weights.to_output)
+
+
+def projected_together(x: jax.Array, to_uz: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """u and z by one product. x: [B, H, W, C]; to_uz: [C, 2 h]. Returns [B, H, W, h] twice."""
+    return tuple(jnp.split(project(x, to_uz), 2, axis=-1))
+
+
+def projected_apart(x: jax.Array, to_uz: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`projected_together` by two products: of one, a TPU cuts out a half as a copy."""
+    return tuple(project(x, kernel) for kernel in jnp.split(to_uz, 2, axis=1))
 
 
 def in_strips(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
