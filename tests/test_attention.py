@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops import attention, concerto
+from concertormer_jax.ops import attention, concerto, windows
 
 
 def only_spatial_ripieno_values():
@@ -58,6 +58,16 @@ def test_spatial_attention_stays_in_the_block_and_on_one_side_of_the_border(
     np.testing.assert_array_equal(difference[~expected], 0)
 
 
+@pytest.mark.parametrize("shifted", [True, False])
+def test_maps_are_masked_as_rows_too(shifted):
+    grid, heads = windows.Grid(2, 4, 2), 3
+    logits = jax.random.normal(jax.random.key(0), (2, 8, heads, 4, 4))
+    rows = logits.reshape(2, 2, 2, 2 * heads, 16)  # two neighbouring blocks together
+    expected = concerto.mask_maps(grid, logits, shifted)
+    assert np.any(expected != logits) == shifted
+    np.testing.assert_array_equal(concerto.mask_rows(grid, heads, rows, shifted), expected.reshape(rows.shape))
+
+
 def test_maps_are_mixed_by_the_matrix():
     logits = jax.random.normal(jax.random.key(0), (2, 3, 4, 5, 5))
     matrix = jax.random.normal(jax.random.key(1), (12, 12))
@@ -84,6 +94,12 @@ def test_queries_and_keys_are_normalised():
     np.testing.assert_allclose(attended, jax.nn.softmax(expected) @ v, atol=1e-5)
 
 
+def channel_attention_by_heads(q, k, v, temperature, communicate):
+    """`channel_attention` as on a TPU."""
+    logits = attention.logits_by_heads(q, k, temperature)
+    return attention.softmax_mix_by_heads(len(temperature), communicate(logits), v)
+
+
 def test_channel_attention_is_spatial_attention_of_each_heads_transposed_features():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 7, 12))  # 3 heads of 4 channels
     temperature = jnp.array([0.5, 1.0, 2.0])[:, None]
@@ -95,8 +111,8 @@ def test_channel_attention_is_spatial_attention_of_each_heads_transposed_feature
         return features.reshape(2, 7, 3, 4).transpose(0, 2, 3, 1)
 
     expected = attention.spatial_attention(heads(q), heads(k), heads(v), temperature, communicate)
-    result = attention.channel_attention(q, k, v, temperature, communicate)
-    np.testing.assert_allclose(heads(result), expected, atol=1e-5)
+    for attend in (attention.channel_attention, channel_attention_by_heads):
+        np.testing.assert_allclose(heads(attend(q, k, v, temperature, communicate)), expected, atol=1e-5)
 
 
 def plain_spatial_attention(q, k, v, temperature, communicate):
@@ -120,6 +136,8 @@ def plain_channel_attention(q, k, v, temperature, communicate):
         (attention.spatial_attention, plain_spatial_attention, (2, 3, 5, 6), "maps"),
         (attention.channel_attention, plain_channel_attention, (2, 3, 12), "features"),  # [..., K, m c] of m = 3 heads
         (attention.channel_attention, plain_channel_attention, (2, 6, 12), "maps"),
+        (channel_attention_by_heads, plain_channel_attention, (4, 3, 12), "features"),
+        (channel_attention_by_heads, plain_channel_attention, (4, 6, 12), "maps"),
     ],
 )
 def test_derivatives_are_those_of_the_formula(monkeypatch, ours, plain, shape, fewer):
@@ -138,6 +156,29 @@ def test_derivatives_are_those_of_the_formula(monkeypatch, ours, plain, shape, f
         assert np.abs(plain_one).max() > 0.01
         np.testing.assert_allclose(ours_one, plain_one, atol=1e-5)
     assert chosen == {fewer == "features"}
+
+
+@pytest.mark.parametrize("attend", [attention.spatial_attention, attention.channel_attention])
+def test_communicated_maps_may_be_rows(attend):
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 1, 6, 4))
+    temperature = jnp.full((1, 1), 2.0)
+
+    def gradients(shaped):
+        def total(qkv):
+            return jnp.sum(jnp.sin(attend(*qkv, temperature, lambda logits: shaped(jnp.sin(3 * logits)))))
+
+        return jax.grad(total)((q, k, v))
+
+    rows = gradients(lambda logits: logits.reshape(2, -1, logits.shape[-1] ** 2))
+    for ours, plain in zip(rows, gradients(lambda logits: logits), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-6)
+
+
+def test_sums_of_rows_by_a_product():
+    maps = jax.random.normal(jax.random.key(0), (2, 3, 5, 7))
+    np.testing.assert_allclose(attention.sums_by_product(maps), maps.sum(axis=-1), atol=1e-5)
+    many = jnp.full((1, 1024), 1, jnp.bfloat16)  # one by one in bfloat16, the sum would stop at 256
+    assert attention.sums_by_product(many) == 1024
 
 
 def test_absurd_logits_give_no_absurd_numbers():

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops.convolution import communicate_by_matrices, communicate_by_taps, depthwise_3x3
+from concertormer_jax.ops.convolution import (
+    communicate_by_matrices,
+    communicate_by_taps,
+    communicate_over_blocks,
+    depthwise_3x3,
+)
 
 
 def draw(*shape):
@@ -40,7 +45,7 @@ def test_depthwise(size):
     assert_same_function(depthwise_3x3, reference, draw(2, *size, 6), draw(3, 3, 6))
 
 
-@pytest.mark.parametrize("communicate", [communicate_by_taps, communicate_by_matrices])
+@pytest.mark.parametrize("communicate", [communicate_by_taps, communicate_by_matrices, communicate_over_blocks])
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("grid", [(3, 4), (2, 3), (1, 1)])
 def test_communication_over_blocks(communicate, heads, grid):
@@ -49,7 +54,10 @@ def test_communication_over_blocks(communicate, heads, grid):
         result = convolve(maps.reshape(-1, *maps.shape[3:]), kernel)
         return jnp.moveaxis(result.reshape(maps.shape), (1, 2), (4, 5))
 
-    assert_same_function(communicate, reference, draw(2, *grid, heads, 5, 2), draw(3, 3, heads, heads))
+    def ours(logits, kernel):
+        return communicate(logits, kernel).reshape(logits.shape)
+
+    assert_same_function(ours, reference, draw(2, *grid, heads, 5, 2), draw(3, 3, heads, heads))
 
 
 def test_depthwise_in_bfloat16_accumulates_the_kernel_gradient_in_float32():

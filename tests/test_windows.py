@@ -112,3 +112,6 @@ def test_the_border_separates_pixels_that_are_neighbours_only_after_the_shift(ro
     distance_in_image = origin[..., :, None, :] - origin[..., None, :, :]
     distance_in_block = inside[:, None] - inside[None]
     np.testing.assert_array_equal(crosses, (distance_in_image != distance_in_block).any(axis=-1))
+    blocks = jnp.arange(rows * columns).reshape(1, -1)
+    in_rows = windows.crosses_border_in_rows(rows, columns, size, blocks)
+    np.testing.assert_array_equal(in_rows, crosses.reshape(1, rows * columns, size**4))

@@ -36,6 +36,9 @@ def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
 class _Spatial:
     """Products of features [..., A, K] whose rows are attended, and of their maps [..., A, A]."""
 
+    def maps_shape(self, features):
+        return *features.shape[:-1], features.shape[-2]
+
     def maps(self, a, b):
         return _product("...ak,...bk->...ab", a, b)
 
@@ -63,6 +66,10 @@ class _Channel:
     """
 
     heads: int
+
+    def maps_shape(self, features):
+        channels = features.shape[-1] // self.heads
+        return *features.shape[:-2], self.heads, channels, channels
 
     def maps(self, a, b):
         return _diagonal_blocks(_product("...ka,...kb->...ab", a, b), self.heads)
@@ -143,29 +150,44 @@ _logits.defvjp(_logits_forward, _logits_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _softmax_mix(kind, logits, v):
-    """softmax(logits) v; logits beyond +-LARGEST_LOGIT count as that."""
+    """softmax(logits) v; logits beyond +-LARGEST_LOGIT count as that. logits: those of the maps in any shape.
+
+    A TPU computes the exponentials in that shape and keeps them in the type of v: it would compute them for their sum
+    and again for their product, of float32 maps whose short axes it pads to twice their size or more.
+    """
     return _softmax_mix_forward(kind, logits, v)[0]
 
 
 @partial(jax.jit, static_argnums=0)
 def _softmax_mix_forward(kind, logits, v):
     weights = jnp.exp(jnp.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)).astype(v.dtype)
-    share = 1 / sum_over(weights, -1)
-    mixed = (kind.mix(weights, v) * kind.over(share)).astype(v.dtype)
+    weights = jax.lax.platform_dependent(weights, tpu=jax.lax.optimization_barrier, default=lambda weights: weights)
+    maps = weights.reshape(kind.maps_shape(v))
+    share = 1 / jax.lax.platform_dependent(maps, tpu=sums_by_product, default=partial(sum_over, axis=-1))
+    mixed = (kind.mix(maps, v) * kind.over(share)).astype(v.dtype)
     return mixed, (weights, share, v, mixed)
+
+
+def sums_by_product(maps: jax.Array) -> jax.Array:
+    """Sums over the last axis, in float32, by a product with ones: a TPU adds across its lanes several times slower.
+
+    Of one column of ones its compiler would make a sum again.
+    """
+    return _product("...ab,bk->...ak", maps, jnp.ones((maps.shape[-1], 8), maps.dtype))[..., 0]
 
 
 @partial(jax.jit, static_argnums=0)
 def _softmax_mix_backward(kind, saved, gradient):
     weights, share, v, mixed = saved
+    maps = weights.reshape(kind.maps_shape(v))
     gradient = (gradient * kind.over(share)).astype(v.dtype)
     gradient_weights = kind.maps(gradient, v)
-    if _fewer(v, weights):
+    if _fewer(v, maps):
         along = kind.sum(gradient.astype(share.dtype) * mixed)
     else:
-        along = sum_over(weights * gradient_weights, -1) * share
-    gradient_logits = weights * (gradient_weights - along[..., None])
-    return gradient_logits, kind.mix_transposed(weights, gradient).astype(v.dtype)
+        along = sum_over(maps * gradient_weights, -1) * share
+    gradient_logits = maps * (gradient_weights - along[..., None])
+    return gradient_logits.reshape(weights.shape), kind.mix_transposed(maps, gradient).astype(v.dtype)
 
 
 _softmax_mix.defvjp(_softmax_mix_forward, _softmax_mix_backward)
@@ -181,7 +203,7 @@ def spatial_attention(
     """Softmax attention with normalised queries and keys, its logits passed through `communicate`.
 
     q, k, v: [..., A, K], attended and contracted axes last; temperature: [..., 1], broadcasts against [..., A].
-    communicate: a map of the logits [..., A, A]. Returns [..., A, K].
+    communicate: a map of the logits [..., A, A], to any shape with the maps in the same order. Returns [..., A, K].
     """
     return _attention(_Spatial(), q, k, v, temperature, communicate)
 
@@ -192,9 +214,32 @@ def channel_attention(
     """As `spatial_attention` between the channels of each head.
 
     q, k, v: [..., K, m c], the contracted axis and then m heads of c channels; temperature: [m, 1].
-    communicate: a map of the logits [..., m, c, c]. Returns [..., K, m c].
+    communicate: a map of the logits [..., m, c, c], likewise. Returns [..., K, m c].
     """
-    return _attention(_Channel(temperature.shape[0]), q, k, v, temperature, communicate)
+    kind = _Channel(temperature.shape[0])
+    logits = jax.lax.platform_dependent(q, k, temperature, tpu=logits_by_heads, default=partial(_logits, kind))
+    by_heads = partial(softmax_mix_by_heads, kind.heads)
+    return jax.lax.platform_dependent(communicate(logits), v, tpu=by_heads, default=partial(_softmax_mix, kind))
+
+
+# A TPU writes the features of each head apart for nothing, which diagonal blocks of its products are not.
+
+
+def logits_by_heads(q: jax.Array, k: jax.Array, temperature: jax.Array) -> jax.Array:
+    """The logits [..., m, c, c] of `channel_attention` by products for each head."""
+    heads = len(temperature)
+    return _logits(_Spatial(), _heads_first(q, heads), _heads_first(k, heads), temperature)
+
+
+def softmax_mix_by_heads(heads: int, logits: jax.Array, v: jax.Array) -> jax.Array:
+    """softmax(logits) v of `channel_attention` by products for each head."""
+    mixed = _softmax_mix(_Spatial(), logits, _heads_first(v, heads))
+    return jnp.moveaxis(mixed, -1, -3).reshape(v.shape)
+
+
+def _heads_first(features, heads):
+    """[..., K, m c] to [..., m, c, K]."""
+    return jnp.moveaxis(features.reshape(*features.shape[:-1], heads, -1), -3, -1)
 
 
 def plain_attention(
@@ -209,8 +254,9 @@ def plain_attention(
 def communicate_over_maps(logits: jax.Array, matrix: jax.Array) -> jax.Array:
     """Cross-dimensional communication of a Concertino: every map becomes a weighted sum of all maps.
 
-    logits: [B, ..., A, A], the axes between numbering D maps; matrix: [D, D] (map in, map out). Returns logits' shape.
+    logits: [B, ..., A, A], the axes between numbering D maps; matrix: [D, D] (map in, map out).
+    Returns the maps as rows, [B, D, A * A].
     """
     maps = logits.reshape(logits.shape[0], matrix.shape[0], -1)
     to_maps = jnp.broadcast_to(matrix.T, (len(maps), *matrix.shape))
-    return jnp.matmul(to_maps, maps).reshape(logits.shape)
+    return jnp.matmul(to_maps, maps)

@@ -203,8 +203,7 @@ def _communication(group, groups, talking, grid: windows.Grid, shifted) -> Calla
         return lambda logits: communicate_over_maps(logits, _square(talking.transpose(0, 1, 3, 2)))
 
     def over_blocks(logits):  # [B, blocks, m, A, A]
-        on_grid = logits.reshape(-1, grid.rows, grid.columns, *logits.shape[2:])
-        return communicate_over_blocks(on_grid, talking).reshape(logits.shape)
+        return communicate_over_blocks(logits.reshape(-1, grid.rows, grid.columns, *logits.shape[2:]), talking)
 
     def minus_mean(logits):
         return logits - logits.mean(axis=1, keepdims=True)
@@ -221,7 +220,7 @@ def _communication(group, groups, talking, grid: windows.Grid, shifted) -> Calla
 def _observed(communicate, tell):
     def communicate_and_tell(logits):
         after = communicate(logits)
-        tell(logits, after)
+        tell(logits, after.reshape(logits.shape))
         return after
 
     return communicate_and_tell
@@ -237,9 +236,27 @@ def _unchanged(logits):
 
 def _masked(communicate, grid, shifted, logits):
     """`communicate`, and then the shift's mask."""
+    after = communicate(logits)
     if shifted is False:
-        return communicate(logits)
+        return after
+    if after.shape == logits.shape:
+        return mask_maps(grid, after, shifted)
+
+    def default(rows, shifted):
+        return mask_maps(grid, rows.reshape(logits.shape), shifted).reshape(rows.shape)
+
+    tpu = partial(mask_rows, grid, logits.shape[2])
+    return jax.lax.platform_dependent(after, jnp.asarray(shifted), tpu=tpu, default=default)
+
+
+def mask_maps(grid: windows.Grid, logits: jax.Array, shifted: jax.Array | bool) -> jax.Array:
+    """Where `shifted`, hide the positions that are across the border. logits: [B, blocks, m, P, P]."""
     crosses = windows.crosses_border(*grid)
     crosses = crosses.reshape(grid.rows * grid.columns, 1, *logits.shape[-2:])
-    logits = communicate(logits)
     return jnp.where(crosses & shifted, logits + SHIFT_MASK, logits)
+
+
+def mask_rows(grid: windows.Grid, heads: int, logits: jax.Array, shifted: jax.Array | bool) -> jax.Array:
+    """`mask_maps` of maps that are rows. logits: [B, ..., P * P], the axes between numbering blocks and their heads."""
+    blocks = jnp.arange(grid.rows * grid.columns * heads).reshape(logits.shape[1:-1]) // heads
+    return jnp.where(windows.crosses_border_in_rows(*grid, blocks) & shifted, logits + SHIFT_MASK, logits)

@@ -98,29 +98,40 @@ def communicate_over_blocks(logits: jax.Array, kernel: jax.Array) -> jax.Array:
     """Cross-dimensional communication of a Ripieno map: a 3x3 convolution over the grid of blocks, heads to heads.
 
     The same kernel serves every entry of the attention maps; the border is padded with zeros (paper, section 3).
-    logits: [B, rows, columns, m, E, F]; kernel: [3, 3, m, m] (down, right, head in, head out). Returns logits' shape.
+    logits: [B, rows, columns, m, E, F]; kernel: [3, 3, m, m] (down, right, head in, head out).
+    Returns the maps as rows, as a TPU leaves them: [B, rows, columns / f, f m, E F], f blocks of a row being together.
     """
-    return jax.lax.platform_dependent(logits, kernel, tpu=communicate_by_matrices, default=communicate_by_taps)
+
+    def by_taps(logits, kernel):
+        return communicate_by_taps(logits, kernel).reshape(_as_rows(logits))
+
+    return jax.lax.platform_dependent(logits, kernel, tpu=communicate_by_matrices, default=by_taps)
+
+
+def _as_rows(logits):
+    batch, rows, columns, heads = logits.shape[:4]
+    fold = math.gcd(columns, max(1, _MATRIX_CHANNELS // heads))
+    return batch, rows, columns // fold, fold * heads, math.prod(logits.shape[4:])
 
 
 def communicate_by_matrices(logits: jax.Array, kernel: jax.Array) -> jax.Array:
     """`communicate_over_blocks` as a convolution whose channels are the heads of several neighbouring blocks."""
-    batch, rows, columns, heads = logits.shape[:4]
-    fold = math.gcd(columns, max(1, _MATRIX_CHANNELS // heads))
+    shape = _as_rows(logits)
+    channels = shape[3]
+    fold = channels // logits.shape[3]
     # The tap `right` of block `to` in a chunk of `fold` blocks reads block `source` of its own or a neighbouring chunk.
     right, to = np.meshgrid(np.arange(3), np.arange(fold), indexing="ij")
     chunk, source = np.divmod(to + right - 1, fold)
     place = np.zeros((3, fold, 3, fold), np.float32)
     place[right, to, chunk + 1, source] = 1
-    folded = jnp.einsum("rtcs,drio->dcsito", place, kernel).reshape(3, 3, fold * heads, fold * heads)
-    mixed = jax.lax.conv_general_dilated(
-        logits.reshape(batch, rows, columns // fold, fold * heads, -1),
+    folded = jnp.einsum("rtcs,drio->dcsito", place, kernel).reshape(3, 3, channels, channels)
+    return jax.lax.conv_general_dilated(
+        logits.reshape(shape),
         folded[None],
         window_strides=(1, 1, 1),
         padding=((0, 0), (1, 1), (1, 1)),
         dimension_numbers=("DHWCN", "DHWIO", "DHWCN"),  # the entries of the maps are a batch to the convolution
     )
-    return mixed.reshape(logits.shape)
 
 
 @jax.jit
@@ -144,7 +155,7 @@ def _over_blocks(logits, kernel):
 
 @jax.custom_vjp
 def communicate_by_taps(logits: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`communicate_over_blocks` as multiply-adds of shifted maps."""
+    """`communicate_over_blocks` as multiply-adds of shifted maps. Returns logits' shape."""
     return _over_blocks(logits, kernel)
 
 

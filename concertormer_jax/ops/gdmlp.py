@@ -32,7 +32,7 @@ def gated_mlp(residual: jax.Array, x: jax.Array, attended: jax.Array | None, wei
 
 def whole(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
     """`gated_mlp` step by step, each on the whole map."""
-    to_u, to_z = jnp.split(weights.to_uz, 2, axis=1)
+    to_u, to_z = jnp.split(weights.to_uz, 2, axis=1)  # of one product, the halves would be cut out as copies
     u = depthwise_3x3(project(x, to_u), weights.depthwise)
     return residual + project(_gated(u, project(x, to_z), attended, weights), weights.to_output)
 

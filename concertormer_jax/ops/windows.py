@@ -117,7 +117,9 @@ def cut_from_extended(grid: Grid, features: jax.Array, shifted: jax.Array) -> ja
     for axis in (1, 2):
         features = jnp.concatenate([features, jax.lax.slice_in_dim(features, 0, border, axis=axis)], axis=axis)
     start = _shift(grid, shifted)
-    return partition(jax.lax.dynamic_slice(features, [0, start, start, 0], shape), grid.size)
+    blocks = partition(jax.lax.dynamic_slice(features, [0, start, start, 0], shape), grid.size)
+    # All projections read them in one layout; without the barrier some are given a copy in another form of the same.
+    return jax.lax.optimization_barrier(blocks)
 
 
 def join_in_extended(grid: Grid, blocks: jax.Array, shifted: jax.Array) -> jax.Array:
@@ -138,11 +140,24 @@ def crosses_border(rows: int, columns: int, size: int) -> jax.Array:
     After a roll by half a block only the last row and the last column of blocks hold such pairs.
     Returns booleans [rows, columns, size * size, size * size].
     """
-    second_half = np.arange(size) >= size // 2
-    row, column = np.divmod(np.arange(size * size), size)
-    # [P, P] each: pairs of positions on the two sides of the border, if it passes through their block
-    across_bottom = second_half[row][:, None] != second_half[row]
-    across_right = second_half[column][:, None] != second_half[column]
+    across_bottom, across_right = _across(size)
     last_row = (jnp.arange(rows) == rows - 1)[:, None, None, None]
     last_column = (jnp.arange(columns) == columns - 1)[:, None, None]
     return (last_row & across_bottom) | (last_column & across_right)
+
+
+def crosses_border_in_rows(rows: int, columns: int, size: int, blocks: jax.Array) -> jax.Array:
+    """`crosses_border` for the blocks with the numbers `blocks` [...], counted row by row. Returns [..., size**4]."""
+    across_bottom, across_right = (pairs.reshape(-1) for pairs in _across(size))
+    row, column = jnp.divmod(blocks[..., None], columns)
+    return ((row == rows - 1) & across_bottom) | ((column == columns - 1) & across_right)
+
+
+def _across(size):
+    """Pairs of positions on the two sides of the bottom and of the right border, if it passes through their block.
+
+    Twice [P, P].
+    """
+    second_half = np.arange(size) >= size // 2
+    row, column = np.divmod(np.arange(size * size), size)
+    return tuple(second_half[place][:, None] != second_half[place] for place in (row, column))
