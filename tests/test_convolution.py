@@ -9,6 +9,7 @@ from concertormer_jax.ops.convolution import (
     communicate_by_matrices,
     communicate_by_taps,
     communicate_over_blocks,
+    convolve_by_projection,
     depthwise_3x3,
 )
 
@@ -43,6 +44,11 @@ def test_depthwise(size):
         return convolve(features, kernel[:, :, None], groups=6)
 
     assert_same_function(depthwise_3x3, reference, draw(2, *size, 6), draw(3, 3, 6))
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 1)])
+def test_to_few_channels(size):
+    assert_same_function(convolve_by_projection, convolve, draw(2, *size, 6), draw(3, 3, 6, 3))
 
 
 @pytest.mark.parametrize("communicate", [communicate_by_taps, communicate_by_matrices, communicate_over_blocks])

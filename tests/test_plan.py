@@ -97,13 +97,6 @@ def test_the_costlier_branch_of_a_conditional_counts():
     assert flops_of(branched, (5, 5), (5, 5)) == 2 * 2 * 5 * 5 * 5
 
 
-def test_what_is_done_on_a_cpu_alone_is_left_out():
-    def chosen(a, b):
-        return jax.lax.platform_dependent(a, b, cpu=lambda a, b: a @ b @ b, tpu=jnp.matmul, default=jnp.add)
-
-    assert flops_of(chosen, (5, 5), (5, 5)) == 2 * 5 * 5 * 5
-
-
 @pytest.mark.parametrize(
     ("message", "used", "available"),
     [

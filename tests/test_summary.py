@@ -66,19 +66,6 @@ def test_scans_count_as_often_as_they_run():
     assert found[""] == pytest.approx(product, abs=counters / 10)
 
 
-def test_scans_of_this_platform_alone_count_as_often_as_they_run():
-    def loop(x, matrix):
-        return jax.lax.scan(lambda x, _: (x @ matrix, None), x, None, length=5)[0]
-
-    def chosen(x, matrix):
-        with jax.named_scope("stage"):
-            return jax.lax.platform_dependent(x, matrix, tpu=lambda x, matrix: loop(loop(x, matrix), matrix), cpu=loop)
-
-    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((3, 4), (4, 4))]
-    found = counted_by_xla(jax.jit(chosen).trace(*shapes))
-    assert sum(found.values()) == pytest.approx(5 * 2 * 3 * 4 * 4, abs=100)
-
-
 def test_the_command_prints_a_table(capsys, monkeypatch, demo):
     asked = []
     monkeypatch.setattr(summary, "summarise", lambda *arguments: asked.append(arguments) or demo)

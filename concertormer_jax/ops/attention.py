@@ -16,6 +16,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from concertormer_jax.ops.platforms import on_platform
 from concertormer_jax.ops.sums import sum_over
 
 SMALLEST_SQUARED_NORM = 1e-24
@@ -161,9 +162,9 @@ def _softmax_mix(kind, logits, v):
 @partial(jax.jit, static_argnums=0)
 def _softmax_mix_forward(kind, logits, v):
     weights = jnp.exp(jnp.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)).astype(v.dtype)
-    weights = jax.lax.platform_dependent(weights, tpu=jax.lax.optimization_barrier, default=lambda weights: weights)
+    weights = on_platform(weights, tpu=jax.lax.optimization_barrier, default=lambda weights: weights)
     maps = weights.reshape(kind.maps_shape(v))
-    share = 1 / jax.lax.platform_dependent(maps, tpu=sums_by_product, default=partial(sum_over, axis=-1))
+    share = 1 / on_platform(maps, tpu=sums_by_product, default=partial(sum_over, axis=-1))
     mixed = (kind.mix(maps, v) * kind.over(share)).astype(v.dtype)
     return mixed, (weights, share, v, mixed)
 
@@ -217,9 +218,9 @@ def channel_attention(
     communicate: a map of the logits [..., m, c, c], likewise. Returns [..., K, m c].
     """
     kind = _Channel(temperature.shape[0])
-    logits = jax.lax.platform_dependent(q, k, temperature, tpu=logits_by_heads, default=partial(_logits, kind))
+    logits = on_platform(q, k, temperature, tpu=logits_by_heads, default=partial(_logits, kind))
     by_heads = partial(softmax_mix_by_heads, kind.heads)
-    return jax.lax.platform_dependent(communicate(logits), v, tpu=by_heads, default=partial(_softmax_mix, kind))
+    return on_platform(communicate(logits), v, tpu=by_heads, default=partial(_softmax_mix, kind))
 
 
 # A TPU writes the features of each head apart for nothing, which diagonal blocks of its products are not.

@@ -40,6 +40,7 @@ from concertormer_jax.ops.attention import (
 )
 from concertormer_jax.ops.convolution import communicate_over_blocks
 from concertormer_jax.ops.memory import in_memory_of_its_own
+from concertormer_jax.ops.platforms import on_platform
 from concertormer_jax.ops.projection import project, project_channels_first
 
 CONCERTO = ("ripieno_spatial", "ripieno_channel", "concertino_channel", "concertino_spatial")
@@ -246,7 +247,7 @@ def _masked(communicate, grid, shifted, logits):
         return mask_maps(grid, rows.reshape(logits.shape), shifted).reshape(rows.shape)
 
     tpu = partial(mask_rows, grid, logits.shape[2])
-    return jax.lax.platform_dependent(after, jnp.asarray(shifted), tpu=tpu, default=default)
+    return on_platform(after, jnp.asarray(shifted), tpu=tpu, default=default)
 
 
 def mask_maps(grid: windows.Grid, logits: jax.Array, shifted: jax.Array | bool) -> jax.Array:

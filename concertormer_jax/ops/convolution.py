@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from concertormer_jax.ops.memory import in_memory_of_its_own
+from concertormer_jax.ops.platforms import on_platform
 from concertormer_jax.ops.projection import project
 
 
@@ -73,7 +74,7 @@ def convolve_to_few(features: jax.Array, kernel: jax.Array) -> jax.Array:
 
     features: [B, H, W, C]; kernel: [3, 3, C, D]. Returns [B, H, W, D].
     """
-    return jax.lax.platform_dependent(features, kernel, cpu=convolve_by_projection, default=_convolve)
+    return on_platform(features, kernel, cpu=convolve_by_projection, default=_convolve)
 
 
 def _convolve(features, kernel):
@@ -105,7 +106,7 @@ def communicate_over_blocks(logits: jax.Array, kernel: jax.Array) -> jax.Array:
     def by_taps(logits, kernel):
         return communicate_by_taps(logits, kernel).reshape(_as_rows(logits))
 
-    return jax.lax.platform_dependent(logits, kernel, tpu=communicate_by_matrices, default=by_taps)
+    return on_platform(logits, kernel, tpu=communicate_by_matrices, default=by_taps)
 
 
 def _as_rows(logits):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from concertormer_jax.ops.convolution import depthwise_3x3, depthwise_3x3_valid
+from concertormer_jax.ops.platforms import on_platform
 from concertormer_jax.ops.projection import project
 
 STRIP_ROWS = 16  # at most: what is computed of as many rows stays in the cache of a CPU at every level of the network
@@ -27,7 +28,7 @@ def gated_mlp(residual: jax.Array, x: jax.Array, attended: jax.Array | None, wei
     residual: [B, H, W, C]; x: likewise, the normalised features; attended: [B, H, W, h'], or None for the MLP alone.
     Returns [B, H, W, C].
     """
-    return jax.lax.platform_dependent(residual, x, attended, weights, cpu=in_strips, default=whole)
+    return on_platform(residual, x, attended, weights, cpu=in_strips, default=whole)
 
 
 def whole(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:

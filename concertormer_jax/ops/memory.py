@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from concertormer_jax.ops.platforms import on_platform
+
 
 def in_memory_of_its_own(parameter: jax.Array) -> jax.Array:
     """`parameter` itself.
@@ -11,7 +13,7 @@ def in_memory_of_its_own(parameter: jax.Array) -> jax.Array:
     that uses them, which then takes two to twenty times as long; only what it does not fuse, such as a product of
     matrices, comes before the loop.
     """
-    return jax.lax.platform_dependent(parameter, cpu=_copied, default=lambda parameter: parameter)
+    return on_platform(parameter, cpu=_copied, default=lambda parameter: parameter)
 
 
 def _copied(parameter):

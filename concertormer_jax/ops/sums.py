@@ -5,6 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from concertormer_jax.ops.platforms import on_platform
+
 
 @partial(jax.jit, static_argnums=1)
 def sum_over(array: jax.Array, axis: int) -> jax.Array:
@@ -20,4 +22,4 @@ def sum_over(array: jax.Array, axis: int) -> jax.Array:
         ones = jnp.ones(array.shape[axis], array.dtype)
         return jnp.einsum(axes, array, ones, preferred_element_type=wide, precision="highest")
 
-    return jax.lax.platform_dependent(array, cpu=by_product, default=partial(jnp.sum, axis=axis, dtype=wide))
+    return on_platform(array, cpu=by_product, default=partial(jnp.sum, axis=axis, dtype=wide))

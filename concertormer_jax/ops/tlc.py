@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from concertormer_jax.ops.platforms import on_platform
+
 
 def window_starts(size: int, window: int) -> list[int]:
     """Where the windows begin along an axis of `size` pixels; the last one ends at the border.
@@ -53,7 +55,7 @@ def on_windows(function: Callable, features: Sequence[jax.Array], window: int) -
     def in_turn(*features):
         return windows_in_turn(function, features, window)
 
-    return jax.lax.platform_dependent(*features, cpu=in_turn, default=at_once)
+    return on_platform(*features, cpu=in_turn, default=at_once)
 
 
 def windows_at_once(function: Callable, features: Sequence[jax.Array], window: int) -> jax.Array:

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from concertormer_jax.ops.platforms import on_platform
+
 
 def partition(features: jax.Array, size: int) -> jax.Array:
     """Cut [B, H, W, C] into [B, size * size, (H / size) * (W / size), C], row-major outside and inside.
@@ -48,7 +50,7 @@ def cut(grid: Grid, features: jax.Array, shifted: jax.Array | bool) -> jax.Array
     """
     if shifted is False:
         return partition(features, grid.size)
-    return jax.lax.platform_dependent(
+    return on_platform(
         features, jnp.asarray(shifted), tpu=partial(cut_from_extended, grid), default=partial(cut_by_index, grid)
     )
 
@@ -58,7 +60,7 @@ def join(grid: Grid, blocks: jax.Array, shifted: jax.Array | bool) -> jax.Array:
     """The inverse of `cut`: [B, P, N, C] to [B, H, W, C]."""
     if shifted is False:
         return merge(blocks, grid.size, grid.rows * grid.size, grid.columns * grid.size)
-    return jax.lax.platform_dependent(
+    return on_platform(
         blocks, jnp.asarray(shifted), tpu=partial(join_in_extended, grid), default=partial(join_by_index, grid)
     )
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a function: what its products and convolutions cost on any device, and what XLA counts."""
+"""The arithmetic of a function: what its products and convolutions cost, and what XLA counts."""
 
 import math
 
@@ -10,7 +10,7 @@ def flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
     """Floating-point operations of all matrix products and convolutions: two for each multiplication and addition.
 
     Scans count as often as they run, loops of unknown length once, and of a conditional the costliest branch.
-    What a program does on a CPU alone is left out: there are more products in it, in place of what is slower there.
+    They are those of the platform that was traced for: on a CPU some products take the place of what is slower there.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
     total = 0
@@ -25,9 +25,7 @@ def flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
             outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
             total += 2 * equation.outvars[0].aval.size * kernel.size // outputs
         elif name == "cond":
-            branches = equation.params["branches"]
-            platforms = equation.params.get("branches_platforms") or [None] * len(branches)
-            total += max(flops(b) for b, platform in zip(branches, platforms, strict=True) if platform != ("cpu",))
+            total += max(flops(branch) for branch in equation.params["branches"])
         else:
             times = equation.params["length"] if name == "scan" else 1
             total += times * sum(flops(inner) for inner in _inner(equation.params))
@@ -62,14 +60,8 @@ def _scans(jaxpr: core.Jaxpr):
         if equation.primitive.name == "scan":
             yield equation
         else:
-            for inner in (*_inner(equation.params), *_chosen_here(equation.params)):
+            for inner in _inner(equation.params):
                 yield from _scans(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
-
-
-def _chosen_here(params: dict) -> list:
-    """Where the platform decides, the branch of this one; nothing where it does not."""
-    choices = zip(params.get("branches_platforms") or (), params.get("branches", ()), strict=False)
-    return [branch for platforms, branch in choices if platforms is None or jax.default_backend() in platforms][:1]
 
 
 def _inner(params: dict):

@@ -13,6 +13,7 @@ import jax
 
 from concertormer_jax.devices import data_mesh
 from concertormer_jax.errors import UserError
+from concertormer_jax.ops.platforms import traced_for
 from concertormer_jax.planning import arithmetic, chips, hlo, profile
 from concertormer_jax.planning.programs import Task
 
@@ -99,7 +100,9 @@ def compile_apart(make: Callable[..., Task], config, target: str, table_rows: in
 def _compile_for(make, config, name, table_rows):
     jax.config.update("jax_enable_compilation_cache", False)  # else the seconds are not those of compiling
     target = chips.target(name)
-    return compile_task(make(config, data_mesh(target.devices)), target.chip.memory_bytes, table_rows)
+    with traced_for(target.devices[0].platform):
+        task = make(config, data_mesh(target.devices))
+    return compile_task(task, target.chip.memory_bytes, table_rows)
 
 
 def compile_task(task: Task, memory_limit: int, table_rows: int = 0) -> Plan:
