@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ import training_runs as runs
 from concertormer_jax.devices import data_mesh
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import parameter_shapes
-from concertormer_jax.planning import advice, arithmetic, chips, programs, report
+from concertormer_jax.ops.platforms import traced_for
+from concertormer_jax.planning import advice, arithmetic, chips, compilation, programs, report
 from concertormer_jax.planning.compilation import Collective, Plan, compile_apart, compile_task, too_large
 from configs import common
 
@@ -95,6 +97,15 @@ def test_the_costlier_branch_of_a_conditional_counts():
         return jax.lax.cond(a[0, 0] > 0, lambda: a @ b, lambda: (a @ b) @ b)
 
     assert flops_of(branched, (5, 5), (5, 5)) == 2 * 2 * 5 * 5 * 5
+
+
+def test_programs_are_traced_for_their_target(monkeypatch):
+    target = SimpleNamespace(devices=[SimpleNamespace(platform="tpu")], chip=SimpleNamespace(memory_bytes=0))
+    monkeypatch.setattr(compilation.chips, "target", lambda name: target)
+    monkeypatch.setattr(compilation, "data_mesh", lambda devices: None)
+    monkeypatch.setattr(compilation, "compile_task", lambda task, *_: task)
+    monkeypatch.setattr(compilation.jax.config, "update", lambda *_: None)
+    assert compilation._compile_for(lambda config, mesh: traced_for.value, None, "v5e:1x1", 0) == "tpu"
 
 
 @pytest.mark.parametrize(

@@ -194,10 +194,6 @@ def _softmax_mix_backward(kind, saved, gradient):
 _softmax_mix.defvjp(_softmax_mix_forward, _softmax_mix_backward)
 
 
-def _attention(kind, q, k, v, temperature, communicate):
-    return _softmax_mix(kind, communicate(_logits(kind, q, k, temperature)), v)
-
-
 def spatial_attention(
     q: jax.Array, k: jax.Array, v: jax.Array, temperature: jax.Array, communicate: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
@@ -206,7 +202,8 @@ def spatial_attention(
     q, k, v: [..., A, K], attended and contracted axes last; temperature: [..., 1], broadcasts against [..., A].
     communicate: a map of the logits [..., A, A], to any shape with the maps in the same order. Returns [..., A, K].
     """
-    return _attention(_Spatial(), q, k, v, temperature, communicate)
+    kind = _Spatial()
+    return _softmax_mix(kind, communicate(_logits(kind, q, k, temperature)), v)
 
 
 def channel_attention(
