@@ -94,6 +94,12 @@ def test_queries_and_keys_are_normalised():
     np.testing.assert_allclose(attended, jax.nn.softmax(expected) @ v, atol=1e-5)
 
 
+def channel_attention(q, k, v, temperature, communicate):
+    """`attention.channel_attention` of all heads at once."""
+    (attended,) = attention.channel_attention([(q, k, v)], temperature, communicate)
+    return attended
+
+
 def channel_attention_by_heads(q, k, v, temperature, communicate):
     """`channel_attention` as on a TPU."""
     logits = attention.logits_by_heads(q, k, temperature)
@@ -111,8 +117,21 @@ def test_channel_attention_is_spatial_attention_of_each_heads_transposed_feature
         return features.reshape(2, 7, 3, 4).transpose(0, 2, 3, 1)
 
     expected = attention.spatial_attention(heads(q), heads(k), heads(v), temperature, communicate)
-    for attend in (attention.channel_attention, channel_attention_by_heads):
+    for attend in (channel_attention, channel_attention_by_heads):
         np.testing.assert_allclose(heads(attend(q, k, v, temperature, communicate)), expected, atol=1e-5)
+
+
+def test_channel_attention_of_halves_of_the_heads_is_that_of_all():
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 7, 16))  # 4 heads of 4 channels
+    temperature = jnp.array([0.5, 1.0, 2.0, 3.0])[:, None]
+
+    def communicate(logits):  # [2, 4, 4, 4], to the maps as rows
+        return (logits + logits[:, ::-1] ** 2).reshape(2, 4, 16)
+
+    halves = list(zip(*(jnp.split(features, 2, axis=-1) for features in (q, k, v)), strict=True))
+    attended = attention.channel_attention(halves, temperature, communicate)
+    expected = channel_attention(q, k, v, temperature, communicate)
+    np.testing.assert_allclose(jnp.concatenate(attended, axis=-1), expected, atol=1e-5)
 
 
 def plain_spatial_attention(q, k, v, temperature, communicate):
@@ -134,8 +153,8 @@ def plain_channel_attention(q, k, v, temperature, communicate):
     [
         (attention.spatial_attention, plain_spatial_attention, (2, 3, 6, 5), "features"),
         (attention.spatial_attention, plain_spatial_attention, (2, 3, 5, 6), "maps"),
-        (attention.channel_attention, plain_channel_attention, (2, 3, 12), "features"),  # [..., K, m c] of m = 3 heads
-        (attention.channel_attention, plain_channel_attention, (2, 6, 12), "maps"),
+        (channel_attention, plain_channel_attention, (2, 3, 12), "features"),  # [..., K, m c] of m = 3 heads
+        (channel_attention, plain_channel_attention, (2, 6, 12), "maps"),
         (channel_attention_by_heads, plain_channel_attention, (4, 3, 12), "features"),
         (channel_attention_by_heads, plain_channel_attention, (4, 6, 12), "maps"),
     ],
@@ -158,7 +177,7 @@ def test_derivatives_are_those_of_the_formula(monkeypatch, ours, plain, shape, f
     assert chosen == {fewer == "features"}
 
 
-@pytest.mark.parametrize("attend", [attention.spatial_attention, attention.channel_attention])
+@pytest.mark.parametrize("attend", [attention.spatial_attention, channel_attention])
 def test_communicated_maps_may_be_rows(attend):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 1, 6, 4))
     temperature = jnp.full((1, 1), 2.0)
@@ -201,7 +220,7 @@ def test_logits_of_bfloat16_features_are_accumulated_in_float32():
     assert attended.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("attend", [attention.spatial_attention, attention.channel_attention])
+@pytest.mark.parametrize("attend", [attention.spatial_attention, channel_attention])
 def test_zero_features_have_finite_results_and_gradients(attend):
     def mean(qkv):
         return attend(*qkv, jnp.ones((1, 1)), lambda logits: logits).mean()

@@ -10,7 +10,8 @@ automatic ones pass over the attention maps for each sum.
 """
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -35,10 +36,10 @@ def _product(axes: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Spatial:
-    """Products of features [..., A, K] whose rows are attended, and of their maps [..., A, A]."""
+    """Products of features [..., A, K] whose rows are attended, and of their maps [..., A', A] for A' queries."""
 
-    def maps_shape(self, features):
-        return *features.shape[:-1], features.shape[-2]
+    def maps_shape(self, features, entries):
+        return *features.shape[:-2], entries // math.prod(features.shape[:-1]), features.shape[-2]
 
     def maps(self, a, b):
         return _product("...ak,...bk->...ab", a, b)
@@ -68,7 +69,7 @@ class _Channel:
 
     heads: int
 
-    def maps_shape(self, features):
+    def maps_shape(self, features, _):
         channels = features.shape[-1] // self.heads
         return *features.shape[:-2], self.heads, channels, channels
 
@@ -163,7 +164,7 @@ def _softmax_mix(kind, logits, v):
 def _softmax_mix_forward(kind, logits, v):
     weights = jnp.exp(jnp.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)).astype(v.dtype)
     weights = on_platform(weights, tpu=jax.lax.optimization_barrier, default=lambda weights: weights)
-    maps = weights.reshape(kind.maps_shape(v))
+    maps = weights.reshape(kind.maps_shape(v, weights.size))
     share = 1 / on_platform(maps, tpu=sums_by_product, default=partial(sum_over, axis=-1))
     mixed = (kind.mix(maps, v) * kind.over(share)).astype(v.dtype)
     return mixed, (weights, share, v, mixed)
@@ -180,7 +181,7 @@ def sums_by_product(maps: jax.Array) -> jax.Array:
 @partial(jax.jit, static_argnums=0)
 def _softmax_mix_backward(kind, saved, gradient):
     weights, share, v, mixed = saved
-    maps = weights.reshape(kind.maps_shape(v))
+    maps = weights.reshape(kind.maps_shape(v, weights.size))
     gradient = (gradient * kind.over(share)).astype(v.dtype)
     gradient_weights = kind.maps(gradient, v)
     if _fewer(v, maps):
@@ -199,25 +200,41 @@ def spatial_attention(
 ) -> jax.Array:
     """Softmax attention with normalised queries and keys, its logits passed through `communicate`.
 
-    q, k, v: [..., A, K], attended and contracted axes last; temperature: [..., 1], broadcasts against [..., A].
-    communicate: a map of the logits [..., A, A], to any shape with the maps in the same order. Returns [..., A, K].
+    q: [..., A', K] of A' queries, k, v: [..., A, K], attended and contracted axes last; temperature: [..., 1],
+    broadcasts against [..., A']. communicate: a map of the logits [..., A', A], to any shape with the maps in the same
+    order. Returns [..., A', K].
     """
     kind = _Spatial()
     return _softmax_mix(kind, communicate(_logits(kind, q, k, temperature)), v)
 
 
 def channel_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, temperature: jax.Array, communicate: Callable[[jax.Array], jax.Array]
-) -> jax.Array:
-    """As `spatial_attention` between the channels of each head.
+    parts: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
+    temperature: jax.Array,
+    communicate: Callable[[jax.Array], jax.Array],
+) -> list[jax.Array]:
+    """As `spatial_attention` between the channels of each head; its features may come in parts of some heads each.
 
-    q, k, v: [..., K, m c], the contracted axis and then m heads of c channels; temperature: [m, 1].
-    communicate: a map of the logits [..., m, c, c], likewise. Returns [..., K, m c].
+    parts: q, k and v of each, [..., K, m' c], the contracted axis and then m' heads of c channels; temperature: [m, 1]
+    for the m heads of all parts. communicate: a map of the logits [..., m, c, c], likewise. Returns the parts' results,
+    [..., K, m' c].
     """
-    kind = _Channel(temperature.shape[0])
-    logits = on_platform(q, k, temperature, tpu=logits_by_heads, default=partial(_logits, kind))
+    kind = _Channel(temperature.shape[0] // len(parts))
+    temperatures = jnp.split(temperature, len(parts))
+    logits = [
+        on_platform(q, k, own, tpu=logits_by_heads, default=partial(_logits, kind))
+        for (q, k, _), own in zip(parts, temperatures, strict=True)
+    ]
+    if len(parts) == 1:
+        weights = [communicate(logits[0])]
+    else:
+        together = jnp.concatenate(logits, axis=-3)
+        weights = jnp.split(communicate(together).reshape(together.shape), len(parts), axis=-3)
     by_heads = partial(softmax_mix_by_heads, kind.heads)
-    return on_platform(communicate(logits), v, tpu=by_heads, default=partial(_softmax_mix, kind))
+    return [
+        on_platform(own, v, tpu=by_heads, default=partial(_softmax_mix, kind))
+        for own, (_, _, v) in zip(weights, parts, strict=True)
+    ]
 
 
 # A TPU writes the features of each head apart for nothing, which diagonal blocks of its products are not.

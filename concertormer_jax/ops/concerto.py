@@ -22,6 +22,10 @@ subtracted, and what a block becomes depends on that block alone.
 Each group has its own projections, which write the layout that its attention reads; the channel groups multiply all
 heads at once and keep the diagonal blocks of the product (c is small: it costs less than to separate the heads of the
 feature maps).
+
+On a CPU a product for each block runs on a single core, and XLA shares such products out among the cores only where
+many of its operations are ready at once. There large spatial groups attend with one half of the queries beside the
+other, and channel groups of many heads are two halves of their heads, which also multiply less in vain.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,6 +51,8 @@ CONCERTO = ("ripieno_spatial", "ripieno_channel", "concertino_channel", "concert
 WINDOW, TRANSPOSED = "window", "transposed"
 GROUPS = (*CONCERTO, WINDOW, TRANSPOSED)
 INSIDE_BLOCKS = ("ripieno_spatial", "ripieno_channel", WINDOW)
+BETWEEN_CHANNELS = ("ripieno_channel", "concertino_channel")
+LARGE, SEVERAL_HEADS = 2**20, 4  # numbers in the queries of a group, and heads, from which on halves are faster
 SHIFT_MASK = -100.0
 
 
@@ -103,54 +109,74 @@ def concerto_attention(
         with jax.named_scope(group):
             x_blocks, y_blocks = (x_inside, y_inside) if group in INSIDE_BLOCKS else (x_across, y_across)
             projections = ((x_blocks, to_q[index]), (y_blocks, to_kv[index]), (y_blocks, to_kv[count + index]))
-            project_group = project_channels_first if group == "concertino_spatial" else project
-            qkv = [project_group(features, kernel) for features, kernel in projections]
             temperature = None if group == WINDOW else temperatures[tempered.index(group)][:, None]
             communicate = _communication(group, groups, weights.talking.get(group), grid, shifted)
             if observe is not None:
                 communicate = _observed(communicate, partial(observe, group))
-            attended.append(_ATTEND[group](qkv, heads, temperature, communicate))
+            parts = on_platform(group, heads, x_blocks, to_q[index], cpu=_parts, default=lambda *_: 1)
+            by_heads, by_queries = (parts, 1) if group in BETWEEN_CHANNELS else (1, 1 if observe else parts)
+            project_group = project_channels_first if group == "concertino_spatial" else project
+            qkv = [
+                [project_group(features, part) for part in jnp.split(kernel, by_heads, axis=1)]
+                for features, kernel in projections
+            ]
+            attended.append(_ATTEND[group](list(zip(*qkv, strict=True)), heads, temperature, communicate, by_queries))
 
     layouts = [_LAYOUT[group] for group in groups]
-    output = jnp.concatenate([_join(part, *layout) for part, layout in zip(attended, layouts, strict=True)], axis=-1)
+    output = jnp.concatenate([_join(parts, *layout) for parts, layout in zip(attended, layouts, strict=True)], axis=-1)
     if weights.sca_kernel is not None:
         with jax.named_scope("sca"):
-            means = [_mean(part, *layout) for part, layout in zip(attended, layouts, strict=True)]
+            means = [_mean(parts, *layout) for parts, layout in zip(attended, layouts, strict=True)]
             gate = jnp.concatenate(means, axis=-1) @ weights.sca_kernel + weights.sca_bias
             output = output * gate.astype(output.dtype)[:, None, None]
     return windows.join(grid, output, shifted)
 
 
-def _join(attended, layout, _):
-    """[B, positions, blocks, m c] from an array whose axes `layout` names."""
+def _parts(group, heads, features, kernel):
+    """In how many parts a CPU attends in `group`, whose queries `kernel` projects out of `features`."""
+    if group in BETWEEN_CHANNELS:
+        return 2 if heads >= SEVERAL_HEADS and heads % 2 == 0 else 1
+    large = features.size // features.shape[-1] * kernel.shape[-1] >= LARGE
+    return 2 if group in CONCERTO and large else 1
+
+
+def _join(parts, layout, _, axis):
+    """[B, positions, blocks, m c] from the parts along `axis` of an array whose axes `layout` names."""
     heads = "m" if "m" in layout else ""
-    joined = jnp.einsum(f"{layout}->bpn{heads}c", attended)
-    return joined.reshape(*joined.shape[:3], -1)
+    joined = [jnp.einsum(f"{layout}->bpn{heads}c", part) for part in parts]
+    joined = [part.reshape(*part.shape[:3], -1) for part in joined]
+    return jnp.concatenate(joined, axis=1 if axis == "p" else -1)
 
 
-def _mean(attended, layout, first):
-    """The mean [B, m c] over positions and blocks of an array whose axes `layout` names.
+def _mean(parts, layout, first, axis):
+    """The mean [B, m c] over positions and blocks of the parts along `axis` of an array whose axes `layout` names.
 
     First over the axis `first` by a matrix product, several times faster than such a sum on a CPU.
     """
-    wide = jnp.promote_types(attended.dtype, jnp.float32)
-    ones = jnp.ones([attended.shape[layout.index(axis)] for axis in ("b", first)], attended.dtype)
-    heads, other = "m" if "m" in layout else "", "p" if first == "n" else "n"
-    axes = f"b{first},{layout}->b{heads}{other}c"
-    sums = jnp.einsum(axes, ones, attended, preferred_element_type=wide, precision="highest")
-    return sums.mean(axis=-2).reshape(len(ones), -1) / ones.shape[1]
+
+    def mean(part):
+        wide = jnp.promote_types(part.dtype, jnp.float32)
+        ones = jnp.ones([part.shape[layout.index(axis)] for axis in ("b", first)], part.dtype)
+        heads, other = "m" if "m" in layout else "", "p" if first == "n" else "n"
+        axes = f"b{first},{layout}->b{heads}{other}c"
+        sums = jnp.einsum(axes, ones, part, preferred_element_type=wide, precision="highest")
+        return sums.mean(axis=-2).reshape(len(ones), -1) / ones.shape[1]
+
+    means = [mean(part) for part in parts]
+    return sum(means) / len(means) if axis == "p" else jnp.concatenate(means, axis=-1)
 
 
-# Each takes q, k and v [B, positions, blocks, m c], with positions and blocks exchanged for what attends inside blocks
-# and the channels first for `concertino_spatial`, and returns an array whose axes `_LAYOUT` names.
+# Each takes q, k and v [B, positions, blocks, m c] in parts of some heads, with positions and blocks exchanged for what
+# attends inside blocks and the channels first for `concertino_spatial`, and the number of parts in which it takes the
+# queries. It returns the parts of an array whose axes `_LAYOUT` names.
 
 
-def _ripieno_spatial(qkv, heads, temperature, communicate):
-    return spatial_attention(*_separate_heads(qkv, heads), temperature, communicate)
+def _ripieno_spatial(qkv, heads, temperature, communicate, by_queries):
+    return _in_parts_of_queries(*_separate_heads(*qkv, heads), temperature, communicate, by_queries)
 
 
-def _window(qkv, heads, _, communicate):
-    return plain_attention(*_separate_heads(qkv, heads), communicate)
+def _window(qkv, heads, _, communicate, __):
+    return [plain_attention(*_separate_heads(*qkv, heads), communicate)]
 
 
 def _separate_heads(qkv, heads):
@@ -158,21 +184,34 @@ def _separate_heads(qkv, heads):
     return [part.reshape(*part.shape[:3], heads, -1).swapaxes(2, 3) for part in qkv]
 
 
-def _between_channels(qkv, _, temperature, communicate):
-    return channel_attention(*qkv, temperature, communicate)
+def _in_parts_of_queries(q, k, v, temperature, communicate, parts):
+    size = q.shape[-2] // parts
+    queries = [slice(start, start + size) for start in range(0, q.shape[-2], size)]
+    return [
+        spatial_attention(q[..., own, :], k, v, temperature, partial(communicate, queries=own)) for own in queries
+    ]
 
 
-def _concertino_spatial(qkv, heads, temperature, communicate):
-    channels, batch = qkv[0].shape[:2]
+def _between_channels(qkv, _, temperature, communicate, __):
+    return channel_attention(qkv, temperature, communicate)
+
+
+def _concertino_spatial(qkv, heads, temperature, communicate, by_queries):
+    (q, k, v) = qkv[0]
+    channels, batch = q.shape[:2]
     temperature = jnp.repeat(temperature, channels // heads, axis=0)[:, None]
     temperature = jnp.broadcast_to(temperature, (channels, batch, 1))
-    return spatial_attention(*qkv, temperature, lambda logits: communicate(logits.swapaxes(0, 1)).swapaxes(0, 1))
+
+    def communicate_channels(logits, queries):
+        return communicate(logits.swapaxes(0, 1), queries).swapaxes(0, 1)
+
+    return _in_parts_of_queries(q, k, v, temperature, communicate_channels, by_queries)
 
 
-def _transposed(qkv, _, temperature, communicate):
-    shape = qkv[0].shape
-    pixels = [part.reshape(shape[0], -1, shape[-1]) for part in qkv]
-    return channel_attention(*pixels, temperature, communicate).reshape(shape)
+def _transposed(qkv, _, temperature, communicate, __):
+    shape = qkv[0][0].shape
+    pixels = [part.reshape(shape[0], -1, shape[-1]) for part in qkv[0]]
+    return [part.reshape(shape) for part in channel_attention([pixels], temperature, communicate)]
 
 
 _ATTEND = {
@@ -185,23 +224,26 @@ _ATTEND = {
 }
 
 # Of what these return, by letter: batch, n blocks, p positions, m heads, c channels, of all heads where m is missing;
-# and the axis over which a matrix product sums it as it lies.
+# the axis over which a matrix product sums it as it lies; and that along which there are parts.
 _LAYOUT = {
-    "ripieno_spatial": ("bnmpc", "n"),
-    "ripieno_channel": ("bnpc", "n"),
-    "concertino_channel": ("bpnc", "p"),
-    "concertino_spatial": ("cbpn", "n"),
-    WINDOW: ("bnmpc", "n"),
-    TRANSPOSED: ("bpnc", "p"),
+    "ripieno_spatial": ("bnmpc", "n", "p"),
+    "ripieno_channel": ("bnpc", "n", "c"),
+    "concertino_channel": ("bpnc", "p", "c"),
+    "concertino_spatial": ("cbpn", "n", "p"),
+    WINDOW: ("bnmpc", "n", "p"),
+    TRANSPOSED: ("bpnc", "p", "c"),
 }
 
 
 def _communication(group, groups, talking, grid: windows.Grid, shifted) -> Callable[[jax.Array], jax.Array]:
-    """What is done to the logits of `group` before their softmax; talking: its parameter, None for none."""
+    """What is done to the logits of `group` before their softmax; talking: its parameter, None for none.
+
+    It takes the logits and, of those between positions, which `queries` they are.
+    """
     if group == "concertino_channel" and talking is not None:  # logits [B, positions, m, c, c]
         return lambda logits: communicate_over_maps(logits, _square(talking.transpose(1, 0, 2, 3)))
     if group == "concertino_spatial" and talking is not None:  # [B, m c, positions, positions]
-        return lambda logits: communicate_over_maps(logits, _square(talking.transpose(0, 1, 3, 2)))
+        return lambda logits, queries: communicate_over_maps(logits, _square(talking.transpose(0, 1, 3, 2)))
 
     def over_blocks(logits):  # [B, blocks, m, A, A]
         return communicate_over_blocks(logits.reshape(-1, grid.rows, grid.columns, *logits.shape[2:]), talking)
@@ -219,8 +261,8 @@ def _communication(group, groups, talking, grid: windows.Grid, shifted) -> Calla
 
 
 def _observed(communicate, tell):
-    def communicate_and_tell(logits):
-        after = communicate(logits)
+    def communicate_and_tell(logits, *_, **queries):
+        after = communicate(logits, *_, **queries)
         tell(logits, after.reshape(logits.shape))
         return after
 
@@ -231,28 +273,30 @@ def _square(matrix):
     return matrix.reshape(2 * (matrix.shape[0] * matrix.shape[1],))
 
 
-def _unchanged(logits):
+def _unchanged(logits, queries=None):
     return logits
 
 
-def _masked(communicate, grid, shifted, logits):
+def _masked(communicate, grid, shifted, logits, queries=slice(None)):
     """`communicate`, and then the shift's mask."""
     after = communicate(logits)
     if shifted is False:
         return after
     if after.shape == logits.shape:
-        return mask_maps(grid, after, shifted)
+        return mask_maps(grid, after, shifted, queries)
 
     def default(rows, shifted):
-        return mask_maps(grid, rows.reshape(logits.shape), shifted).reshape(rows.shape)
+        return mask_maps(grid, rows.reshape(logits.shape), shifted, queries).reshape(rows.shape)
 
     tpu = partial(mask_rows, grid, logits.shape[2])
     return on_platform(after, jnp.asarray(shifted), tpu=tpu, default=default)
 
 
-def mask_maps(grid: windows.Grid, logits: jax.Array, shifted: jax.Array | bool) -> jax.Array:
-    """Where `shifted`, hide the positions that are across the border. logits: [B, blocks, m, P, P]."""
-    crosses = windows.crosses_border(*grid)
+def mask_maps(
+    grid: windows.Grid, logits: jax.Array, shifted: jax.Array | bool, queries: slice = slice(None)
+) -> jax.Array:
+    """Where `shifted`, hide the positions that are across the border. logits: [B, blocks, m, P', P] of P' `queries`."""
+    crosses = windows.crosses_border(*grid)[..., queries, :]
     crosses = crosses.reshape(grid.rows * grid.columns, 1, *logits.shape[-2:])
     return jnp.where(crosses & shifted, logits + SHIFT_MASK, logits)
 

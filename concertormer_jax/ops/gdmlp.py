@@ -42,7 +42,6 @@ def in_strips(residual: jax.Array, x: jax.Array, attended: jax.Array | None, wei
     """`gated_mlp` of some rows after the others, so that their hidden channels never leave the cache of a CPU."""
     height = x.shape[1]
     rows = next(rows for rows in range(STRIP_ROWS, 0, -1) if height % rows == 0)
-    to_u, to_z = jnp.split(weights.to_uz, 2, axis=1)
 
     def add_to_strip(index, output):
         top = index * rows
@@ -50,9 +49,9 @@ def in_strips(residual: jax.Array, x: jax.Array, attended: jax.Array | None, wei
         def here(features):
             return jax.lax.dynamic_slice_in_dim(features, top, rows, axis=1)
 
-        u = _with_border(x, top, rows) @ to_u
+        u, z = jnp.split(_with_border(x, top, rows) @ weights.to_uz, 2, axis=-1)
         u = depthwise_3x3_valid(jnp.pad(u, ((0, 0), (0, 0), (1, 1), (0, 0))), weights.depthwise)
-        gated = _gated(u, here(x) @ to_z, None if attended is None else here(attended), weights)
+        gated = _gated(u, z[:, 1:-1], None if attended is None else here(attended), weights)
         return jax.lax.dynamic_update_slice_in_dim(output, here(output) + gated @ weights.to_output, top, axis=1)
 
     return jax.lax.fori_loop(0, height // rows, add_to_strip, residual)
