@@ -25,7 +25,7 @@ feature maps).
 
 On a CPU a product for each block runs on a single core, and XLA shares such products out among the cores only where
 many of its operations are ready at once. There large spatial groups attend with one half of the queries beside the
-other, and channel groups of many heads are two halves of their heads, which also multiply less in vain.
+other, and channel groups with one half of the heads beside the other, which also multiply less in vain.
 """
 
 from collections.abc import Callable, Mapping
@@ -52,7 +52,7 @@ WINDOW, TRANSPOSED = "window", "transposed"
 GROUPS = (*CONCERTO, WINDOW, TRANSPOSED)
 INSIDE_BLOCKS = ("ripieno_spatial", "ripieno_channel", WINDOW)
 BETWEEN_CHANNELS = ("ripieno_channel", "concertino_channel")
-LARGE, SEVERAL_HEADS = 2**20, 4  # numbers in the queries of a group, and heads, from which on halves are faster
+LARGE = 2**20  # numbers in the queries of a group, from which on two halves of them are faster
 SHIFT_MASK = -100.0
 
 
@@ -135,7 +135,7 @@ def concerto_attention(
 def _parts(group, heads, features, kernel):
     """In how many parts a CPU attends in `group`, whose queries `kernel` projects out of `features`."""
     if group in BETWEEN_CHANNELS:
-        return 2 if heads >= SEVERAL_HEADS and heads % 2 == 0 else 1
+        return 2 if heads % 2 == 0 else 1
     large = features.size // features.shape[-1] * kernel.shape[-1] >= LARGE
     return 2 if group in CONCERTO and large else 1
 
