@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from concertormer_jax.ops import attention, concerto, windows
+from concertormer_jax.ops.platforms import traced_for
 
 
 def only_spatial_ripieno_values():
@@ -56,6 +57,83 @@ def test_spatial_attention_stays_in_the_block_and_on_one_side_of_the_border(
     expected[slice(*rows), slice(*columns)] = True
     np.testing.assert_array_equal(np.abs(difference) > 1e-3, expected)
     np.testing.assert_array_equal(difference[~expected], 0)
+
+
+@pytest.fixture
+def halves(monkeypatch):
+    """Halves of the queries at every size; the shapes of the maps that spatial attention communicates, as they come."""
+    seen = []
+
+    def spatial_attention(q, k, v, temperature, communicate):
+        seen.append((q.shape[-2], k.shape[-2]))
+        return attention.spatial_attention(q, k, v, temperature, communicate)
+
+    monkeypatch.setattr(concerto, "LARGE", 1)
+    monkeypatch.setattr(concerto, "spatial_attention", spatial_attention)
+    return seen
+
+
+def random_weights(heads, channels, size):
+    """Weights for `size` channels, random but for small maps, so that no softmax takes only one value."""
+    hidden = 4 * heads * channels
+    shapes = concerto.Weights(
+        to_q=(size, hidden),
+        to_kv=(size, 2 * hidden),
+        temperature=(4, heads),
+        talking={
+            "ripieno_spatial": (3, 3, heads, heads),
+            "ripieno_channel": (3, 3, heads, heads),
+            "concertino_channel": (heads, 64, 64, heads),
+            "concertino_spatial": (heads, channels, channels, heads),
+        },
+        sca_kernel=(hidden, hidden),
+        sca_bias=(hidden,),
+    )
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.normal(scale=0.3, size=shape), jnp.float32),
+        shapes,
+        is_leaf=lambda leaf: isinstance(leaf, tuple) and not isinstance(leaf, concerto.Weights),
+    )
+
+
+def test_halves_of_queries_and_of_heads_make_the_whole(halves):
+    x, y, goal = jax.random.normal(jax.random.key(0), (3, 2, 16, 24, 5))
+    weights = random_weights(heads=2, channels=3, size=5)
+
+    def result_and_gradient(platform):
+        def weighed(x, y, weights):
+            attended = concerto.concerto_attention(x, y, weights, jnp.array(True), heads=2)
+            return jnp.sum(goal[..., :1] * attended), attended
+
+        with traced_for(platform):
+            return jax.jit(jax.value_and_grad(weighed, argnums=(0, 1, 2), has_aux=True))(x, y, weights)
+
+    whole, cut = result_and_gradient("gpu"), result_and_gradient("cpu")
+    assert halves == [(64, 64), (64, 64), (32, 64), (32, 64), (32, 64), (32, 64)]
+
+    def same(ours, plain):
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4 * float(jnp.abs(plain).max()))
+
+    jax.tree.map(same, cut, whole)
+
+
+def test_observed_maps_are_whole(halves):
+    x = jax.random.normal(jax.random.key(0), (1, 16, 16, 5))
+    told = {}
+
+    def observe(group, before, after):
+        assert group not in told
+        told[group] = before.shape, after.shape
+
+    concerto.concerto_attention(x, x, random_weights(2, 3, 5), True, heads=2, observe=observe)
+    shapes = {
+        "ripieno_spatial": (1, 4, 2, 64, 64),
+        "ripieno_channel": (1, 4, 2, 3, 3),
+        "concertino_channel": (1, 64, 2, 3, 3),
+        "concertino_spatial": (1, 6, 64, 64),
+    }
+    assert told == {group: (shape, shape) for group, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("shifted", [True, False])

@@ -187,9 +187,7 @@ def _separate_heads(qkv, heads):
 def _in_parts_of_queries(q, k, v, temperature, communicate, parts):
     size = q.shape[-2] // parts
     queries = [slice(start, start + size) for start in range(0, q.shape[-2], size)]
-    return [
-        spatial_attention(q[..., own, :], k, v, temperature, partial(communicate, queries=own)) for own in queries
-    ]
+    return [spatial_attention(q[..., own, :], k, v, temperature, partial(communicate, queries=own)) for own in queries]
 
 
 def _between_channels(qkv, _, temperature, communicate, __):
