@@ -195,7 +195,7 @@ def _between_channels(qkv, _, temperature, communicate, __):
 
 
 def _concertino_spatial(qkv, heads, temperature, communicate, by_queries):
-    (q, k, v) = qkv[0]
+    q, k, v = qkv[0]
     channels, batch = q.shape[:2]
     temperature = jnp.repeat(temperature, channels // heads, axis=0)[:, None]
     temperature = jnp.broadcast_to(temperature, (channels, batch, 1))
