@@ -61,7 +61,7 @@ def test_spatial_attention_stays_in_the_block_and_on_one_side_of_the_border(
 
 @pytest.fixture
 def halves(monkeypatch):
-    """Halves of the queries at every size; the shapes of the maps that spatial attention communicates, as they come."""
+    """Halves of the queries at every size; the numbers of queries and keys of each spatial attention, as they come."""
     seen = []
 
     def spatial_attention(q, k, v, temperature, communicate):
@@ -74,7 +74,7 @@ def halves(monkeypatch):
 
 
 def random_weights(heads, channels, size):
-    """Weights for `size` channels, random but for small maps, so that no softmax takes only one value."""
+    """Weights for features of `size` channels, so small that no softmax takes one value alone."""
     hidden = 4 * heads * channels
     shapes = concerto.Weights(
         to_q=(size, hidden),

@@ -186,8 +186,12 @@ def _separate_heads(qkv, heads):
 
 def _in_parts_of_queries(q, k, v, temperature, communicate, parts):
     size = q.shape[-2] // parts
-    queries = [slice(start, start + size) for start in range(0, q.shape[-2], size)]
-    return [spatial_attention(q[..., own, :], k, v, temperature, partial(communicate, queries=own)) for own in queries]
+
+    def attend(start):
+        own = slice(start, start + size)
+        return spatial_attention(q[..., own, :], k, v, temperature, lambda logits: communicate(logits, own))
+
+    return [attend(start) for start in range(0, q.shape[-2], size)]
 
 
 def _between_channels(qkv, _, temperature, communicate, __):
@@ -259,8 +263,8 @@ def _communication(group, groups, talking, grid: windows.Grid, shifted) -> Calla
 
 
 def _observed(communicate, tell):
-    def communicate_and_tell(logits, *_, **queries):
-        after = communicate(logits, *_, **queries)
+    def communicate_and_tell(logits, *queries):
+        after = communicate(logits, *queries)
         tell(logits, after.reshape(logits.shape))
         return after
 
