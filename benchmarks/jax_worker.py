@@ -8,7 +8,8 @@ import numpy as np
 
 from benchmarks.params import read_params
 from benchmarks.worker import serve
-from concertormer_jax.devices import jit_to_run_once, prepare_to_compile, run_in_background
+from concertormer_jax import kept_traces
+from concertormer_jax.devices import prepare_to_compile, run_in_background, to_run_once
 from concertormer_jax.models import create, initial_params
 from concertormer_jax.training.optimizer import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step, to_unit
@@ -47,8 +48,12 @@ class Restoration(OnDevice):
         super().__init__(job)
         self.params = jax.device_put(read_params(job["params"]))
         self.images = jax.jit(to_unit)(self.batch["input"])
-        restore = jax.jit(lambda params, images: self.module.apply({"params": params}, images)[-1])
-        self.program = restore.lower(self.params, self.images).compile()
+
+        def restore(params, images):
+            return self.module.apply({"params": params}, images)[-1]
+
+        made_from = str(self.module)
+        self.program = kept_traces.lower(restore, self.params, self.images, made_from=made_from).compile()
 
     def run(self):
         self.restored = self.program(self.params, self.images)
@@ -65,8 +70,10 @@ class Training(OnDevice):
 
     def __init__(self, job):
         super().__init__(job)
-        schedule = cosine(1e-3, 1e-7, job["schedule_steps"])
-        optimizer = adamw(schedule, beta1=0.9, beta2=0.9, epsilon=1e-8, weight_decay=1e-3, clip_norm=0.01)
+        learning_rates = (1e-3, 1e-7, job["schedule_steps"])
+        schedule = cosine(*learning_rates)
+        settings = {"beta1": 0.9, "beta2": 0.9, "epsilon": 1e-8, "weight_decay": 1e-3, "clip_norm": 0.01}
+        optimizer = adamw(schedule, **settings)
 
         def apply(params, images):
             return self.module.apply({"params": params}, images)
@@ -76,9 +83,11 @@ class Training(OnDevice):
         def initialise():  # a training run does this too before it takes over other weights
             return initial_state(initial_params(self.module, jax.random.key(0)), optimizer, ema_decay=0.0)
 
-        drawing = jit_to_run_once(initialise).trace()
+        made_from = f"{self.module} {learning_rates} {settings}"
+        drawing = kept_traces.lower(initialise, made_from=made_from, **to_run_once())
         drawn = run_in_background(drawing)
-        self.program = jax.jit(step, donate_argnums=0).lower(drawing.out_info, self.batch).compile()
+        state = drawing.out_info
+        self.program = kept_traces.lower(step, state, self.batch, made_from=made_from, donate_argnums=0).compile()
         self.state = drawn.result().replace(params=jax.device_put(read_params(job["params"])))
         self.losses = []
 

@@ -7,6 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from concertormer_jax import kept_traces
+
 _SHARE_CODE = "--xla_tpu_enable_deduplicated_calls"
 
 
@@ -33,18 +35,17 @@ def place_batch(mesh: Mesh, arrays):
         return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), arrays)
 
 
-def jit_to_run_once(function, **options):
-    """`jax.jit` of what runs once: on a CPU without optimisations, which would take longer than it runs."""
+def to_run_once() -> dict:
+    """Options of `jax.jit` for what runs once: on a CPU no optimisations, which would take longer than it runs."""
     on_cpu = jax.default_backend() == "cpu"
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0} if on_cpu else None, **options)
+    return {"compiler_options": {"xla_backend_optimization_level": 0} if on_cpu else None}
 
 
-def run_in_background(traced: jax.stages.Traced, *arguments) -> Future:
-    """Run what `jax.jit(...).trace(*arguments)` returned in a thread of its own, when it is lowered.
+def run_in_background(lowered: jax.stages.Lowered, *arguments) -> Future:
+    """Compile what `jax.jit(...).lower(*arguments)` returned and run it, in a thread of its own.
 
     To compile a program, or read it from the cache, and to run it needs no Python: the next can be traced meanwhile.
     """
-    lowered = traced.lower()
     background = ThreadPoolExecutor(max_workers=1)
     future = background.submit(lambda: lowered.compile()(*arguments))
     background.shutdown(wait=False)
@@ -64,12 +65,14 @@ def share_code_on_tpus() -> None:
 def prepare_to_compile() -> None:
     """Make this process quick to start its programs; to be called before it uses a device.
 
-    Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder if that is not set. Garbage
-    is collected less often: tracing a network makes millions of objects that stay, and searching them again and again
-    takes a third of its time.
+    Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder if that is not set, and their
+    traces in the folder `traces` there. Garbage is collected less often: tracing a network makes millions of objects
+    that stay, and searching them again and again takes a third of its time.
     """
     share_code_on_tpus()
     if jax.config.jax_compilation_cache_dir is None:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "concertormer_jax"))
+    if jax.config.jax_enable_compilation_cache:
+        kept_traces.keep_in(os.path.join(jax.config.jax_compilation_cache_dir, "traces"))
     gc.set_threshold(1_000_000)

@@ -35,7 +35,7 @@ class PhotoRestorer:
         self._multiple = model.module.multiple
         window = tlc_window(tlc, model.train_crop_px, self._multiple)
         module = model.module.clone(tlc_window=window)
-        self._restore = CompiledBySize(restore_floats(module), log)
+        self._restore = CompiledBySize(restore_floats(module), log, made_from=str(module))
         self._params = jax.device_put(model.params, self.device)
 
     def tiling(self, height: int, width: int) -> tuple[int, int, int]:

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import data_pipeline, growth, params, profile_block, race, report, weights
+from benchmarks import data_pipeline, growth, jax_worker, params, profile_block, race, report, weights
 from benchmarks.jax_batches import Batches
-from benchmarks.jax_worker import task_of
 from benchmarks.jobs import make_job
 from benchmarks.sides import ROOT, Side
 from concertormer_jax.convert import params_from_torch
@@ -274,11 +273,12 @@ def test_both_sides_get_the_same_weights(folder_with_weights):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(ours["encoders_0"]["blocks"]["project"]))
 
 
-def test_our_worker_restores(folder_with_weights, tmp_path):
+def test_our_worker_restores(folder_with_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax_worker, "prepare_to_compile", lambda: None)
     job = make_job(
         folder_with_weights, variant="demo", dtype="float32", device="cpu", batch=1, height=64, width=64, train=False
     )
-    task = task_of(job)
+    task = jax_worker.task_of(job)
     task.run()
     task.wait()
     task.save(tmp_path / "restored.npy")

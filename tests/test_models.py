@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_network import random_images, random_params, tiny_network
 
-from concertormer_jax.devices import jit_to_run_once
+from concertormer_jax.devices import to_run_once
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import VARIANTS, create, initial_params, parameter_shapes
 from concertormer_jax.ops import concerto
@@ -85,8 +85,11 @@ def test_parameters_are_float32_and_the_same_under_every_setting(setting):
 def initial():
     """What `initial_params` and `init` of the module draw."""
     module, images = tiny_network(encoder_blocks=(2,)), jnp.zeros((1, 16, 16, 3))
-    draw = jit_to_run_once(lambda key: (initial_params(module, key), module.init(key, images)["params"]))
-    return draw(jax.random.key(0))
+
+    def draw(key):
+        return initial_params(module, key), module.init(key, images)["params"]
+
+    return jax.jit(draw, **to_run_once())(jax.random.key(0))
 
 
 def test_initial_values(initial):

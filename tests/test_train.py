@@ -164,16 +164,16 @@ def test_the_step_is_compiled_before_anything_waits_for_the_weights(settings, tm
 
     order, drawn, step = [], MagicMock(), MagicMock()
     drawn.result.side_effect = Wanted
-    step.lower().compile.side_effect = lambda: order.append("step compiled")
+    step.compile.side_effect = lambda: order.append("step compiled")
     monkeypatch.setattr(start, "run_in_background", lambda *_: (order.append("drawing started"), drawn)[1])
-    monkeypatch.setattr(loop, "trace_step", lambda *_: step)
+    monkeypatch.setattr(loop, "lower_step", lambda *_: step)
     with pytest.raises(Wanted):
         loop.train(config_with(settings | runs.ONE_STAGE), tmp_path)
     assert order == ["drawing started", "step compiled"]
 
 
 def test_a_failure_in_the_background_is_raised_where_its_result_is_wanted():
-    square = jax.jit(jnp.square).trace(3.0)
+    square = jax.jit(jnp.square).lower(3.0)
     assert run_in_background(square, 3.0).result() == 9
     with pytest.raises(TypeError, match="called with float32\\[2\\]"):
         run_in_background(square, np.zeros(2)).result()

@@ -176,7 +176,8 @@ def _restored(model, window, pairs, unrounded, loaded, mesh, log):
     whole, split = replicated(mesh), batch_sharding(mesh)
     module = model.module.clone(tlc_window=window)
     function = _restore_unrounded(module) if unrounded else restore_bytes(module)
-    restore = CompiledBySize(function, log, in_shardings=(whole, split), out_shardings=(split, split))
+    shardings = {"in_shardings": (whole, split), "out_shardings": (split, split)}
+    restore = CompiledBySize(function, log, made_from=str(module), **shardings)
     params = jax.device_put(model.params, whole)
     computing = None
     for (_, step), same_size in itertools.groupby(loaded, key=lambda entry: (entry[0].padded, entry[0].step)):

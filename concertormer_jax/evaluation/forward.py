@@ -2,10 +2,12 @@
 
 import contextlib
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from concertormer_jax import kept_traces
 from concertormer_jax.errors import UserError
 
 
@@ -13,11 +15,15 @@ class CompiledBySize:
     """A jitted `function(params, images)` that is compiled ahead of time for every new shape of `images`.
 
     log: called with a line before and after each compilation.
+    made_from: all that `function` depends on, as text, with which its traces are kept (`kept_traces`); None for not.
     jit_options: for `jax.jit`. The shapes and shardings of `params` must not change between calls.
     """
 
-    def __init__(self, function, log=print, **jit_options):
-        self._jitted = jax.jit(function, **jit_options)
+    def __init__(self, function, log=print, *, made_from=None, **jit_options):
+        if made_from is None:
+            self._lower = jax.jit(function, **jit_options).lower
+        else:
+            self._lower = partial(kept_traces.lower, function, made_from=made_from, **jit_options)
         self._compiled = {}
         self._log = log
 
@@ -26,7 +32,7 @@ class CompiledBySize:
             size = f"{images.shape[1]}x{images.shape[2]}"
             self._log(f"compiling {size} (batch {images.shape[0]}) ...")
             start = time.perf_counter()
-            self._compiled[images.shape] = self._jitted.lower(params, images).compile()
+            self._compiled[images.shape] = self._lower(params, images).compile()
             self._log(f"compiled {size} in {time.perf_counter() - start:.1f} s")
         return self._compiled[images.shape](params, images)
 

@@ -20,7 +20,7 @@ from concertormer_jax.data.degradations import make_degradation
 from concertormer_jax.data.sources import Mixture, open_source, split_source
 from concertormer_jax.devices import data_mesh, place_batch
 from concertormer_jax.errors import UserError
-from concertormer_jax.training.setup import trace_step, training_from
+from concertormer_jax.training.setup import lower_step, training_from
 from concertormer_jax.training.stages import Stage, make_stages, require_divisible
 from concertormer_jax.training.start import starting_state
 from concertormer_jax.training.step import TrainState
@@ -171,6 +171,7 @@ def train(config, workdir) -> int:
         mesh,
         images=config.validation.images,
         crop_px=config.validation.crop_px,
+        made_from=training.made_from,
         log=writer.note,
     )
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes.params))
@@ -181,7 +182,7 @@ def train(config, workdir) -> int:
         + (f", going on from step {latest}" if latest is not None else "")
     )
     stop = Stop(checkpoints)
-    compile_step = functools.partial(_compile, training.step, shapes, mesh, writer)
+    compile_step = functools.partial(_compile, training, shapes, mesh, writer)
     run = Run(
         config, source, stages, compile_step, validation, validation.input_psnr, checkpoints, writer, mesh, model, stop
     )
@@ -246,12 +247,12 @@ def _steps(run: Run, first_state: Callable[[], TrainState], step: int) -> int:
     return step
 
 
-def _compile(step_function: Callable, shapes: TrainState, mesh, writer: Writer, stage: Stage):
+def _compile(training, shapes: TrainState, mesh, writer: Writer, stage: Stage):
     """Compile the step for the shapes of the state and of `stage`, saying so."""
     writer.note(f"compiling the step of stage {stage.number} ({stage.crop_px} px x {stage.batch}) ...")
     start = time.perf_counter()
     with jax.transfer_guard("allow"):
-        compiled = trace_step(step_function, shapes, stage, mesh).lower().compile()
+        compiled = lower_step(training, shapes, stage, mesh).compile()
     writer.note(f"compiled in {time.perf_counter() - start:.1f} s")
     return compiled
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from concertormer_jax import kept_traces
 from concertormer_jax.devices import batch_sharding, replicated
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import Network, create, initial_params
@@ -19,13 +20,14 @@ class Training(NamedTuple):
     """How a config trains.
 
     apply: `(params, images) -> outputs`; initialise: `seed -> TrainState`, one program for all seeds; step: see
-    `make_train_step`.
+    `make_train_step`. made_from: all that these depend on, as text.
     """
 
     module: Network
     apply: Callable
     initialise: Callable
     step: Callable
+    made_from: str
 
 
 def module_from(model) -> Network:
@@ -47,6 +49,7 @@ def module_from(model) -> Network:
 def training_from(config, stages: Sequence[Stage]) -> Training:
     """Build what `config` trains with over all `stages`. Raises UserError for a network that cannot be built."""
     module = module_from(config.model)
+    made_from = f"{module} {config.optimizer.to_dict()} {config.train.to_dict()} {stages[-1].end}"
     settings = config.optimizer.to_dict()
     schedule = cosine(
         settings.pop("learning_rate"),
@@ -72,7 +75,7 @@ def training_from(config, stages: Sequence[Stage]) -> Training:
         accumulation=config.train.accumulation,
         ema_decay=ema_decay,
     )
-    return Training(module, apply, initialise, step)
+    return Training(module, apply, initialise, step, made_from)
 
 
 def trace_step(step: Callable, state: TrainState, stage: Stage, mesh: Mesh):
@@ -80,8 +83,20 @@ def trace_step(step: Callable, state: TrainState, stage: Stage, mesh: Mesh):
 
     Returns what `jax.jit(...).trace` does.
     """
-    images = jax.ShapeDtypeStruct(
-        (stage.batch, stage.crop_px, stage.crop_px, 3), jnp.uint8, sharding=batch_sharding(mesh)
-    )
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=replicated(mesh))
-    return jitted.trace(state, {"input": images, "target": images})
+    return jax.jit(step, **_step_options(mesh)).trace(state, _step_images(stage, mesh))
+
+
+def lower_step(training: Training, state: TrainState, stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
+    """As `trace_step` does, but lowered, and from a trace that was kept if there is one."""
+    images = _step_images(stage, mesh)
+    return kept_traces.lower(training.step, state, images, made_from=training.made_from, **_step_options(mesh))
+
+
+def _step_options(mesh):
+    return {"donate_argnums": 0, "out_shardings": replicated(mesh)}
+
+
+def _step_images(stage, mesh):
+    shape = (stage.batch, stage.crop_px, stage.crop_px, 3)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
+    return {"input": images, "target": images}

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from concertormer_jax import kept_traces
 from concertormer_jax.checkpoints import Checkpoints, load_model, require_same_size, size_of
-from concertormer_jax.devices import jit_to_run_once, replicated, run_in_background
+from concertormer_jax.devices import replicated, run_in_background, to_run_once
 from concertormer_jax.training.setup import Training
 from concertormer_jax.training.step import TrainState
 
@@ -22,7 +23,9 @@ def starting_state(config, training: Training, checkpoints: Checkpoints, mesh: M
     Raises UserError when config.init_from cannot be loaded or is of another network.
     """
     seed, whole = np.uint32(config.seed), replicated(mesh)
-    drawing = jit_to_run_once(training.initialise, out_shardings=whole).trace(seed)
+    drawing = kept_traces.lower(
+        training.initialise, seed, made_from=training.made_from, out_shardings=whole, **to_run_once()
+    )
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), drawing.out_info)
     if checkpoints.latest_step() is not None:
         restored = checkpoints.restore(shapes)

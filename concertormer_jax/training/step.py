@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from jax import export
 
 from concertormer_jax import losses
 
@@ -18,6 +19,17 @@ class TrainState(flax.struct.PyTreeNode):
     params: Any
     optimizer: Any
     average: Any
+
+
+# So that a trace of the step can be kept.
+export.register_pytree_node_serialization(
+    TrainState,
+    serialized_name="concertormer_jax.TrainState",
+    serialize_auxdata=lambda _: b"",
+    deserialize_auxdata=lambda _: (),
+)
+for _state in (optax.EmptyState, optax.ScaleByAdamState, optax.ScaleByScheduleState):
+    export.register_namedtuple_serialization(_state, serialized_name=f"optax.{_state.__name__}")
 
 
 def initial_state(params: Any, optimizer: optax.GradientTransformation, ema_decay: float) -> TrainState:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from concertormer_jax import kept_traces
 from concertormer_jax.data.sources import Mixture, PairSource, PhotoSource
 from concertormer_jax.devices import place_batch
 from concertormer_jax.training.step import batch_psnr, to_unit
@@ -24,9 +25,10 @@ def middle_crop(image: np.ndarray, crop_px: int) -> np.ndarray:
 class Validation:
     """Middle crops of held-out images, restored in batches over all devices; every image counts once.
 
-    apply: `(params, images) -> outputs`. Calling it with parameters gives the mean PSNR in dB of the outputs, clipped
-    and rounded to 8 bits, and uint8 pictures (input, output, target) of this host's first `pictures` images. The first
-    call compiles, and `log` is called with a line that says so.
+    apply: `(params, images) -> outputs`; made_from: all that it depends on, as text. Calling the validation with
+    parameters gives the mean PSNR in dB of the outputs, clipped and rounded to 8 bits, and uint8 pictures (input,
+    output, target) of this host's first `pictures` images. The first call compiles, and `log` is called with a line
+    that says so.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Validation:
         *,
         images: int,
         crop_px: int,
+        made_from: str,
         log: Callable,
     ):
         # Evenly spaced, so that every part of a mixture is seen.
@@ -53,7 +56,7 @@ class Validation:
             psnr = batch_psnr(output / 255, to_unit(batch["target"]))
             return output.astype(jnp.uint8), jnp.where(batch["real"], psnr, 0).sum()
 
-        self._restore = jax.jit(restore)
+        self._restore, self._made_from = restore, made_from
         self._compiled = None
         self._log = log
 
@@ -79,7 +82,7 @@ class Validation:
     def _compile(self, params) -> None:
         self._log("compiling the validation ...")
         start = time.perf_counter()
-        self._compiled = self._restore.lower(params, self._batch(0)).compile()
+        self._compiled = kept_traces.lower(self._restore, params, self._batch(0), made_from=self._made_from).compile()
         self._log(f"compiled in {time.perf_counter() - start:.1f} s")
 
     def __call__(self, params, pictures: int) -> tuple[float, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:

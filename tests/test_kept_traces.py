@@ -1,0 +1,135 @@
+"""Traces kept between processes: what serves again, what does not, and files that are damaged or cannot be written."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import training_runs as runs
+
+from concertormer_jax import kept_traces, losses
+from concertormer_jax.devices import data_mesh, replicated
+from concertormer_jax.training import loop
+from concertormer_jax.training.setup import lower_step, trace_step, training_from
+from configs import common
+
+
+@pytest.fixture
+def folder(tmp_path):
+    kept_traces.keep_in(tmp_path / "traces")
+    yield tmp_path / "traces"
+    kept_traces.keep_in(None)
+
+
+class Traced:
+    """Calls a function and tells how often it was traced, each time for a new one, as JAX keeps traces in a process."""
+
+    def __init__(self):
+        self.times = 0
+
+    def __call__(self, x, made_from="two", **options):
+        def double(tree):
+            self.times += 1
+            return {"doubled": 2 * tree["x"]}
+
+        expected = 2 * np.asarray(x)
+        compiled = kept_traces.lower(double, {"x": x}, made_from=made_from, **options).compile()
+        np.testing.assert_array_equal(compiled({"x": x})["doubled"], expected)
+        return self.times
+
+
+def test_a_function_is_traced_once_for_the_same_key(folder):
+    traced = Traced()
+    x = jnp.arange(3.0)
+    assert [traced(x), traced(x), traced(x, donate_argnums=0)] == [1, 1, 1]
+    assert len(list(folder.iterdir())) == 1
+    assert Traced()(jnp.arange(3.0)) == 0  # as in another process
+
+
+def test_another_shape_type_text_setting_or_code_is_traced_anew(folder, monkeypatch):
+    traced = Traced()
+    x = jnp.arange(3.0)
+    assert [traced(x), traced(jnp.arange(4.0)), traced(x.astype(jnp.int32)), traced(x, made_from="2")] == [1, 2, 3, 4]
+    before = jax.config.jax_default_matmul_precision
+    jax.config.update("jax_default_matmul_precision", "highest")
+    try:
+        assert traced(x) == 5
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+    assert traced(x) == 5  # the first, again
+    monkeypatch.setattr(kept_traces, "_digest_of_sources", lambda: "other code")
+    kept_traces.keep_in(folder)
+    assert traced(x) == 6
+
+
+def test_arguments_on_other_devices_are_traced_anew(folder):
+    traced = Traced()
+    one, two = jax.devices()[:2]
+    assert [traced(jax.device_put(jnp.ones(2), device)) for device in (one, two, one)] == [1, 2, 2]
+
+
+def test_the_package_s_code_is_in_the_key(tmp_path, monkeypatch):
+    (tmp_path / "ops").mkdir()
+    for name in ("kept_traces.py", "ops/attention.py"):
+        (tmp_path / name).write_text("1\n")
+    monkeypatch.setattr(kept_traces, "__file__", str(tmp_path / "kept_traces.py"))
+    before = kept_traces._digest_of_sources()
+    assert kept_traces._digest_of_sources() == before
+    (tmp_path / "ops" / "attention.py").write_text("2\n")
+    assert kept_traces._digest_of_sources() != before
+
+
+def test_nothing_is_kept_by_a_process_that_did_not_ask(tmp_path):
+    traced = Traced()
+    assert [traced(jnp.ones(2)), traced(jnp.ones(2))] == [1, 2]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-9], lambda content: content + b"1"])
+def test_a_damaged_file_is_written_anew(folder, damage):
+    traced = Traced()
+    x = jnp.arange(3.0)
+    traced(x)
+    (path,) = folder.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    assert [traced(x), traced(x)] == [2, 2]
+    assert list(folder.iterdir()) == [path]
+
+
+def test_a_folder_that_takes_no_files_is_named_and_does_no_harm(tmp_path):
+    (tmp_path / "file").write_text("")
+    kept_traces.keep_in(tmp_path / "file" / "traces")
+    try:
+        with pytest.warns(UserWarning, match=r"cannot be kept in .*file/traces"):
+            assert Traced()(jnp.ones(2)) == 1
+    finally:
+        kept_traces.keep_in(None)
+
+
+def test_a_run_with_kept_traces_is_the_same(folder, tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    runs.write_photos(photos)
+    settings = runs.TINY_RUN | runs.ONE_STAGE | {"data.source": str(photos)}
+    loop.train(runs.override(common.get_config(), settings), tmp_path / "traced")
+    assert len(list(folder.iterdir())) == 3  # initial weights, step and validation
+    monkeypatch.setattr(losses, "multiscale_l1_fft", None)
+    loop.train(runs.override(common.get_config(), settings | {"run.log_every_steps": 2}), tmp_path / "kept")
+    kept_traces.keep_in(None)
+    monkeypatch.undo()
+    loop.train(runs.override(common.get_config(), settings), tmp_path / "plain")
+    expected = runs.stored_state(tmp_path / "plain", 2)
+    for name in ("traced", "kept"):
+        runs.assert_identical(runs.stored_state(tmp_path / name, 2), expected)
+
+
+def test_a_step_from_a_kept_trace_donates_the_state(folder):
+    config = runs.override(common.get_config(), runs.TINY_RUN | runs.ONE_STAGE)
+    stages = loop.make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
+    training, mesh = training_from(config, stages), data_mesh()
+    whole = replicated(mesh)
+    shapes = jax.eval_shape(training.initialise, 0)
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
+    plain = trace_step(training.step, shapes, stages[0], mesh).lower().as_text()
+    kept = lower_step(training, shapes, stages[0], mesh).as_text()
+    donated = len(jax.tree.leaves(shapes))
+    assert [text.count("tf.aliasing_output") for text in (plain, kept)] == [donated, donated]
