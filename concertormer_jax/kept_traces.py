@@ -31,36 +31,37 @@ def keep_in(folder) -> None:
     _folder, _code = (None, None) if folder is None else (epath.Path(folder), _digest_of_sources())
 
 
-def lower(function: Callable, *arguments, made_from: str, donate_argnums=(), **jit_options) -> jax.stages.Lowered:
-    """`jax.jit(function, ...).lower(*arguments)`, traced only if no process before kept the trace.
+def lower(function: Callable, *arguments, made_from: str, **jit_options) -> jax.stages.Lowered:
+    """`jax.jit(function, **jit_options).lower(*arguments)`, traced only if no process before kept the trace.
 
-    A kept trace serves for arguments of equal trees, shapes, types and shardings, on equal devices, with the settings
-    of JAX, the versions of the libraries and the files of this package as they were. made_from: all else that
-    `function` depends on, such as the network's fields or a config, as text; it tells apart what this package makes
-    out of them by the function's name. arguments: arrays or their shapes, in trees that `jax.export` can write.
+    A kept trace serves for arguments of equal trees, shapes, types and shardings, with equal options, on equal devices,
+    with the settings of JAX, the versions of the libraries and the files of this package as they were. made_from: all
+    else that `function` depends on, such as the network's fields or a config, as text; what this package makes out of
+    them is told apart by the function's name. arguments: arrays or their shapes, in trees that `jax.export` can write.
     """
-    jitted = jax.jit(function, donate_argnums=donate_argnums, **jit_options)
+    jitted = jax.jit(function, **jit_options)
     if _folder is None:
         return jitted.lower(*arguments)
-    path = _folder / _key(function, arguments, made_from)
+    path = _folder / _key(function, arguments, jit_options, made_from)
     trace = _kept(path)
     if trace is None:
         trace = export.export(jitted)(*arguments).serialize()
         _keep(path, trace)
     exported = export.deserialize(trace)
-    return jax.jit(exported.call, donate_argnums=donate_argnums, **jit_options).lower(*arguments)
+    return jax.jit(exported.call, **jit_options).lower(*arguments)
 
 
-def _key(function, arguments, made_from):
+def _key(function, arguments, options, made_from):
     devices = [(device.platform, device.device_kind) for device in jax.devices()]
     leaves, tree = jax.tree.flatten(arguments)
     kinds = [(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves]
     parts = [
         f"{function.__module__}.{function.__qualname__}",
         made_from,
+        sorted(options.items()),
         (tree, kinds),
         (devices, jax.process_count(), traced_for.value),
-        sorted((name, value) for name, value in jax.config.values.items()),
+        sorted(jax.config.values.items()),
         [version(name) for name in _LIBRARIES],
         _code,
     ]
