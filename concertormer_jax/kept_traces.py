@@ -77,10 +77,13 @@ def _digest_of_sources():
 
 
 def _kept(path):
-    """The trace in `path`, or None if there is none or the file was damaged."""
-    if not path.exists():
+    """The trace in `path`, or None if there is none, it cannot be read, or the file was damaged."""
+    try:
+        if not path.exists():
+            return None
+        content = path.read_bytes()
+    except OSError:
         return None
-    content = path.read_bytes()
     digest, trace = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
     return bytearray(trace) if hashlib.sha256(trace).digest() == digest else None
 

@@ -106,6 +106,17 @@ def test_a_folder_that_takes_no_files_is_named_and_does_no_harm(tmp_path):
         kept_traces.keep_in(None)
 
 
+def test_a_file_that_cannot_be_read_does_no_harm(folder):
+    traced = Traced()
+    x = jnp.arange(3.0)
+    traced(x)
+    (path,) = folder.iterdir()
+    path.unlink()
+    path.mkdir()
+    with pytest.warns(UserWarning, match="cannot be kept"):
+        assert traced(x) == 2
+
+
 def test_a_run_with_kept_traces_is_the_same(folder, tmp_path, monkeypatch):
     photos = tmp_path / "photos"
     photos.mkdir()
