@@ -69,6 +69,8 @@ def _network(flags, metrics):
     data_name = "-".join(Path(flags.data or BUNDLED_PHOTOS).resolve().parts[-2:])
     if flags.data and flags.data.startswith("tfds:"):
         data_name = flags.data.removeprefix("tfds:").replace("/", "-")
+    if "://" in (flags.output or flags.ckpt):
+        raise UserError("results are written on this machine: give a folder on it with --output.")
     output = Path(flags.output or Path(flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}"))
     data = flags.data
     if data is None:

@@ -2,7 +2,7 @@
 
 A checkpoint directory holds one folder per step, with the items `params`, `average` (with a moving average only),
 `optimizer` (in training only) and `model` (JSON: the network's fields and where the weights come from). Orbax writes a
-step beside its place and renames it, so a step is whole or absent.
+step beside its place and renames it, or in a bucket marks it when it is complete: for us a step is whole or absent.
 """
 
 import contextlib
@@ -52,15 +52,13 @@ class Checkpoints:
     Saving returns as soon as the arrays are copied and goes on in the background.
     """
 
-    def __init__(self, workdir, *, read_only: bool = False):
+    def __init__(self, workdir):
         policies = checkpoint_managers
         best = policies.BestN(get_metric_fn=_psnr, n=1, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             epath.Path(workdir).resolve() / FOLDER,  # Orbax wants absolute paths, and says so only while it saves
             options=ocp.CheckpointManagerOptions(
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
+                cleanup_tmp_directories=True,
                 best_fn=_psnr,
                 best_mode="max",
                 keep_checkpoints_without_metrics=False,
@@ -150,7 +148,8 @@ def _step_folder(directory) -> tuple[epath.Path, str]:
         return path, "chosen"
     if (path / FOLDER).exists():
         path = path / FOLDER
-    steps = {int(child.name): child for child in path.iterdir() if child.name.isdigit()}
+    numbered = [child for child in path.iterdir() if child.name.isdigit()]
+    steps = {int(child.name): child for child in numbered if ocp.path.step.is_path_finalized(child)}
     if not steps:
         raise UserError(f"{directory} holds no checkpoint; give a training folder or the output of convert")
     psnr = {step: _read_model(child)["psnr"] for step, child in steps.items()}

@@ -1,5 +1,6 @@
 """The devices that share the work: one mesh axis over which batches are split."""
 
+import contextlib
 import gc
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,6 +9,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from concertormer_jax import kept_traces
+from concertormer_jax.errors import UserError
 
 _SHARE_CODE = "--xla_tpu_enable_deduplicated_calls"
 
@@ -50,6 +52,17 @@ def run_in_background(lowered: jax.stages.Lowered, *arguments) -> Future:
     future = background.submit(lambda: lowered.compile()(*arguments))
     background.shutdown(wait=False)
     return future
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(advice: str):
+    """Turn a device's running out of memory into a UserError that ends in `advice`."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
+            raise
+        raise UserError(f"the device {jax.devices()[0].device_kind} ran out of memory; {advice}") from error
 
 
 def share_code_on_tpus() -> None:

@@ -28,7 +28,7 @@ TPU = flags.DEFINE_string("tpu", None, f"A TPU and its topology: {chips.EXAMPLES
 DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu"], "This machine's own device in place of --tpu.")
 ONLY = flags.DEFINE_enum("only", None, ["train", "evaluate"], "Plan one of the two; the default is both.")
 EVALUATE = flags.DEFINE_string("evaluate", "1280x720", "WIDTHxHEIGHT of the evaluated pictures in pixels.")
-TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto, off or a number of pixels, as evaluate.py.")
+TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto (1.75 times the largest crop), off or pixels.")
 FORWARD = flags.DEFINE_string("forward", None, "WIDTHxHEIGHT: plan only the bare network, one picture on one device.")
 PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles go, of this many rows.", lower_bound=0)
 TRY = flags.DEFINE_bool("try_suggestions", False, "Compile suggestions for what does not fit, until one fits.")
@@ -48,6 +48,8 @@ def plan(config) -> None:
         raise errors.UserError("give either --tpu=NAME:TOPOLOGY or --device=cpu|gpu")
     tasks = _tasks(config)
     target = chips.tpu(TPU.value) if TPU.value else chips.own(DEVICE.value)
+    if ONLY.value != "evaluate" and not FORWARD.value:
+        programs.require_trainable(config, len(target.devices))
     print(report.heading(target), flush=True)
     entries = []
     for what, make in tasks:
@@ -116,7 +118,7 @@ def _suggestions(what: str, make: Callable, config, found: Plan, target: chips.T
     """Sentences on what might help; with --try_suggestions, up to the first that does."""
     if found.kind == "train":
         excess = found.memory_total / found.memory_limit if found.memory_limit else 1.0
-        proposals = advice.for_training(config, found.images, target, excess)
+        proposals = advice.for_training(config, target, excess)
     else:
         proposals = advice.for_forward(config) if found.kind == "forward" else []
     if not TRY.value:

@@ -19,9 +19,9 @@ from concertormer_jax.attribution.pictures import receptive_field_picture
 from concertormer_jax.attribution.receptive_field import influence_on_middle, radius_holding
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import image_size, read_rgb
-from concertormer_jax.devices import prepare_to_compile
+from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.forward import CompiledBySize, out_of_memory_explained
+from concertormer_jax.evaluation.forward import CompiledBySize
 from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.files import write_text, written_atomically
 

@@ -12,9 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from concertormer_jax.checkpoints import load_model
-from concertormer_jax.devices import prepare_to_compile
+from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.forward import CompiledBySize, out_of_memory_explained, restore_floats
+from concertormer_jax.evaluation.forward import CompiledBySize, restore_floats
 from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evaluation.pictures import side_by_side
 from concertormer_jax.evaluation.settings import overlap_px, tile_px, tile_setting, tlc_window
@@ -30,9 +30,9 @@ class PhotoRestorer:
     """
 
     def __init__(self, model, *, tlc="auto", tile="auto", log=tqdm.write):
-        self._tile = tile_setting(tile)
-        self.device = jax.devices()[0]
         self._multiple = model.module.multiple
+        self._tile = tile_setting(tile, self._multiple)
+        self.device = jax.devices()[0]
         window = tlc_window(tlc, model.train_crop_px, self._multiple)
         module = model.module.clone(tlc_window=window)
         self._restore = CompiledBySize(restore_floats(module), log, made_from=str(module))
@@ -40,8 +40,8 @@ class PhotoRestorer:
 
     def tiling(self, height: int, width: int) -> tuple[int, int, int]:
         """Return (tile size in pixels, rows of tiles, columns of tiles) for a picture of height x width."""
-        tile = tile_px(self._tile, height, width)
-        rows, columns = tiled_axes(height, width, tile, overlap_px(tile), self._multiple)
+        tile = tile_px(self._tile, height, width, self._multiple)
+        rows, columns = tiled_axes(height, width, tile, overlap_px(tile, self._multiple), self._multiple)
         return tile, len(rows.starts), len(columns.starts)
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ class PhotoRestorer:
                 bar.update()
                 return restored
 
-            return restore_tiled(apply, rgb, tile, overlap_px(tile), self._multiple)
+            return restore_tiled(apply, rgb, tile, overlap_px(tile, self._multiple), self._multiple)
 
 
 def restore_files(restorer: PhotoRestorer, source, destination, *, compare=False, log=tqdm.write) -> list[Path]:
@@ -138,7 +138,7 @@ def main(arguments=None) -> None:
     parser.add_argument("input", metavar="IN", help="a picture (PNG, JPEG, WebP, TIFF) or a folder of them")
     parser.add_argument("output", metavar="OUT", help="the result's name, whose suffix decides its format, or a folder")
     parser.add_argument(
-        "--tile", default="auto", metavar="PIXELS", help="tile size, a multiple of 64; auto; 0 for none"
+        "--tile", default="auto", metavar="PIXELS", help="tile size, a multiple of 64; auto; off for none"
     )
     parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")
     parser.add_argument("--compare", action="store_true", help="also write before and after side by side")

@@ -1,14 +1,23 @@
 """Restoring a large picture in overlapping tiles of one fixed size, blended smoothly: positions, weights, the sum."""
 
 import dataclasses
+import math
 
 import numpy as np
 
 from concertormer_jax.ops.image import padded_size
 
-# The largest `multiple` of the networks: they pad to multiples of so many pixels and lay blocks, at every scale, from
-# the corner of what they see. Tiles that begin at such multiples have the same blocks as the whole picture.
+# Tiles begin at multiples of this number of pixels, or of more if the network's `multiple` asks for it (`tile_grid`).
 GRID_PX = 64
+
+
+def tile_grid(multiple: int) -> int:
+    """Return the pixels whose multiples the tiles' places and sizes are, for a network that pads to `multiple` pixels.
+
+    A network lays blocks, at every scale, from the corner of what it sees. On this grid a tile has the same blocks as
+    the whole picture, and needs no padding.
+    """
+    return math.lcm(GRID_PX, multiple)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,25 +32,25 @@ class TiledAxis:
     weights: np.ndarray
 
 
-def tiled_axis(length: int, tile: int, overlap: int) -> TiledAxis:
+def tiled_axis(length: int, tile: int, overlap: int, grid: int = GRID_PX) -> TiledAxis:
     """Spread as few tiles as possible evenly over `length` pixels, neighbours sharing at least `overlap` pixels.
 
     Where a tile ends inside the picture, its outermost `overlap` / 4 pixels have no weight, since the network knows
     nothing of what lies beyond, and over the next `overlap` / 2 the weight rises as a raised cosine.
     An axis that is no longer than `tile` gets one tile of its own length, whatever that is.
 
-    Raises ValueError unless all three are positive multiples of 64 (a `length` up to `tile` any) and overlap < tile.
+    Raises ValueError unless all three are positive multiples of `grid` (a `length` up to `tile` any), overlap < tile.
     """
     multiples = (tile, overlap, max(length, tile))
-    if any(value < 1 or value % GRID_PX for value in multiples) or length < 1 or overlap >= tile:
+    if any(value < 1 or value % grid for value in multiples) or length < 1 or overlap >= tile:
         raise ValueError(
-            f"length={length}, tile={tile} and overlap={overlap} must be positive multiples of {GRID_PX}, "
+            f"length={length}, tile={tile} and overlap={overlap} must be positive multiples of {grid}, "
             "overlap less than tile"
         )
     if length <= tile:
         return TiledAxis(length, (0,), np.ones((1, length), np.float32))
     gaps = -(-(length - tile) // (tile - overlap))
-    starts = tuple(GRID_PX * round(index * (length - tile) / gaps / GRID_PX) for index in range(gaps + 1))
+    starts = tuple(grid * round(index * (length - tile) / gaps / grid) for index in range(gaps + 1))
     offset = np.arange(overlap) + 0.5
     rise = np.sin(np.pi / 2 * np.clip(2 * offset / overlap - 0.5, 0, 1)) ** 2
     weights = np.ones((len(starts), tile))
@@ -60,10 +69,12 @@ def tiled_axes(
 ) -> tuple[TiledAxis, TiledAxis]:
     """Return the tiles along both axes of a picture of height x width.
 
-    An axis longer than `tile` is padded to a multiple of 64 pixels, another one to a multiple of `multiple`.
+    multiple: that of the network. An axis longer than `tile` is padded to a multiple of `tile_grid(multiple)` pixels,
+    another one to a multiple of `multiple`.
     """
-    padded = [padded_size(length, GRID_PX if length > tile else multiple) for length in (height, width)]
-    return tuple(tiled_axis(length, tile, overlap) for length in padded)
+    grid = tile_grid(multiple)
+    padded = [padded_size(length, grid if length > tile else multiple) for length in (height, width)]
+    return tuple(tiled_axis(length, tile, overlap, grid) for length in padded)
 
 
 def restore_tiled(apply, image: np.ndarray, tile: int, overlap: int, multiple: int = GRID_PX) -> np.ndarray:

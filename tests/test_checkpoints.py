@@ -61,6 +61,15 @@ def test_best_is_loaded_by_default_and_any_by_its_folder(saved):
     assert (latest.step, value_of(latest)) == (4, 4.0)
 
 
+def test_a_step_that_is_not_complete_yet_is_passed_over(saved, monkeypatch):
+    """In a bucket a step has its name while it is being written."""
+    monkeypatch.setattr(ocp.path.step, "is_path_finalized", lambda folder, **_: folder.name != "2")
+    assert load_model(saved).step == 4
+    monkeypatch.setattr(ocp.path.step, "is_path_finalized", lambda folder: False)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_model(saved)
+
+
 def test_latest_is_restored_on_the_given_devices(saved):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[3])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state(0))

@@ -280,3 +280,11 @@ def test_the_command_fails_with_one_sentence(tmp_path, loaded, capsys):
         command.main([f"--ckpt={tmp_path}", f"--data={tmp_path / 'missing'}"])
     assert exit_status.value.code == 2
     assert capsys.readouterr().err.splitlines()[-1] == f"error: {tmp_path / 'missing'}: no such folder; check the path."
+
+
+@pytest.mark.parametrize("flags", [["--ckpt=gs://bucket/run"], ["--ckpt={here}", "--output=gs://bucket/results"]])
+def test_results_are_not_written_into_a_folder_called_gs(tmp_path, loaded, capsys, flags):
+    folder = write_pairs(tmp_path / "set", [(20, 20)])
+    with pytest.raises(SystemExit):
+        command.main([*(flag.format(here=tmp_path) for flag in flags), f"--data={folder}"])
+    assert "give a folder on it with --output" in capsys.readouterr().err

@@ -137,8 +137,8 @@ def test_other_messages_are_not_about_memory():
 
 
 def test_suggestions_go_from_cheap_to_costly():
-    config = config_with({"model.remat": False})
-    found = [s.flags for s in advice.for_training(config, 64, target("v5e:2x4", 8), excess=3.2)]
+    config = config_with({"model.remat": False, "stages.batch": (64,)})
+    found = [s.flags for s in advice.for_training(config, target("v5e:2x4", 8), excess=3.2)]
     assert found[:3] == [
         "--config.model.remat=True",
         "--config.train.accumulation=4",  # 8 images on each chip; 2 parts would not do
@@ -149,20 +149,20 @@ def test_suggestions_go_from_cheap_to_costly():
 
 
 def test_suggestions_do_not_repeat_what_is_set():
-    config = config_with({"model.remat": True, "model.dtype": "bfloat16", "train.accumulation": 2})
-    found = [s.flags for s in advice.for_training(config, 32, target("v5e:2x4", 8), excess=1.5)]
+    settings = {"model.remat": True, "model.dtype": "bfloat16", "train.accumulation": 2, "stages.batch": (32,)}
+    found = [s.flags for s in advice.for_training(config_with(settings), target("v5e:2x4", 8), excess=1.5)]
     assert found == ["--config.train.accumulation=4", "--tpu=v5e:4x4"]
 
 
-def test_no_suggestion_divides_a_batch_that_cannot_be_divided():
-    found = [
-        s.keys for s in advice.for_training(config_with({"model.remat": False}), 8, target("v5e:2x4", 8), excess=2.0)
-    ]
-    assert found == [{"model.remat": True}, {"model.remat": True, "model.dtype": "bfloat16"}]
-    found = [
-        s.keys for s in advice.for_training(config_with({"model.remat": False}), 24, target("v5e:2x4", 8), excess=2.0)
-    ]
-    assert {"train.accumulation": 3} in found and not any(keys.get("train.accumulation") == 2 for keys in found)
+@pytest.mark.parametrize(("batches", "parts"), [((8,), []), ((64, 16, 8), []), ((24,), [3]), ((64, 32), [2, 4])])
+def test_suggestions_divide_the_batches_of_all_stages(batches, parts):
+    stages = {"stages.batch": batches, "stages.steps": (2,) * len(batches), "stages.crop_px": (64,) * len(batches)}
+    config = config_with({"model.remat": False, **stages})
+    suggestions = advice.for_training(config, target("v5e:2x4", 8), excess=1.0)
+    assert sorted({s.keys["train.accumulation"] for s in suggestions if "train.accumulation" in s.keys}) == parts
+    for suggestion in suggestions:
+        chosen = advice.changed(config, suggestion)
+        programs.require_trainable(chosen, chips.count(suggestion.tpu or "v5e:2x4"))
 
 
 def test_a_suggestion_changes_a_copy_of_the_config():
@@ -222,7 +222,7 @@ def test_a_program_that_does_not_fit_names_reason_and_suggestions():
 
 
 def test_memory_is_told_by_kind_and_loops_are_counted():
-    config = config_with(runs.TINY_RUN | {"train.ema_decay": 0.9})
+    config = config_with(runs.TINY_RUN | runs.WITHOUT_ATTENTION | {"train.ema_decay": 0.9})
     task = programs.training_task(config, data_mesh(jax.devices()[:1]), 2)
     plan = compile_task(task, 2**40, table_rows=3)
     weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(programs.module_from(config.model))))
@@ -235,9 +235,10 @@ def test_memory_is_told_by_kind_and_loops_are_counted():
     assert compile_task(task, plan.memory_total - 1).reason
 
 
-def test_a_batch_that_does_not_divide_is_one_sentence():
-    with pytest.raises(UserError, match="does not divide over"):
-        programs.training_task(config_with(runs.TINY_RUN | {"train.accumulation": 3}), data_mesh(jax.devices()[:1]), 1)
+def test_a_batch_of_any_stage_that_does_not_divide_is_one_sentence():
+    config = config_with(runs.TINY_RUN | {"stages.batch": (8, 9)})
+    with pytest.raises(UserError, match="batch of 9 images of stage 2 does not divide over 2 devices"):
+        programs.training_task(config, data_mesh(jax.devices()[:2]), 1)
 
 
 def killed(config, mesh):
@@ -249,16 +250,27 @@ def test_a_killed_compiler_is_one_sentence():
         compile_apart(killed, None, "cpu")
 
 
-def command(*arguments):
-    settings = runs.TINY_NETWORK | runs.ONE_STAGE
-    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+OF_A_TINY_NETWORK = [
+    "--config=configs/demo.py",
+    *(
+        f"--config.{key}={value}"
+        for key, value in (runs.TINY_NETWORK | runs.WITHOUT_ATTENTION | runs.ONE_STAGE).items()
+    ),
+]
+
+
+def python(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "concertormer_jax.plan", "--config=configs/demo.py", *overrides, *arguments],
+        [sys.executable, *arguments],
         cwd=runs.ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
     )
+
+
+def command(*arguments):
+    return python("-m", "concertormer_jax.plan", *OF_A_TINY_NETWORK, *arguments)
 
 
 def test_the_command_plans_for_this_machine(tmp_path):
@@ -274,20 +286,36 @@ def test_the_command_plans_for_this_machine(tmp_path):
     assert "by kind" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ((), "--tpu=NAME:TOPOLOGY or --device"),
-        (("--device=cpu", "--tpu=v5e:2x4"), "--tpu=NAME:TOPOLOGY or --device"),
-        (("--device=cpu", "--forward=256"), "--forward=256: must be WIDTHxHEIGHT"),
-        (("--device=cpu", "--config.model.widht=3"), "no such key"),
-        (("--device=cpu", "--config.train.accumulation=3"), "does not divide over"),
-    ],
-)
-def test_a_wrong_flag_is_one_sentence(arguments, words):
-    done = command(*arguments)
-    assert done.returncode == 2
-    assert words in done.stderr and "Traceback" not in done.stderr
+SEVERAL_COMMANDS = """
+import json, sys
+from absl.testing import flagsaver
+from concertormer_jax import command_line, plan
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["plan", *arguments]  # where the keys of a config are looked for
+    with flagsaver.flagsaver():
+        try:
+            plan.main(command_line.parse(sys.argv))
+        except SystemExit as stopped:
+            print("exit status", stopped.code, file=sys.stderr)
+"""
+
+
+def test_a_wrong_flag_is_one_sentence():
+    """One process for all, as most of the time goes into starting it."""
+    wrong = {
+        (): "--tpu=NAME:TOPOLOGY or --device",
+        ("--device=cpu", "--tpu=v5e:2x4"): "--tpu=NAME:TOPOLOGY or --device",
+        ("--device=cpu", "--forward=256"): "--forward=256: must be WIDTHxHEIGHT",
+        ("--device=cpu", "--config.model.widht=3"): "no such key",
+        ("--device=cpu", "--config.train.accumulation=3"): "does not divide over",
+    }
+    done = python("-c", SEVERAL_COMMANDS, json.dumps([[*OF_A_TINY_NETWORK, *arguments] for arguments in wrong]))
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 * len(wrong)
+    for words, error, status in zip(wrong.values(), lines[::2], lines[1::2], strict=True):
+        assert error.startswith("error: ") and words in error
+        assert status == "exit status 2"
 
 
 def test_a_tpu_that_is_not_there_is_compiled_for():

@@ -1,4 +1,7 @@
-"""Every set in each of its layouts: prepared, trained on for two steps and evaluated, by the documented commands."""
+"""Every set: prepared, trained on for two steps and evaluated by the documented commands, in each layout scored.
+
+(Every layout is prepared to the same files: see test_prepare.py.)
+"""
 
 import importlib
 import json
@@ -22,7 +25,6 @@ DOCUMENTATION = (runs.ROOT / "docs" / "datasets.md").read_text()
 SETS = ["gopro", "hide", "realblur_r", "realblur_j", "rain13k", "reds", "sidd"]
 PROTOCOL = {"rain13k": "derain"}
 EVERY_LAYOUT = [(name, layout) for name in SETS for layout in LAYOUTS[name]]
-FIRST_GOPRO = EVERY_LAYOUT[0]
 SHRUNK = runs.TINY_RUN | runs.ONE_STAGE
 
 
@@ -76,19 +78,20 @@ class Commands:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """made(name, layout): the folder where set `name` in `layout` was taken through its commands, once."""
+    """made(name): the folder where set `name`, in the first of its layouts, was taken through its commands, once."""
     folders = {}
 
-    def make(name, layout):
-        if (name, layout) not in folders:
-            gopro = folders.get(FIRST_GOPRO) or (make(*FIRST_GOPRO) if name != "gopro" else None)
-            folder = tmp_path_factory.mktemp(f"{name}-{layout}")
-            assert write_set(name, layout, folder / "DOWNLOADS" / name) == folder / "DOWNLOADS" / name
-            commands = Commands(folder, folder if name == "gopro" else gopro)
+    def make(name):
+        if name not in folders:
+            gopro = make("gopro") if name != "gopro" else None
+            folder = tmp_path_factory.mktemp(name)
+            downloads = folder / "DOWNLOADS" / name
+            assert write_set(name, next(iter(LAYOUTS[name])), downloads) == downloads
+            commands = Commands(folder, gopro or folder)
             for arguments in commands_of(name):
                 commands.run(arguments)
-            folders[name, layout] = folder
-        return folders[name, layout]
+            folders[name] = folder
+        return folders[name]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "prepare_to_compile", lambda: None)
@@ -96,17 +99,13 @@ def made(tmp_path_factory):
         yield make
 
 
-def first_layout(name: str) -> str:
-    return next(iter(LAYOUTS[name]))
-
-
 def results_of(folder) -> dict:
     return json.loads((folder / "results" / "results.json").read_text())
 
 
-@pytest.mark.parametrize(("name", "layout"), EVERY_LAYOUT)
-def test_the_documented_commands_give_the_protocols_numbers(made, name, layout):
-    results = results_of(made(name, layout))
+@pytest.mark.parametrize("name", SETS)
+def test_the_documented_commands_give_the_protocols_numbers(made, name):
+    results = results_of(made(name))
     protocol = PROTOCOLS[PROTOCOL.get(name, name)]
     assert results["protocol"] == protocol.name
     assert results["variant"] == "custom"
@@ -124,31 +123,46 @@ def test_the_documented_commands_give_the_protocols_numbers(made, name, layout):
             assert 0 < scores["mean"][metric]["restored"] < 60
 
 
+@pytest.fixture(scope="module")
+def scored(made, tmp_path_factory):
+    """scored(name, data): the tables of `data`, of set `name`, by pictures of other software, the mean of each pair.
+
+    None: the prepared set, once.
+    """
+    of_the_prepared = {}
+
+    def score(name, data=None):
+        if data is None and name in of_the_prepared:
+            return of_the_prepared[name]
+        folder, protocol = tmp_path_factory.mktemp(name), PROTOCOLS[PROTOCOL.get(name, name)]
+        for pair in pairs_of(name):
+            if pair.split != "train":
+                place = folder / "made" / pair.split if len(protocol.sets) > 1 else folder / "made"
+                write_png(place / f"{pair.name}.png", np.mean(pair.pixels, axis=0).astype(np.uint8))
+        arguments = [f"--predictions={folder / 'made'}", f"--data={data or f'tfds:{name}'}", "--metrics=psnr_rgb"]
+        evaluate.main([*arguments, f"--data-dir={made(name) / 'prepared'}", f"--output={folder / 'scores'}"])
+        assert json.loads((folder / "scores" / "results.json").read_text())["protocol"] == protocol.name
+        tables = {file.relative_to(folder): file.read_text() for file in (folder / "scores").rglob("*.csv")}
+        if data is None:
+            of_the_prepared[name] = tables
+        return tables
+
+    return score
+
+
 @pytest.mark.parametrize(("name", "layout"), EVERY_LAYOUT)
-def test_a_folder_is_scored_like_the_set_prepared_from_it(made, tmp_path, name, layout):
-    """By pictures of other software, the mean of input and target; the downloaded folder needs no flag."""
-    protocol = PROTOCOLS[PROTOCOL.get(name, name)]
-    for pair in pairs_of(name):
-        if pair.split != "train":
-            place = tmp_path / "made" / pair.split if len(protocol.sets) > 1 else tmp_path / "made"
-            write_png(place / f"{pair.name}.png", np.mean(pair.pixels, axis=0).astype(np.uint8))
-    tables = []
-    folder = made(name, layout)
-    for data in (f"tfds:{name}", str(folder / "DOWNLOADS" / name)):
-        arguments = [f"--predictions={tmp_path / 'made'}", f"--data={data}", f"--data-dir={folder / 'prepared'}"]
-        output = tmp_path / f"scores{len(tables)}"
-        evaluate.main([*arguments, f"--output={output}", "--metrics=psnr_rgb"])
-        tables.append({file.relative_to(output): file.read_text() for file in output.rglob("*.csv")})
-        assert json.loads((output / "results.json").read_text())["protocol"] == protocol.name
-    assert tables[0] == tables[1]
-    assert len(tables[0]) == len(protocol.sets)
-    lines = [line.split(",") for text in tables[0].values() for line in text.splitlines()[1:]]
+def test_a_folder_is_scored_like_the_set_prepared_from_it(scored, tmp_path, name, layout):
+    """The downloaded folder needs no flag."""
+    tables = scored(name, str(write_set(name, layout, tmp_path / name)))
+    assert tables == scored(name)
+    assert len(tables) == len(PROTOCOLS[PROTOCOL.get(name, name)].sets)
+    lines = [line.split(",") for text in tables.values() for line in text.splitlines()[1:]]
     assert {line[0] for line in lines} == {pair.name for pair in pairs_of(name) if pair.split != "train"}
     assert all(float(line[-1]) > 5 for line in lines), "halving the error is 6 dB"
 
 
 def test_the_average_of_deraining_leaves_the_fifth_set_out(made):
-    results = results_of(made("rain13k", first_layout("rain13k")))
+    results = results_of(made("rain13k"))
     four = [results["sets"][name]["mean"]["psnr_y"]["restored"] for name in PROTOCOLS["derain"].averaged]
     assert results["average"]["mean"]["psnr_y"]["restored"] == pytest.approx(np.mean(four))
     assert results["average"]["sets"] == ["test100", "rain100h", "rain100l", "test2800"]
@@ -156,15 +170,15 @@ def test_the_average_of_deraining_leaves_the_fifth_set_out(made):
 
 
 def test_training_on_realblur_starts_from_the_gopro_weights(made):
-    start = runs.stored_state(made(*FIRST_GOPRO) / "runs" / "gopro", 2)
-    after = runs.stored_state(made("realblur_j", first_layout("realblur_j")) / "runs" / "realblur_j", 2)
+    start = runs.stored_state(made("gopro") / "runs" / "gopro", 2)
+    after = runs.stored_state(made("realblur_j") / "runs" / "realblur_j", 2)
     weights = [key for key in start if key.startswith("params")]
     largest = max(np.abs(start[key] - after[key]).max() for key in weights)
     assert 0 < largest < 0.01, "two steps away, and not another random start"
 
 
 def test_the_documented_table_takes_all_results(made, capsys):
-    folders = [str(made(name, first_layout(name)) / "results") for name in SETS]
+    folders = [str(made(name) / "results") for name in SETS]
     assert "python -m concertormer_jax.evaluation.table RESULTS... --published RESULTS..." in DOCUMENTATION
     table.main([*folders, "--published", folders[0]])
     printed = capsys.readouterr().out
@@ -175,7 +189,7 @@ def test_the_documented_table_takes_all_results(made, capsys):
 
 def test_the_documented_predictions_are_scored(made, tmp_path):
     (command,) = re.findall(r"^python (evaluate\.py --predictions=FOLDER .*)$", DOCUMENTATION, re.MULTILINE)
-    folder = made(*FIRST_GOPRO)
+    folder = made("gopro")
     arguments = shlex.split(command.replace("FOLDER", str(folder / "results" / "restored")))[1:]
     evaluate.main([*arguments, f"--data-dir={folder / 'prepared'}", f"--output={tmp_path}"])
     again = json.loads((tmp_path / "results.json").read_text())

@@ -62,6 +62,15 @@ def test_tile_sizes():
         tile_setting("64")
 
 
+def test_tiles_of_a_network_with_larger_blocks_are_multiples_of_its_own():
+    assert tile_px(tile_setting("auto", 128), 700, 900, 128) == 1024, "whole: the longer side as the network pads it"
+    assert tile_px(tile_setting("auto", 128), 2000, 3000, 128) == 896
+    assert tile_px(tile_setting("auto", 256), 2000, 3000, 256) == 1024
+    assert overlap_px(896, 128) == 128
+    with pytest.raises(UserError, match=r"--tile=448: must be a multiple of 128 pixels from 256 up; .*384 and 512"):
+        tile_setting("448", 128)
+
+
 @pytest.mark.parametrize("tile", range(128, 2049, 64))
 def test_tiles_overlap_by_about_an_eighth(tile):
     assert overlap_px(tile) % 64 == 0

@@ -24,6 +24,14 @@ def test_weights_sum_to_one_and_neighbours_overlap(length, overlap):
     assert len(axis.starts) == 1 or (len(axis.starts) - 2) * (256 - overlap) + 256 < length, "one fewer would have done"
 
 
+def test_tiles_begin_where_the_blocks_of_the_network_do():
+    assert [(axis.size, axis.starts) for axis in tiled_axes(700, 900, 1024, 128, 128)] == [(768, (0,)), (1024, (0,))]
+    for axis in tiled_axes(2000, 3000, 896, 128, 128):
+        assert axis.size == 896
+        assert all(start % 128 == 0 for start in axis.starts)
+        assert (np.diff(axis.starts) <= 896 - 128).all()
+
+
 def test_weights_are_smooth_and_vanish_where_a_tile_ends_inside_the_picture():
     axis = tiled_axis(1024, 256, 64)
     assert np.abs(np.diff(axis.weights, axis=1)).max() < 1.6 / 32  # a raised cosine over 32 rises by pi / 2 at most

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_runs as runs
+from light_network import leave_out_blocks
 
-from concertormer_jax.checkpoints import load_model
+from concertormer_jax.checkpoints import load_model, save_converted
 from concertormer_jax.devices import run_in_background
-from concertormer_jax.errors import UserError
+from concertormer_jax.errors import UserError, reported
+from concertormer_jax.models import parameter_shapes
 from concertormer_jax.training import loop, start
 from configs import common
 
@@ -30,19 +32,18 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(photos):
-    return runs.TINY_RUN | {"data.source": str(photos)}
+    return runs.TINY_RUN | runs.WITHOUT_ATTENTION | {"data.source": str(photos)}
 
 
 @pytest.fixture(scope="module")
 def undisturbed(settings, tmp_path_factory):
-    """The state at the end of a run that was left alone, and its work folder."""
+    """The state at the end of a run that was left alone, which traced everything itself, and its work folder."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    output = runs.finish(runs.start(runs.command(workdir, settings)))
-    assert "compiling the step of stage 2" in output
+    loop.train(config_with(settings), workdir)
     return runs.stored_state(workdir, LAST_STEP), workdir
 
 
-def kill_when(process, seen, timeout_s=180) -> bool:
+def kill_when(process, seen, timeout_s=1200) -> bool:
     """Kill `process` as soon as `seen()` is true; False if it ended before that."""
     deadline = time.monotonic() + timeout_s
     while process.poll() is None and time.monotonic() < deadline:
@@ -54,40 +55,32 @@ def kill_when(process, seen, timeout_s=180) -> bool:
     return False
 
 
-def test_killed_while_saving_and_across_the_stage_boundary_ends_the_same(undisturbed, settings, tmp_path):
+def test_killed_while_saving_then_stopped_by_sigterm_ends_the_same(undisturbed, settings, tmp_path):
     expected, _ = undisturbed
     command = runs.command(tmp_path, settings)
     folder = tmp_path / "checkpoints"
-    # The temporary folder of a step is there only while the step is being saved.
-    for step in (2, 4):
-        process = runs.start(command)
-        assert kill_when(process, lambda step=step: any(folder.glob(f"{step}.*tmp*")))
-        process.stdout.close()
-        assert not (folder / str(step) / "commit_success.txt").exists() or (folder / str(step) / "params").exists()
     process = runs.start(command)
-    assert kill_when(process, lambda: (folder / "6").exists())
+    # The temporary folder of a step is there only while the step is being saved.
+    assert kill_when(process, lambda: any(folder.glob("2.*tmp*")))
     process.stdout.close()
+    assert not (folder / "2" / "commit_success.txt").exists() or (folder / "2" / "params").exists()
+
+    # Nothing is due to be saved here, so that a later step is there only if the signal saved it.
+    process = runs.start(runs.command(tmp_path, settings | {"run.checkpoint_every_steps": 100}))
+    for line in process.stdout:
+        if line.startswith("step 3/"):  # compiling stage 2, after step 4, leaves it the time to arrive
+            process.send_signal(signal.SIGTERM)
+            break
+    assert "stopped by SIGTERM" in runs.finish(process)
+    stopped = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    assert 3 <= stopped < LAST_STEP
+
     output = runs.finish(runs.start(command))
-    assert "going on from step" in output
+    assert f"going on from step {stopped}" in output
+    assert "compiling the step of stage 2" in output
     runs.assert_identical(runs.stored_state(tmp_path, LAST_STEP), expected)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
-
-
-def test_sigterm_saves_at_once_and_the_run_goes_on(undisturbed, settings, tmp_path):
-    expected, _ = undisturbed
-    settings = settings | {"run.checkpoint_every_steps": 100}
-    process = runs.start(runs.command(tmp_path, settings))
-    for line in process.stdout:
-        if line.startswith("step 3/"):
-            process.send_signal(signal.SIGTERM)
-            break
-    output = runs.finish(process)
-    assert "stopped by SIGTERM" in output
-    (stopped,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
-    assert 3 <= stopped < LAST_STEP
-    runs.finish(runs.start(runs.command(tmp_path, settings)))
-    runs.assert_identical(runs.stored_state(tmp_path, LAST_STEP), expected)
 
 
 def test_run_folder_holds_what_the_readme_promises(undisturbed):
@@ -103,6 +96,7 @@ def test_run_folder_holds_what_the_readme_promises(undisturbed):
     assert "validation/psnr" in lines[-1]
 
 
+@pytest.mark.long
 def test_two_hosts_train_like_one(settings, tmp_path):
     settings = settings | runs.ONE_STAGE
     loop.train(config_with(settings), tmp_path / "one")
@@ -130,7 +124,8 @@ def config_with(settings):
     return runs.override(common.get_config(), settings)
 
 
-def test_not_finite_stops_with_step_and_images(settings, tmp_path):
+def test_not_finite_stops_with_step_and_images(settings, tmp_path, monkeypatch):
+    leave_out_blocks(monkeypatch)
     config = config_with(settings | {"optimizer.learning_rate": 1e30})
     with pytest.raises(UserError, match=r"the loss is (nan|inf).* at step \d+, on the batch of photo\d"):
         loop.train(config, tmp_path)
@@ -140,7 +135,8 @@ def test_not_finite_stops_with_step_and_images(settings, tmp_path):
             assert np.isfinite(value).all(), name
 
 
-def test_moving_average_is_what_is_loaded(settings, tmp_path):
+def test_moving_average_is_what_is_loaded(settings, tmp_path, monkeypatch):
+    leave_out_blocks(monkeypatch)
     config = config_with(settings | runs.ONE_STAGE | {"train.ema_decay": 0.5})
     loop.train(config, tmp_path)
     weights = runs.stored_state(tmp_path, 2)["params['intro']['kernel']"]
@@ -156,6 +152,27 @@ def test_init_from_starts_at_those_weights(undisturbed, settings, tmp_path):
     loop.train(config, tmp_path)
     start = load_model(workdir).params["intro"]["kernel"]
     np.testing.assert_allclose(load_model(tmp_path).params["intro"]["kernel"], start, atol=1e-9)
+
+
+def test_loaded_weights_take_the_place_of_the_drawn_ones(settings, tmp_path, monkeypatch):
+    config = config_with(settings | {"init_from": str(tmp_path / "ones")})
+    stages = loop.make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
+    training = loop.training_from(config, stages)
+    ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), parameter_shapes(training.module))
+    save_converted(tmp_path / "ones", training.module, ones, train_crop_px=16)
+    drawn = []
+
+    def run_in_background(lowered, *arguments):
+        drawn.append(lowered.compile()(*arguments))
+        return MagicMock(result=lambda: drawn[0])
+
+    monkeypatch.setattr(start, "run_in_background", run_in_background)
+    checkpoints = MagicMock(latest_step=lambda: None)
+    _, first_state = start.starting_state(config, training, checkpoints, loop.data_mesh())
+    state = first_state()
+    jax.tree.map(np.testing.assert_array_equal, state.params, ones)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(drawn[0].params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
 def test_the_step_is_compiled_before_anything_waits_for_the_weights(settings, tmp_path, monkeypatch):
@@ -197,28 +214,65 @@ def test_init_from_another_architecture_is_refused(undisturbed, settings, tmp_pa
         ({"model.decoder_heads": (3,)}, r"3 heads do not divide"),
         ({"data.source": ""}, r"config.data.source is empty"),
         ({"data.source": "nowhere"}, r"nowhere"),
+        ({"optimizer.learning_rate": 0.0}, r"config.optimizer.learning_rate=0.0 must be greater than 0"),
+        ({"validation.images": 0}, r"config.validation.images=0 must be at least 1"),
+        ({"train.accumulation": 0}, r"config.train.accumulation=0 must be at least 1"),
+        ({"run.log_every_steps": 0}, r"config.run.log_every_steps=0 must be at least 1"),
+        ({"train.ema_decay": 1.0}, r"config.train.ema_decay=1.0 must be at least 0 and less than 1"),
+        ({"seed": -1}, r"config.seed=-1 must be at least 0"),
         ({"init_from": "nowhere"}, r"nowhere does not exist"),
     ],
 )
-def test_bad_settings_are_named(settings, tmp_path, changed, message):
+def test_bad_settings_are_named(photos, tmp_path, changed, message):
     with pytest.raises(UserError, match=message):
-        loop.train(config_with(settings | changed), tmp_path)
+        loop.train(config_with(runs.TINY_RUN | {"data.source": str(photos)} | changed), tmp_path)
 
 
 def test_work_folder_of_another_config_is_refused(settings, tmp_path):
-    loop.claim_workdir(tmp_path, config_with(settings))
-    loop.claim_workdir(tmp_path, config_with(settings | {"run.log_every_steps": 7}))
+    loop.claim_workdir(tmp_path, config_with(settings), begun=False)
+    for harmless in ({"run.log_every_steps": 7}, {"train.accumulation": 2}, {"model.remat": False}):
+        loop.claim_workdir(tmp_path, config_with(settings | harmless), begun=True)
     with pytest.raises(UserError, match=r"config.optimizer.clip_norm was 0.01 and is now 0.5"):
-        loop.claim_workdir(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}))
+        loop.claim_workdir(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}), begun=True)
 
 
-def test_command_reports_a_mistyped_key_and_a_file_as_work_folder(settings, tmp_path):
+def test_what_stopped_the_first_start_may_be_mended_in_the_same_folder(settings, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        loop.train(config_with(settings | {"init_from": "nowhere"}), tmp_path)
+    reached = MagicMock(side_effect=InterruptedError)
+    monkeypatch.setattr(loop, "_steps", reached)
+    with pytest.raises(InterruptedError):
+        loop.train(config_with(settings), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["init_from"] == ""
+
+
+def test_a_device_that_is_too_small_is_one_sentence(settings, tmp_path, monkeypatch):
+    exhausted = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
+    monkeypatch.setattr(loop, "_steps", MagicMock(side_effect=exhausted))
+    with pytest.raises(UserError, match=r"ran out of memory; raise config\.train\.accumulation"):
+        loop.train(config_with(settings), tmp_path)
+
+
+@pytest.mark.parametrize(("hosts", "noted"), [(1, {signal.SIGINT, signal.SIGTERM}), (2, set())])
+def test_signals_are_noted_on_a_single_host_alone(monkeypatch, hosts, noted):
+    monkeypatch.setattr(jax, "process_count", lambda: hosts)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    with loop.Stop(checkpoints=None).listening():
+        assert {number for number in numbers if signal.getsignal(number) is not before[number]} == noted
+    assert {number: signal.getsignal(number) for number in numbers} == before
+
+
+def test_command_reports_a_mistyped_key(settings, tmp_path):
     process = runs.start([*runs.command(tmp_path, settings), "--config.optimizer.lr=1"])
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode != 0
     assert "config.optimizer.lr" in output
+
+
+def test_a_file_as_work_folder_is_one_sentence(settings, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    process = runs.start(runs.command(tmp_path / "file" / "run", settings))
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 2
-    assert output.splitlines()[-1].startswith("error: ")
+    with pytest.raises(SystemExit), reported():
+        loop.train(config_with(settings), tmp_path / "file" / "run")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / 'file'}")

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from concertormer_jax.errors import UserError
+from concertormer_jax.training import writers
 from concertormer_jax.training.stages import make_stages
 from concertormer_jax.training.writers import Interval, Writer, duration
 
@@ -59,3 +61,12 @@ def test_interval_means_and_time_for_remaining_work():
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_bucket_without_its_client_is_one_sentence(tmp_path, monkeypatch):
+    def summary_writer(*_, **__):
+        raise ImportError("`google-cloud-storage` must be installed")
+
+    monkeypatch.setattr(writers, "SummaryWriter", summary_writer)
+    with pytest.raises(UserError, match=r"tensorboard: cannot be written .* pip install google-cloud-storage"):
+        Writer(tmp_path, step=0, total_steps=10, enabled=True)

@@ -24,6 +24,7 @@ TINY_NETWORK = {
     "model.decoder_heads": (1,),
     "model.expansion": 2,
 }
+WITHOUT_ATTENTION = {"model.groups": "", "model.skip": "sum"}  # for what is no matter of the network: quick to compile
 TINY_RUN = TINY_NETWORK | {
     "stages.steps": (4, 4),
     "stages.crop_px": (16, 32),
@@ -68,15 +69,15 @@ def command(workdir, settings: dict, config="configs/custom.py") -> list[str]:
     return [sys.executable, str(ROOT / "train.py"), f"--config={ROOT / config}", f"--workdir={workdir}", *flags]
 
 
-def start(arguments, devices=2, **settings) -> subprocess.Popen:
-    """Start a command with faked CPU devices; its output is one stream of text."""
+def start(arguments, devices=8, **settings) -> subprocess.Popen:
+    """Start a command with faked CPU devices, by default those of the tests; its output is one stream of text."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1", **settings}
     return subprocess.Popen(
         arguments, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def finish(process: subprocess.Popen, timeout_s=240) -> str:
+def finish(process: subprocess.Popen, timeout_s=1200) -> str:
     """Wait for a command that must succeed; returns its output."""
     output, _ = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, output

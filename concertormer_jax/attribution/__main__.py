@@ -20,9 +20,8 @@ from concertormer_jax.attribution.reports import Row, markdown_table, results_js
 from concertormer_jax.attribution.window import Window, cut_around, middle_window, parse_window
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import image_size, read_rgb
-from concertormer_jax.devices import prepare_to_compile
+from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.forward import out_of_memory_explained
 from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.files import write_text, written_atomically
 

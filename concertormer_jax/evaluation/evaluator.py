@@ -12,10 +12,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from concertormer_jax.data.ahead import ahead
 from concertormer_jax.data.images import read_rgb, write_png
-from concertormer_jax.devices import batch_sharding, data_mesh, replicated
+from concertormer_jax.devices import batch_sharding, data_mesh, out_of_memory_explained, replicated
 from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.forward import CompiledBySize, out_of_memory_explained, restore_bytes, restore_floats
+from concertormer_jax.evaluation.forward import CompiledBySize, restore_bytes, restore_floats
 from concertormer_jax.evaluation.outputs import require_writable, restored_path
 from concertormer_jax.evaluation.protocols import PAIRS, Protocol
 from concertormer_jax.evaluation.scores import Evaluation, ImageScores
@@ -77,7 +78,8 @@ def evaluate(
             )
         return item, images
 
-    def scored(item, images, restored):
+    def scored(result):
+        item, images, restored = result
         path = restored_path(output, pairs.names[item.index])
         try:
             write_png(path, restored if restored.dtype == np.uint8 else np.rint(restored).astype(np.uint8))
@@ -87,10 +89,10 @@ def evaluate(
         return _image_scores(pairs, item.index, path, covers, restored, *images, wanted)
 
     with ThreadPoolExecutor(_THREADS) as pool, out_of_memory_explained("give a smaller --batch."):
-        loaded = _ahead(pool, load, ((item,) for item in items), _THREADS)
+        loaded = ahead(pool, load, items, _THREADS)
         unrounded = bool(UNROUNDED_METRICS.keys() & set(wanted))
         restored = _restored(model, window, pairs, unrounded, loaded, mesh, log)
-        scores = _watched(_ahead(pool, scored, restored, 2 * _THREADS), len(pairs), pairs.name)
+        scores = _watched(ahead(pool, scored, restored, 2 * _THREADS), len(pairs), pairs.name)
     return Evaluation(
         checkpoint=model.name,
         variant=variant_name(model.module),
@@ -123,8 +125,7 @@ def evaluate_predictions(
         return _image_scores(pairs, index, paths[index], False, read_rgb(paths[index]), *pairs.read(index), wanted)
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        indices = ((index,) for index in range(len(pairs)))
-        scores = _watched(_ahead(pool, scored, indices, 2 * _THREADS), len(pairs), pairs.name)
+        scores = _watched(ahead(pool, scored, range(len(pairs)), 2 * _THREADS), len(pairs), pairs.name)
     return Evaluation(
         checkpoint=maker,
         variant=None,
@@ -215,17 +216,6 @@ def _cropped(pairs, entries, results):
                 "damaged or diverged."
             )
         yield item, images, picture[: item.height, : item.width]
-
-
-def _ahead(pool, function, arguments, count):
-    """Yield function(*a) for every a of `arguments` in order, computed in `pool` up to `count` ahead."""
-    waiting = collections.deque()
-    for values in arguments:
-        waiting.append(pool.submit(function, *values))
-        if len(waiting) > count:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _watched(scores, total, name) -> list[ImageScores]:

@@ -1,6 +1,5 @@
 """The network as evaluation and restoration run it: compiled once per image size, and saying so."""
 
-import contextlib
 import time
 from functools import partial
 
@@ -8,7 +7,6 @@ import jax
 import jax.numpy as jnp
 
 from concertormer_jax import kept_traces
-from concertormer_jax.errors import UserError
 
 
 class CompiledBySize:
@@ -59,14 +57,3 @@ def restore_bytes(module):
         return jnp.round(output * 255).astype(jnp.uint8), finite
 
     return restore_uint8
-
-
-@contextlib.contextmanager
-def out_of_memory_explained(advice: str):
-    """Turn a device's running out of memory into a UserError that ends in `advice`."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
-            raise
-        raise UserError(f"the device {jax.devices()[0].device_kind} ran out of memory; {advice}") from error

@@ -1,10 +1,8 @@
 """What `--tlc` and `--tile` mean in pixels."""
 
-import math
-
 from concertormer_jax.errors import UserError
 from concertormer_jax.ops.image import padded_size
-from concertormer_jax.tiles import GRID_PX
+from concertormer_jax.tiles import GRID_PX, tile_grid
 
 # The GoPro set's grid factor: windows of 1.75 times the crop that the network was trained on.
 TLC_GRID_FACTOR = 1.75
@@ -13,7 +11,6 @@ UNKNOWN_TRAIN_CROP_PX = 256  # the paper's training size, for weights that do no
 # Up to this many pixels a picture is restored whole; it is just above 1280x720 when padded to multiples of 64.
 WHOLE_PICTURE_PIXELS = 1024 * 1024
 AUTO_TILE_PX = 896  # two of GoPro's TLC windows of 448, so that these fit without overlap
-MIN_TILE_PX = 2 * GRID_PX
 
 
 def tlc_window(setting: str, train_crop_px: int | None, multiple: int = GRID_PX) -> int | None:
@@ -27,42 +24,46 @@ def tlc_window(setting: str, train_crop_px: int | None, multiple: int = GRID_PX)
         return None
     if setting == "auto":
         return tlc_window_at_least(round(TLC_GRID_FACTOR * (train_crop_px or UNKNOWN_TRAIN_CROP_PX)), multiple)
-    step = math.lcm(GRID_PX, multiple)
+    step = tile_grid(multiple)
     return _multiple_of(step, "--tlc", setting, least=step)
 
 
 def tlc_window_at_least(window: int, multiple: int) -> int:
     """The smallest window of at least `window` pixels that a network of this `multiple` takes."""
-    return padded_size(window, math.lcm(GRID_PX, multiple))
+    return padded_size(window, tile_grid(multiple))
 
 
-def tile_setting(setting: str) -> int | None:
+def tile_setting(setting: str, multiple: int = GRID_PX) -> int | None:
     """Return the tile size in pixels that `--tile` asks for: None for `auto`, 0 for none (`off` or `0`).
 
-    Raises UserError, naming the nearest sizes, for anything else but a multiple of 64 from 128 up.
+    multiple: that of the network; tiles are multiples of `tile_grid(multiple)`, 64 for most networks, and at least two.
+    Raises UserError, naming the nearest sizes, for any other number.
     """
     if setting == "auto":
         return None
     if setting in ("off", "0"):
         return 0
-    return _multiple_of(GRID_PX, "--tile", setting, least=MIN_TILE_PX)
+    grid = tile_grid(multiple)
+    return _multiple_of(grid, "--tile", setting, least=2 * grid)
 
 
-def overlap_px(tile: int) -> int:
-    """Return how many pixels neighbouring tiles of `tile` pixels share: about an eighth, a multiple of 64."""
-    return GRID_PX * max(1, round(tile / 8 / GRID_PX))
+def overlap_px(tile: int, multiple: int = GRID_PX) -> int:
+    """Return how many pixels neighbouring tiles of `tile` pixels share: about an eighth, on the tiles' grid."""
+    grid = tile_grid(multiple)
+    return grid * max(1, round(tile / 8 / grid))
 
 
-def tile_px(tile: int | None, height: int, width: int) -> int:
+def tile_px(tile: int | None, height: int, width: int, multiple: int = GRID_PX) -> int:
     """Return the tile size in pixels for a picture of height x width, `tile` from `tile_setting`.
 
     A picture that fits into one tile is restored whole; automatic tiles begin above `WHOLE_PICTURE_PIXELS`.
     """
-    padded_height, padded_width = padded_size(height, GRID_PX), padded_size(width, GRID_PX)
+    grid = tile_grid(multiple)
+    padded_height, padded_width = padded_size(height, grid), padded_size(width, grid)
     whole = padded_height * padded_width <= WHOLE_PICTURE_PIXELS if tile is None else tile == 0
     if whole:
-        return max(padded_height, padded_width, MIN_TILE_PX)
-    return AUTO_TILE_PX if tile is None else tile
+        return max(padded_height, padded_width, 2 * grid)
+    return padded_size(AUTO_TILE_PX, grid) if tile is None else tile
 
 
 def _multiple_of(step, flag, text, least):

@@ -58,7 +58,7 @@ def compare(config, variants: list[str], seeds: list[int], output) -> None:
         raise UserError(f"--variants: {unknown[0]!r} is unknown; choose from {', '.join(ABLATIONS)}")
     output = Path(output)
     require_writable(output)
-    claim_workdir(output, config, "--output")
+    claim_workdir(output, config, begun=True, flag="--output")
     if not charts.installed():
         print("note: there will be no chart, since matplotlib is not installed; pip install matplotlib draws it")
     wanted = [(variant, seed) for seed in seeds for variant in variants]

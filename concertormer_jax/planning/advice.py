@@ -1,6 +1,7 @@
 """What to change when a program does not fit."""
 
 import dataclasses
+import math
 
 from concertormer_jax.planning import chips
 
@@ -19,13 +20,14 @@ class Suggestion:
         return " ".join(flags + ([f"--tpu={self.tpu}"] if self.tpu else []))
 
 
-def for_training(config, batch: int, target: chips.Target, excess: float) -> list[Suggestion]:
-    """Changes with which the training step of a stage of `batch` images may fit, those that cost least first.
+def for_training(config, target: chips.Target, excess: float) -> list[Suggestion]:
+    """Changes with which the training step of a stage may fit, those that cost least first.
 
-    excess: how many times the memory of a chip is needed. Recomputing blocks and computing the batch in more parts keep
+    excess: how many times the memory of a chip is needed. The batches of all stages must divide over the chips and
+    their parts, or the training would not start. Recomputing blocks and computing the batch in more parts keep
     the result; bfloat16 changes it slightly.
     """
-    devices = len(target.devices)
+    devices, batch = len(target.devices), math.gcd(*config.stages.batch)
     remat = {} if config.model.remat else {"model.remat": True}
     half = {} if config.model.dtype == "bfloat16" else {"model.dtype": "bfloat16"}
     accumulation = config.train.accumulation

@@ -12,6 +12,7 @@ from concertormer_jax.evaluation.forward import restore_bytes
 from concertormer_jax.evaluation.settings import tlc_window
 from concertormer_jax.models import parameter_shapes
 from concertormer_jax.ops.image import padded_size
+from concertormer_jax.training.limits import require_in_range
 from concertormer_jax.training.setup import module_from, trace_step, training_from
 from concertormer_jax.training.stages import make_stages, require_divisible
 
@@ -40,14 +41,20 @@ def training_stages(config):
     return make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
 
 
+def require_trainable(config, devices: int) -> None:
+    """Raise UserError, as the training itself does, for numbers out of range and batches that do not divide."""
+    require_in_range(config)
+    require_divisible(training_stages(config), devices, config.train.accumulation)
+
+
 def training_task(config, mesh: Mesh, number: int) -> Task:
     """The training step of stage `number` (from 1), as `training.loop` compiles it.
 
-    Raises UserError when the stage's batch does not divide over the devices of `mesh`.
+    Raises UserError when a stage's batch does not divide over the devices of `mesh`.
     """
+    require_trainable(config, mesh.size)
     stages = training_stages(config)
     stage = stages[number - 1]
-    require_divisible([stage], mesh.size, config.train.accumulation)
     training = training_from(config, stages)
     state = _placed(jax.eval_shape(training.initialise, config.seed), replicated(mesh))
     traced = trace_step(training.step, state, stage, mesh)

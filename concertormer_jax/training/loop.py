@@ -18,7 +18,7 @@ from concertormer_jax.data import pipeline
 from concertormer_jax.data.cache import require_memory_for
 from concertormer_jax.data.degradations import make_degradation
 from concertormer_jax.data.sources import Mixture, open_source, split_source
-from concertormer_jax.devices import data_mesh, place_batch
+from concertormer_jax.devices import data_mesh, out_of_memory_explained, place_batch
 from concertormer_jax.errors import UserError
 from concertormer_jax.training.setup import lower_step, training_from
 from concertormer_jax.training.stages import Stage, make_stages, require_divisible
@@ -28,6 +28,8 @@ from concertormer_jax.training.validation import Validation
 from concertormer_jax.training.writers import Interval, Writer
 
 SHOWN_PICTURES = 3
+_LESS_MEMORY = "raise config.train.accumulation, up to the images on each device, or set config.model.remat=True."
+_MAY_CHANGE = ("run.", "train.accumulation", "model.remat")  # what makes no difference to the result but rounding
 
 
 def sources_from(config):
@@ -57,15 +59,16 @@ def sources_from(config):
     return source, validation
 
 
-def claim_workdir(workdir, config, flag: str = "--workdir") -> None:
-    """Write config.json into a new work folder, or check that the one there is of the same config.
+def claim_workdir(workdir, config, *, begun: bool, flag: str = "--workdir") -> None:
+    """Write config.json into a work folder, and check that one in which something was `begun` is of the same config.
 
-    The keys under `run` may change between restarts, and a key that this software did not have when the folder was made
-    is not compared. flag: what named the folder. Raises UserError naming the first key that differs.
+    The keys that make no difference to the result may change between restarts, and a key that this software did not
+    have when the folder was made is not compared. flag: what named the folder. Raises UserError naming the first key
+    that differs.
     """
     path = epath.Path(workdir) / "config.json"
     wanted = json.loads(config.to_json_best_effort())
-    if path.exists():
+    if begun and path.exists():
         stored = json.loads(path.read_text())
         for name, old, new in _differences(stored, wanted):
             raise UserError(
@@ -89,7 +92,7 @@ def _differences(stored: dict, wanted: dict):
 
     old, new = dict(flat(stored)), dict(flat(wanted))
     for name in sorted(old.keys() & new.keys()):
-        if not name.startswith("run.") and old[name] != new[name]:
+        if not name.startswith(_MAY_CHANGE) and old[name] != new[name]:
             yield f"config.{name}", old[name], new[name]
 
 
@@ -102,16 +105,15 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self):
-        """Note SIGTERM and Ctrl-C in place of ending at once; a second Ctrl-C does end at once."""
+        """Note SIGTERM and Ctrl-C in place of ending at once, on a single host; a second Ctrl-C does end at once."""
 
         def note(number, _):
             if self.signal == number == signal.SIGINT:
                 raise KeyboardInterrupt
             self.signal = number
 
-        numbers = [signal.SIGINT]
-        if jax.process_count() == 1:  # else JAX's own handler tells the other hosts
-            numbers.append(signal.SIGTERM)
+        # On several hosts JAX's own handler tells the others of SIGTERM, and Ctrl-C, which reaches only one, ends it.
+        numbers = [signal.SIGINT, signal.SIGTERM] if jax.process_count() == 1 else []
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield self
@@ -153,10 +155,9 @@ def train(config, workdir) -> int:
     require_divisible(stages, mesh.size, config.train.accumulation)
     source, held_out = sources_from(config)
     cache_bytes = require_memory_for(source) if config.run.cache else 0
-    claim_workdir(workdir, config)
-
     checkpoints = Checkpoints(workdir)
     latest = checkpoints.latest_step()
+    claim_workdir(workdir, config, begun=latest is not None)
     shapes, first_state = starting_state(config, training, checkpoints, mesh)
 
     model = {
@@ -187,7 +188,7 @@ def train(config, workdir) -> int:
         config, source, stages, compile_step, validation, validation.input_psnr, checkpoints, writer, mesh, model, stop
     )
     try:
-        with stop.listening(), jax.transfer_guard("disallow"):
+        with stop.listening(), jax.transfer_guard("disallow"), out_of_memory_explained(_LESS_MEMORY):
             step = _steps(run, first_state, latest or 0)
         with jax.transfer_guard("allow"):
             checkpoints.wait()

@@ -11,6 +11,7 @@ from concertormer_jax import kept_traces
 from concertormer_jax.devices import batch_sharding, replicated
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import Network, create, initial_params
+from concertormer_jax.training.limits import require_in_range
 from concertormer_jax.training.optimizer import adamw, cosine
 from concertormer_jax.training.stages import Stage
 from concertormer_jax.training.step import TrainState, initial_state, make_train_step
@@ -47,7 +48,11 @@ def module_from(model) -> Network:
 
 
 def training_from(config, stages: Sequence[Stage]) -> Training:
-    """Build what `config` trains with over all `stages`. Raises UserError for a network that cannot be built."""
+    """Build what `config` trains with over all `stages`.
+
+    Raises UserError for a network that cannot be built, and for numbers out of their range.
+    """
+    require_in_range(config)
     module = module_from(config.model)
     made_from = f"{module} {config.optimizer.to_dict()} {config.train.to_dict()} {stages[-1].end}"
     settings = config.optimizer.to_dict()

@@ -37,4 +37,11 @@ def starting_state(config, training: Training, checkpoints: Checkpoints, mesh: M
     require_same_size(config.init_from, size_of(loaded.module), training.module)
     params = jax.device_put(loaded.params, whole)
     average = None if shapes.average is None else jax.tree.map(jnp.copy, params)
-    return shapes, lambda: drawn.result().replace(params=params, average=average)
+
+    def with_loaded() -> TrainState:
+        state = drawn.result()
+        for weights in jax.tree.leaves((state.params, state.average)):
+            weights.delete()  # what was drawn would stay on the devices as long as `drawn`
+        return state.replace(params=params, average=average)
+
+    return shapes, with_loaded

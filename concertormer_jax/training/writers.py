@@ -10,6 +10,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.pictures import comparison_sheet
 from concertormer_jax.training.stages import Stage
 
@@ -22,6 +23,13 @@ def duration(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     return f"{days}-{hours:02d}:{minutes:02d}:{seconds:02d}" if days else f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _board(folder, purge_step):
+    try:
+        return SummaryWriter(folder, purge_step=purge_step)
+    except ImportError as error:  # tensorboardX imports the client of a bucket when it first writes there
+        raise UserError(f"{folder}: cannot be written ({error}); pip install google-cloud-storage") from error
 
 
 class Writer:
@@ -42,7 +50,7 @@ class Writer:
             if self._metrics.exists():
                 kept = [line for line in self._metrics.read_text().splitlines() if _step_of(line, step + 1) <= step]
             self._metrics.write_text("".join(f"{line}\n" for line in kept))
-            self._board = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
+            self._board = _board(str(self._workdir / "tensorboard"), step + 1)
 
     def note(self, text: str) -> None:
         """Print a line above the progress bar."""
