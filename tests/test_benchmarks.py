@@ -6,6 +6,7 @@ import shlex
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -239,6 +240,24 @@ def test_operations_of_a_program_are_grouped():
     durations = [(found["dot.3"], 1.0), (found["reduce.1"], 2.0), (found["dot.3"], 3.0)]
     parts = profile_block.shares(durations, lambda operation: profile_block.part_of(operation.path))
     assert parts == [("Ripieno, spatial", 4.0), (profile_block.OUTSIDE, 2.0)]
+
+
+def test_of_every_execution_the_least_time_counts():
+    """`a` runs twice in a call and was disturbed once in each; of `b` the profiler missed an execution."""
+    calls = [{"a": [1.0, 9.0], "b": [2.0]}, {"a": [8.0, 2.0], "b": [5.0, 7.0]}, {}]
+    assert profile_block.least_durations(calls) == {"a": 3.0, "b": 12.0}
+
+
+def test_executions_are_read_from_a_trace_in_their_order(tmp_path):
+    double = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: jnp.sin(x) @ x, x)).lower(jnp.ones((64, 64)))
+    program = double.compile()
+    with jax.profiler.trace(tmp_path):
+        jax.block_until_ready(program(jnp.ones((64, 64))))
+    known = profile_block.operations(program.as_text())
+    found = profile_block.traced_durations(tmp_path, known)
+    assert not any(known[name].opcode in profile_block.CONTAINERS for name in found)
+    assert 3 in map(len, found.values()), "what is in the loop runs three times"
+    assert all(seconds > 0 for executions in found.values() for seconds in executions)
 
 
 @pytest.mark.parametrize(
