@@ -48,8 +48,7 @@ def test_recipe_changes_values_and_never_keys(recipe):
 
 @pytest.mark.parametrize("recipe", ON_PHOTOGRAPHS)
 def test_recipe_trains_two_steps_when_shrunk(recipe, tmp_path, monkeypatch):
-    if recipe != "demo":
-        leave_out_blocks(monkeypatch)
+    leave_out_blocks(monkeypatch)
     runs.write_photos(tmp_path / "photos")
     shrunk = runs.TINY_RUN | runs.ONE_STAGE | {"data.source": str(tmp_path / "photos")}
     assert loop.train(runs.override(build(recipe), shrunk), tmp_path / "run") == 2

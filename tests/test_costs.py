@@ -14,7 +14,8 @@ from concertormer_jax.ops.platforms import traced_for
 from concertormer_jax.planning import arithmetic
 
 NAMES = [*VARIANTS, *ABLATIONS]
-ONE_HEAD = {"encoder_heads": (1, 1, 1), "middle_heads": 1, "decoder_heads": (1, 1, 1)}
+ONE_LEVEL = {"encoder_blocks": (2,), "middle_blocks": 1, "decoder_blocks": (3,)}
+ONE_HEAD = {"encoder_heads": (1,), "middle_heads": 1, "decoder_heads": (1,)}
 
 
 def whole(module, height=256, width=256):
@@ -47,11 +48,8 @@ def test_the_table_of_variants_agrees(name):
 
 
 def settings_of_one_level(name):
-    one_level = {"encoder_blocks": (2,), "decoder_blocks": (3,), "width": 16}
-    heads = {"encoder_heads": (1,), "middle_heads": 2, "decoder_heads": (2,)}
-    if name in ABLATIONS and "middle_heads" in ABLATIONS[name]:
-        heads = {"encoder_heads": (1,), "middle_heads": 1, "decoder_heads": (1,)}
-    return one_level | {"middle_blocks": 1} | heads
+    heads = ONE_HEAD | {"middle_heads": 2, "decoder_heads": (2,)}
+    return ONE_LEVEL | {"width": 16} | (ONE_HEAD if "middle_heads" in ABLATIONS[name] else heads)
 
 
 def assert_parameters_are_those_of_the_tree(module):
@@ -83,7 +81,7 @@ def test_products_are_those_of_the_program(name):
 
     The program computes depthwise convolutions as sums, and the means of the channel attention as products.
     """
-    module, pixels = create(name, **ONE_HEAD | {"communication": "none"}), 256 * 256
+    module, pixels = create(name, **ONE_LEVEL | ONE_HEAD | {"communication": "none"}), 256 * 256
     shapes = parameter_shapes(module)
     kernels = [stage["blocks"]["dw_u"].shape for stage in shapes.values() if "blocks" in stage]
     widths = [stage["blocks"]["project_out"].shape[-1] for stage in shapes.values() if "blocks" in stage]

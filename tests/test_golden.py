@@ -108,18 +108,13 @@ def test_network_with_tlc(module, params):
     with np.load(GOLDEN / "tlc.npz") as archive:
         (window, _), *_ = json.loads(str(archive["meta"]))["kernel_sizes"]
         image, expected = nhwc(archive["input"]), nhwc(archive["output"])
-    module = module.clone(tlc_window=window)
-    restored = jax.jit(module.apply)({"params": params}, image)[-1]
     # A window of 64 pixels is one block at the deepest level, where a query normalised over the blocks is its sign: one
     # in the last column of windows is so near zero that noise of 1e-7 in the picture moves the result by 0.01 there.
-    before_last_window = slice(0, 160)
-    np.testing.assert_allclose(
-        restored[:, :, before_last_window], expected[:, :, before_last_window], rtol=0, atol=2e-4
-    )
+    module = module.clone(tlc_window=window, dtype=jnp.float64)
     with jax.enable_x64(True):
         doubles = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
-        exact = jax.jit(module.clone(dtype=jnp.float64).apply)({"params": doubles}, image.astype(np.float64))[-1]
-    np.testing.assert_allclose(exact, expected, rtol=0, atol=1e-4)
+        restored = jax.jit(module.apply)({"params": doubles}, image.astype(np.float64))[-1]
+    np.testing.assert_allclose(restored, expected, rtol=0, atol=1e-4)
 
 
 def test_restormer():
@@ -215,6 +210,7 @@ def test_training_in_float32(archive, module, params):
     assert np.mean(np.abs(ours - golden) < 1e-5) > 0.999
 
 
+@pytest.mark.long  # compiled for minutes; what it adds is that float32's differences above are rounding
 def test_training_in_float64(archive, module, params):
     with jax.enable_x64(True):
         gradient, history, params = three_steps(archive, module.clone(dtype=jnp.float64), params, np.float64)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_runs as runs
+from light_network import leave_out_blocks
 
 from concertormer_jax import kept_traces, losses
 from concertormer_jax.devices import data_mesh, replicated
@@ -118,6 +119,8 @@ def test_a_file_that_cannot_be_read_does_no_harm(folder):
 
 
 def test_a_run_with_kept_traces_is_the_same(folder, tmp_path, monkeypatch):
+    """(And the same as one that keeps none: see test_train.py, where only the commands keep traces.)"""
+    leave_out_blocks(monkeypatch)
     photos = tmp_path / "photos"
     photos.mkdir()
     runs.write_photos(photos)
@@ -126,15 +129,12 @@ def test_a_run_with_kept_traces_is_the_same(folder, tmp_path, monkeypatch):
     assert len(list(folder.iterdir())) == 3  # initial weights, step and validation
     monkeypatch.setattr(losses, "multiscale_l1_fft", None)
     loop.train(runs.override(common.get_config(), settings | {"run.log_every_steps": 2}), tmp_path / "kept")
-    kept_traces.keep_in(None)
-    monkeypatch.undo()
-    loop.train(runs.override(common.get_config(), settings), tmp_path / "plain")
-    expected = runs.stored_state(tmp_path / "plain", 2)
-    for name in ("traced", "kept"):
-        runs.assert_identical(runs.stored_state(tmp_path / name, 2), expected)
+    traced, kept = (runs.stored_state(tmp_path / name, 2) for name in ("traced", "kept"))
+    runs.assert_identical(kept, traced)
 
 
-def test_a_step_from_a_kept_trace_donates_the_state(folder):
+def test_a_step_from_a_kept_trace_donates_the_state(folder, monkeypatch):
+    leave_out_blocks(monkeypatch)
     config = runs.override(common.get_config(), runs.TINY_RUN | runs.ONE_STAGE)
     stages = loop.make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
     training, mesh = training_from(config, stages), data_mesh()

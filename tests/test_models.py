@@ -157,7 +157,7 @@ def test_outputs_are_coarsest_first_and_the_coarse_ones_padded():
     assert [output.shape for output in shapes] == [(2, 16, 16, 3), (2, 32, 32, 3), (2, 64, 64, 3), (2, 100, 75, 3)]
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 13), (37, 53)])
+@pytest.mark.parametrize("size", [(1, 1), (37, 53)])
 def test_any_size(params, size):
     restored = jax.jit(tiny_network().apply)({"params": params}, random_images(1, *size, 3))[-1]
     assert restored.shape == (1, *size, 3)
@@ -169,10 +169,6 @@ def test_images_of_a_batch_do_not_mix(params, images, outputs):
     for index in range(2):
         alone = apply({"params": params}, images[index : index + 1])
         assert_all_close([output[index : index + 1] for output in outputs], alone, atol=1e-5)
-
-
-def test_jit_changes_nothing(params, images, outputs):
-    assert_all_close(tiny_network().apply({"params": params}, images), outputs, atol=1e-5)
 
 
 def gradient(module, params, images):

@@ -193,7 +193,7 @@ iterator = pipeline.batches(
 for _ in range(3):
     next(iterator)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=request.config.rootpath, timeout=240)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=request.config.rootpath, timeout=1200)
 
 
 def test_tensorflow_is_imported_for_batches_only(request):

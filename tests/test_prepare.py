@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -174,6 +173,14 @@ from concertormer_jax import prepare
 from concertormer_jax.datasets import builders
 import tensorflow_datasets as tfds
 
+for place in sys.argv[1].split(","):  # a process of its own for each, so that importing is waited for once
+    child = os.fork()
+    if child == 0:
+        break
+    print(place, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+
 def killing(function, calls):
     calls = iter(range(calls, -1, -1))
     def wrapped(*arguments, **settings):
@@ -182,38 +189,42 @@ def killing(function, calls):
         return function(*arguments, **settings)
     return wrapped
 
-place = sys.argv.pop(1)
 if place == "pictures":
     builders.encoded = killing(builders.encoded, 11)
 elif place == "pairs":
     builders.write_text = killing(builders.write_text, 0)
 elif place == "rename":
     tfds.core.DatasetInfo.write_to_directory = killing(tfds.core.DatasetInfo.write_to_directory, 0)
-prepare.main(sys.argv[1:])
+prepare.main(["gopro", "--source", sys.argv[2], "--data-dir", os.path.join(sys.argv[3], place)])
 """
 
 
+@pytest.fixture(scope="module")
+def killed(request, tmp_path_factory):
+    """A folder with `pictures`, `pairs` and `rename`, where GoPro's preparation was killed, `nowhere`, and `here`."""
+    folder = tmp_path_factory.mktemp("killed")
+    source = write_set("gopro", "original", tmp_path_factory.mktemp("source"))
+    command = [sys.executable, "-c", KILLED, "pictures,pairs,rename,nowhere", str(source), str(folder)]
+    ended = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, timeout=1200)
+    assert ended.returncode == 0, ended.stderr
+    assert {"pictures -9", "pairs -9", "rename -9", "nowhere 0"} <= set(ended.stdout.splitlines()), ended.stderr
+    run("gopro", "--source", source, "--data-dir", folder / "here")
+    return folder, source
+
+
 @pytest.mark.parametrize("place", ["pictures", "pairs", "rename"])
-def test_killed_preparation_leaves_nothing_to_trust_and_starts_again(request, tmp_path, place):
-    source = write_set("gopro", "original", tmp_path / "source")
-    arguments = ["gopro", "--source", str(source), "--data-dir"]
-    command = [sys.executable, "-c", KILLED, place, *arguments, str(tmp_path / "killed")]
-    ended = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, timeout=240)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert list((tmp_path / "killed").rglob("incomplete.*")) and not list((tmp_path / "killed").rglob("1.0.0"))
-    with pytest.raises(UserError, match=r"tfds:gopro: is not in .*killed; prepare it with"):
-        open_prepared("gopro", data_dir=str(tmp_path / "killed"))
-    for folder in ("killed", "whole"):
-        run(*arguments, tmp_path / folder)
-    assert digests(tmp_path / "killed") == digests(tmp_path / "whole")
+def test_killed_preparation_leaves_nothing_to_trust_and_starts_again(killed, place):
+    folder, source = killed
+    assert list((folder / place).rglob("incomplete.*")) and not list((folder / place).rglob("1.0.0"))
+    with pytest.raises(UserError, match=rf"tfds:gopro: is not in .*{place}; prepare it with"):
+        open_prepared("gopro", data_dir=str(folder / place))
+    run("gopro", "--source", source, "--data-dir", folder / place)
+    assert digests(folder / place) == digests(folder / "here")
 
 
-def test_another_process_writes_the_same_files(request, tmp_path):
-    arguments = ["gopro", "--source", str(write_set("gopro", "original", tmp_path / "source")), "--data-dir"]
-    command = [sys.executable, "-c", KILLED, "nowhere", *arguments, str(tmp_path / "there")]
-    subprocess.run(command, cwd=request.config.rootpath, check=True, capture_output=True, timeout=240)
-    run(*arguments, tmp_path / "here")
-    assert digests(tmp_path / "there") == digests(tmp_path / "here")
+def test_another_process_writes_the_same_files(killed):
+    folder, _ = killed
+    assert digests(folder / "nowhere") == digests(folder / "here")
 
 
 def test_failed_preparation_leaves_nothing(tmp_path, monkeypatch):

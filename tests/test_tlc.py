@@ -1,10 +1,9 @@
-"""The test-time local converter: where windows lie, how they are averaged, and what it does to the network."""
+"""The test-time local converter: where windows lie and how they are averaged. (In a network: see test_golden.py.)"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_network import random_images, random_params, tiny_network
 
 from concertormer_jax.ops.platforms import traced_for
 from concertormer_jax.ops.tlc import on_windows, window_starts, windows_at_once, windows_in_turn
@@ -69,34 +68,3 @@ def test_an_accelerator_takes_all_windows_at_once_and_a_cpu_one_after_the_other(
     assert loops("cpu")
     assert not loops("tpu")
     assert not loops("gpu")
-
-
-@pytest.fixture(scope="module")
-def params():
-    return random_params(tiny_network())
-
-
-@pytest.fixture(scope="module")
-def images():
-    return random_images(2, 32, 48, 3)
-
-
-def restore(params, images, tlc_window):
-    return np.asarray(jax.jit(tiny_network(tlc_window=tlc_window).apply)({"params": params}, images)[-1])
-
-
-@pytest.fixture(scope="module")
-def local(params, images):
-    return restore(params, images, tlc_window=16)
-
-
-def test_a_window_as_large_as_the_image_changes_nothing_and_a_smaller_one_does(params, images, local):
-    whole = restore(params, images, tlc_window=None)
-    np.testing.assert_allclose(restore(params, images, tlc_window=48), whole, atol=1e-5)
-    assert np.abs(local - whole).max() > 1e-2
-
-
-def test_images_of_a_batch_do_not_mix(params, images, local):
-    for index in range(2):
-        alone = restore(params, images[index : index + 1], tlc_window=16)
-        np.testing.assert_allclose(local[index : index + 1], alone, atol=1e-5)
