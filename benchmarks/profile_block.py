@@ -6,13 +6,15 @@
 Runs the compiled program several times under JAX's profiler and adds up the time of its operations, of each execution
 the least, since what else the machine does only ever adds time. An operation belongs to the part whose name
 (`jax.named_scope`, or a module's) stands last in its path; an operation that XLA fused of several counts where its last
-one stands. Times are summed over the threads, so on a CPU they can exceed the seconds that passed; the shares are what
-matters. Writes profile.json and profile.md to --output.
+one stands, and one that it left without a name where its operands come from. Times are summed over the threads, so on a
+CPU they can exceed the seconds that passed; the shares are what matters. Writes profile.json and profile.md to
+--output.
 """
 
 import argparse
 import collections
 import datetime
+import functools
 import json
 import math
 import re
@@ -47,6 +49,7 @@ PARTS = {
 REST_OF_BLOCK, OUTSIDE = "rest of the block", "outside the blocks"
 STAGES = re.compile(r"(encoders|decoders|intros|downs|ups|endings)_\d+|middle|intro|ending")
 CONTAINERS = ("while", "call", "conditional")  # the operations inside are counted, these are not
+WITHOUT_ORIGIN = ("parameter", "get-tuple-element")
 SHOWN_KINDS = 15
 
 
@@ -60,14 +63,23 @@ class Operation(NamedTuple):
 
 def operations(program_text: str) -> dict[str, Operation]:
     """The instructions of a compiled program's text, by name."""
-    found = {}
+    found, operands = {}, {}
     for line in program_text.splitlines():
-        instruction = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(", line)
+        instruction = re.match(r"\s*(?:ROOT )?%?([\w.-]+) = (?:\(.*?\)|\S+) ([\w-]+)\(([^)]*)", line)
         if instruction:
             path = re.search(r'op_name="([^"]*)"', line)
-            name, opcode = instruction.groups()
+            name, opcode, arguments = instruction.groups()
             found[name] = Operation(name, opcode, path.group(1) if path else "")
-    return found
+            operands[name] = re.findall(r"%([\w.-]+)", arguments)
+
+    @functools.cache
+    def path_of(name):
+        operation = found.get(name)
+        if operation is None or operation.opcode in WITHOUT_ORIGIN:
+            return ""
+        return operation.path or next(filter(None, map(path_of, operands[name])), "")
+
+    return {name: operation._replace(path=path_of(name)) for name, operation in found.items()}
 
 
 def part_of(path: str) -> str:

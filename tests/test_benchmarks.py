@@ -222,7 +222,10 @@ ENTRY %main (a: f32[2]) -> f32[2] {
   %dot.3 = f32[2,2]{1,0} dot(%a, %b), metadata={op_name="jit(f)/Net/encoders_0/blocks/ripieno_spatial/dot_general"}
   copy_add_fusion.12 = f32[2]{0} fusion(%dot.3), kind=kLoop, metadata={op_name="jit(f)/transpose(jvp(Net))/blocks/add"}
   %w.1 = (f32[2]{0}, s32[]) while(%t), body=%b, metadata={op_name="jit(f)/Net/encoders_0/while"}
-  ROOT %reduce.1 = f32[] reduce(%x, %y), to_apply=%add
+  %element.1 = f32[2]{0} get-tuple-element(%w.1), index=0, metadata={op_name="jit(f)/Net/encoders_1/while"}
+  %bitcast.1 = f32[4]{0} bitcast(%dot.3)
+  %dot.4 = f32[4]{0} dot(%element.1, /*index=1*/%bitcast.1), lhs_contracting_dims={0}
+  ROOT %reduce.1 = f32[] reduce(%x, %element.1), to_apply=%add
 }
 """
 
@@ -233,6 +236,9 @@ def test_operations_of_a_program_are_grouped():
         "dot.3": "dot",
         "copy_add_fusion.12": "fusion",
         "w.1": "while",
+        "element.1": "get-tuple-element",
+        "bitcast.1": "bitcast",
+        "dot.4": "dot",
         "reduce.1": "reduce",
     }
     assert profile_block.kind_of(found["dot.3"]) == "dot"
@@ -240,6 +246,7 @@ def test_operations_of_a_program_are_grouped():
     durations = [(found["dot.3"], 1.0), (found["reduce.1"], 2.0), (found["dot.3"], 3.0)]
     parts = profile_block.shares(durations, lambda operation: profile_block.part_of(operation.path))
     assert parts == [("Ripieno, spatial", 4.0), (profile_block.OUTSIDE, 2.0)]
+    assert found["dot.4"].path == found["dot.3"].path, "what has no name is counted where its operands come from"
 
 
 def test_of_every_execution_the_least_time_counts():
