@@ -54,6 +54,17 @@ def run_in_background(lowered: jax.stages.Lowered, *arguments) -> Future:
     return future
 
 
+def join_hosts() -> None:
+    """Join the other processes of a training on several hosts. Raises UserError where JAX finds no cluster."""
+    try:
+        jax.distributed.initialize()
+    except (ValueError, KeyError, TypeError) as error:  # of an environment that says nothing, or not enough
+        raise UserError(
+            f"--distributed: JAX finds no cluster that this process belongs to ({error}); start it on each host of a "
+            "Cloud TPU pod, or by SLURM, Open MPI or Kubernetes, or leave --distributed out on a single host"
+        ) from error
+
+
 @contextlib.contextmanager
 def out_of_memory_explained(advice: str):
     """Turn a device's running out of memory into a UserError that ends in `advice`."""

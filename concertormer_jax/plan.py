@@ -15,15 +15,14 @@ from functools import partial
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from concertormer_jax import errors, files
-from concertormer_jax.command_line import parse
+from concertormer_jax.command_line import define_config, parse
 from concertormer_jax.planning import advice, chips, programs, report
 from concertormer_jax.planning.compilation import Plan, compile_apart
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="A file in configs/.", lock_config=True)
+CONFIG = define_config()
 TPU = flags.DEFINE_string("tpu", None, f"A TPU and its topology: {chips.EXAMPLES}.")
 DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu"], "This machine's own device in place of --tpu.")
 ONLY = flags.DEFINE_enum("only", None, ["train", "evaluate"], "Plan one of the two; the default is both.")

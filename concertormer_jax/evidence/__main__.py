@@ -7,15 +7,15 @@ kept, and more forms or seeds can be added.
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from concertormer_jax import charts, errors
-from concertormer_jax.command_line import parse
+from concertormer_jax.command_line import define_config, parse
 from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.outputs import require_writable
@@ -24,9 +24,7 @@ from concertormer_jax.files import write_text
 from concertormer_jax.models import ABLATIONS
 from concertormer_jax.training.loop import claim_workdir
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/evidence.py", "A file in configs/: sizes, data and training of every form.", lock_config=True
-)
+CONFIG = define_config("A file in configs/: sizes, data and training of every form; default: configs/evidence.py.")
 VARIANTS = flags.DEFINE_list("variants", list(ABLATIONS), "The forms, separated by commas.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "The seeds, separated by commas.")
 STEPS = flags.DEFINE_integer("steps", None, "Steps of every run, of configs with one stage.", lower_bound=1)
@@ -95,4 +93,4 @@ def _numbers(texts: list[str]) -> list[int]:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=partial(parse, default_config="configs/evidence.py"))

@@ -20,6 +20,7 @@ from concertormer_jax.data.degradations import make_degradation
 from concertormer_jax.data.sources import Mixture, open_source, split_source
 from concertormer_jax.devices import data_mesh, out_of_memory_explained, place_batch
 from concertormer_jax.errors import UserError
+from concertormer_jax.training.config_limits import require_valid
 from concertormer_jax.training.setup import lower_step, training_from
 from concertormer_jax.training.stages import Stage, make_stages, require_divisible
 from concertormer_jax.training.start import starting_state
@@ -149,6 +150,7 @@ def train(config, workdir) -> int:
 
     Raises UserError for a config, data or work folder that cannot be used, and when the loss is not finite.
     """
+    require_valid(config)
     stages = make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
     training = training_from(config, stages)
     mesh = data_mesh()
