@@ -12,6 +12,7 @@ from pathlib import Path
 
 import absl.logging
 
+from concertormer_jax.arguments import parse_arguments, whole
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.devices import prepare_to_compile
@@ -22,7 +23,8 @@ from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evaluation.predictions import find_predictions, predictions_folder
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
-from concertormer_jax.metrics import METRICS
+from concertormer_jax.evaluation.settings import tlc_window
+from concertormer_jax.metrics import METRICS, require_known
 
 BUNDLED_PHOTOS = Path(__file__).parent / "photos" / "test"
 
@@ -42,14 +44,16 @@ def main(arguments=None) -> None:
     )
     parser.add_argument("--metrics", help=f"default: the protocol's; any of {', '.join(METRICS)}")
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="images per step over all devices; default: one for each"
+        "--batch", type=whole(1, 65536), metavar="N", help="images per step over all devices; default: one for each"
     )
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         if bool(flags.ckpt) == bool(flags.predictions):
             raise UserError("give either --ckpt, a network to score, or --predictions, a folder of restored pictures.")
-        metrics = None if flags.metrics is None else [name for name in flags.metrics.split(",") if name]
+        metrics = None
+        if flags.metrics:
+            metrics = require_known([name for name in flags.metrics.split(",") if name])
         if flags.ckpt:
             evaluations, output = _network(flags, metrics)
         else:
@@ -66,6 +70,7 @@ def _network(flags, metrics):
     prepare_to_compile()
     model = load_model(flags.ckpt)
     tlc = flags.tlc or "auto"
+    tlc_window(tlc, model.train_crop_px, model.module.multiple)  # a wrong one is refused before anything is written
     data_name = "-".join(Path(flags.data or BUNDLED_PHOTOS).resolve().parts[-2:])
     if flags.data and flags.data.startswith("tfds:"):
         data_name = flags.data.removeprefix("tfds:").replace("/", "-")

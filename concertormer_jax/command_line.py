@@ -1,6 +1,5 @@
-"""Command lines: what the user mistypes is one sentence, on stderr, and exit status 2."""
+"""Flags with a config: what the user mistypes is one sentence, on stderr, and exit status 2."""
 
-import argparse
 import importlib.machinery
 import importlib.util
 import inspect
@@ -13,8 +12,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from concertormer_jax import errors
+from concertormer_jax.arguments import require_no_empty
 from concertormer_jax.errors import UserError
 from concertormer_jax.training import config_limits
+from concertormer_jax.values import shown
 
 flags.disclaim_key_flags()  # --help tells of --config with the flags of the command
 
@@ -23,7 +24,11 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 
 def define_config(help_string: str = "A file in configs/.") -> flags.FlagHolder:
     """Define the flag --config, which loads a config file, and the flags --config.KEY, which set its keys."""
-    holder = config_flags.DEFINE_config_file("config", help_string=help_string)
+    with errors.reported():
+        try:
+            holder = config_flags.DEFINE_config_file("config", help_string=help_string)
+        except flags.Error as error:  # of a --flagfile, which is read here already
+            raise UserError(" ".join(str(error).split())) from error
     flags.FLAGS["config"].parser = _ConfigFile()
     return holder
 
@@ -41,7 +46,7 @@ def parse(argv: list[str], default_config: str | None = None) -> list[str]:
             overrides = _overrides(argv)
             for key in overrides:
                 config_limits.require_known(key)
-            _require_no_empty(argument for argument in argv[1:] if not _OVERRIDE.match(argument))
+            require_no_empty(argument for argument in argv[1:] if not _OVERRIDE.match(argument))
             if default_config and not any(re.match(r"--?config(=|$)", argument) for argument in argv):
                 argv = [argv[0], f"--config={default_config}", *argv[1:]]
             rest = flags.FLAGS(argv)
@@ -51,49 +56,6 @@ def parse(argv: list[str], default_config: str | None = None) -> list[str]:
             raise UserError(f"{rest[1]!r} is no flag of this command; flags begin with --, see --help")
         config_limits.require_valid(flags.FLAGS.config)
         return rest
-
-
-def parse_arguments(parser: argparse.ArgumentParser, arguments=None) -> argparse.Namespace:
-    """Parse `arguments`, by default those of the process; an empty one ends it with one sentence, as all mistakes do."""
-    given = sys.argv[1:] if arguments is None else [str(argument) for argument in arguments]
-    with errors.reported():
-        _require_no_empty(given)
-    return parser.parse_args(given)
-
-
-def whole(least: int, most: int):
-    """A `type` of argparse: whole numbers from `least` to `most`."""
-    kind = config_limits.Whole(least, most)
-
-    def read(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d{1,20}", text.strip()) or int(text) not in kind:
-            raise argparse.ArgumentTypeError(f"{config_limits.shown(text)} must be {kind}")
-        return int(text)
-
-    return read
-
-
-def number(least: float, most: float):
-    """A `type` of argparse: numbers from `least` to `most`."""
-    kind = config_limits.Number(least, most)
-
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = None
-        if value not in kind:
-            raise argparse.ArgumentTypeError(f"{config_limits.shown(text)} must be {kind}")
-        return value
-
-    return read
-
-
-def _require_no_empty(arguments) -> None:
-    """Raise UserError for `--flag=` and for an empty argument: mostly a variable of the shell that is not set."""
-    for argument in arguments:
-        if not argument or re.fullmatch(r"--?[\w-]+=", argument):
-            raise UserError(f"{argument or repr(argument)} is empty; give a value, or leave it out")
 
 
 def _overrides(argv: list[str]) -> dict[str, str]:
@@ -110,9 +72,10 @@ def _sentence(error: flags.Error, overrides: dict[str, str]) -> str:
     text = str(error).removeprefix("flag ")
     for key, value in overrides.items():
         if text.startswith(f"--config.{key}="):
-            return f"config.{key}={config_limits.shown(value)} must be {config_limits.KEYS[key]}"
+            return f"config.{key}={shown(value)} must be {config_limits.KEYS[key]}"
     if missing := re.search(r"[Ff]lag (--\w+) must have a value other than None", text):
         return f"{missing[1]} is missing; see --help"
+    text = re.sub(r"\('Non-boolean argument.*", "must be true or false", text)
     return " ".join(text.split())
 
 
@@ -125,14 +88,12 @@ class _ConfigFile(flags.ArgumentParser):
             raise UserError(f"{file or repr(file)} is no file; choose one in configs/, such as configs/demo.py")
         try:
             config = _called(_get_config(file), [recipe] if colon else [])
-        except UserError:
+        except UserError:  # of an unknown recipe
             raise
         except (Exception, SystemExit) as error:  # a user's own program may raise anything
             raise UserError(_explained(file, error)) from error
         if not isinstance(config, ConfigDict):
-            raise UserError(
-                f"get_config() returns {config_limits.shown(config)}, not the ConfigDict of configs/common.py"
-            )
+            raise UserError(f"get_config() returns {shown(config)}, not the ConfigDict of configs/common.py")
         config_limits.require_kinds(config)
         return config.lock()
 
@@ -160,9 +121,7 @@ def _called(get_config, arguments: list[str]):
 
 
 def _explained(file: str, error: BaseException) -> str:
-    """One sentence on an error in a config file: the line, the kind and the message; our own ValueErrors say it all."""
-    if type(error) is ValueError and str(error):
-        return str(error)
+    """One sentence on an error in a config file: the line, the kind and the message."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     message = error.msg if isinstance(error, SyntaxError) else error

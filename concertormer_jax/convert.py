@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from concertormer_jax import checkpoints, errors, published, restormer_names, torch_files
+from concertormer_jax.arguments import parse_arguments
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import (
     VARIANTS,
@@ -217,7 +218,7 @@ def main(arguments=None) -> None:
     parser.add_argument("source", help="a .pth or .safetensors file, or a checkpoint directory")
     parser.add_argument("destination", help="a directory that does not exist yet, or a .pth or .safetensors file")
     parser.add_argument("--variant", choices=PUBLISHED, help="the network of a weights file, if not by its names")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     with errors.reported():
         if flags.destination.endswith((".pth", ".safetensors")):
             loaded = checkpoints.load_model(flags.source)

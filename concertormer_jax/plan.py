@@ -8,6 +8,7 @@ fits, where the memory goes, and how long the compiler thinks that it takes. Tim
 import contextlib
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -19,8 +20,10 @@ from tqdm import tqdm
 
 from concertormer_jax import errors, files
 from concertormer_jax.command_line import define_config, parse
+from concertormer_jax.evaluation.outputs import require_file_writable
 from concertormer_jax.planning import advice, chips, programs, report
 from concertormer_jax.planning.compilation import Plan, compile_apart
+from concertormer_jax.values import Whole
 
 CONFIG = define_config()
 TPU = flags.DEFINE_string("tpu", None, f"A TPU and its topology: {chips.EXAMPLES}.")
@@ -29,9 +32,10 @@ ONLY = flags.DEFINE_enum("only", None, ["train", "evaluate"], "Plan one of the t
 EVALUATE = flags.DEFINE_string("evaluate", "1280x720", "WIDTHxHEIGHT of the evaluated pictures in pixels.")
 TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto (1.75 times the largest crop), off or pixels.")
 FORWARD = flags.DEFINE_string("forward", None, "WIDTHxHEIGHT: plan only the bare network, one picture on one device.")
-PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles go, of this many rows.", lower_bound=0)
+PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles go, of this many rows.", 0, 10**6)
 TRY = flags.DEFINE_bool("try_suggestions", False, "Compile suggestions for what does not fit, until one fits.")
 OUTPUT = flags.DEFINE_string("output", None, "A file for the plan as JSON.")
+SIDE_PX = Whole(1, 32768)  # of a picture
 flags.mark_flags_as_required(["config"])
 
 
@@ -46,6 +50,8 @@ def plan(config) -> None:
     if (TPU.value is None) == (DEVICE.value is None):
         raise errors.UserError("give either --tpu=NAME:TOPOLOGY or --device=cpu|gpu")
     tasks = _tasks(config)
+    if OUTPUT.value:
+        require_file_writable(OUTPUT.value)
     target = chips.tpu(TPU.value) if TPU.value else chips.own(DEVICE.value)
     if ONLY.value != "evaluate" and not FORWARD.value:
         programs.require_trainable(config, len(target.devices))
@@ -82,8 +88,8 @@ def _tasks(config) -> list[tuple[str, Callable]]:
 
 def _size(flag: str, text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise errors.UserError(f"--{flag}={text}: must be WIDTHxHEIGHT in pixels, such as 1280x720")
+    if not all(re.fullmatch("[0-9]{1,5}", side) and int(side) in SIDE_PX for side in (width, height)):
+        raise errors.UserError(f"--{flag}={text}: must be WIDTHxHEIGHT, each {SIDE_PX} pixels, such as 1280x720")
     return int(width), int(height)
 
 

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator
 
 from concertormer_jax import errors
+from concertormer_jax.arguments import parse_arguments
 from concertormer_jax.data.prepared import default_data_dir
 from concertormer_jax.datasets.checks import Report, SplitReport
 from concertormer_jax.datasets.descriptions import SETS
@@ -87,7 +88,7 @@ def main(arguments=None) -> None:
         "--data-dir", default="", metavar="DIR", help="where prepared sets go; default: ~/tensorflow_datasets"
     )
     parser.add_argument("--dry-run", action="store_true", help="check and report, write nothing")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     with errors.reported():
         description, variant = described(flags.name)
         found, report = examine(flags.name, flags.source)

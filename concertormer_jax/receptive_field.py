@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from concertormer_jax.arguments import parse_arguments, whole
 from concertormer_jax.attribution.opening import named_pictures, restoring
 from concertormer_jax.attribution.pictures import receptive_field_picture
 from concertormer_jax.attribution.receptive_field import influence_on_middle, radius_holding
@@ -37,9 +38,9 @@ def main(arguments=None) -> None:
     )
     parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
     parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
-    parser.add_argument("--crop", type=int, default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}")
+    parser.add_argument("--crop", type=whole(1, 65536), default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}")
     parser.add_argument("--output", metavar="DIR", help="default: receptive_field/ in the checkpoint's folder")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         pictures = _large_enough(named_pictures(flags.image).values(), flags.crop)
@@ -69,8 +70,6 @@ def main(arguments=None) -> None:
 
 def _large_enough(paths, crop: int) -> list[Path]:
     """Return the pictures. Raises UserError, naming the first that is smaller than `crop` pixels on a side."""
-    if crop < 1:
-        raise UserError(f"--crop={crop}: must be at least 1.")
     for path in paths:
         height, width = image_size(path)
         if min(height, width) < crop:

@@ -173,7 +173,9 @@ def test_chart_of_several_seeds_of_one_and_without_the_reference(tmp_path):
     assert sizes[0] == sizes[1] == sizes[2]
 
 
-@pytest.mark.parametrize(("texts", "message"), [(["a"], "--seeds=a: must be"), ([], "--seeds=: must"), (["-1"], "-1")])
+@pytest.mark.parametrize(
+    ("texts", "message"), [(["a"], "--seeds=a: must be"), ([], "--seeds=: must"), (["4294967296"], "4294967296: must")]
+)
 def test_bad_seeds(texts, message):
     with pytest.raises(UserError, match=message):
         command._numbers(texts)

@@ -17,7 +17,7 @@ from concertormer_jax.checkpoints import load_model, save_converted
 from concertormer_jax.devices import run_in_background
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.models import parameter_shapes
-from concertormer_jax.training import loop, start
+from concertormer_jax.training import config_limits, loop, start
 from configs import common
 
 LAST_STEP = 8
@@ -126,6 +126,7 @@ def config_with(settings):
 
 def test_not_finite_stops_with_step_and_images(settings, tmp_path, monkeypatch):
     leave_out_blocks(monkeypatch)
+    monkeypatch.setitem(config_limits.KEYS, "optimizer.learning_rate", config_limits.Number(0, 1e30))
     config = config_with(settings | {"optimizer.learning_rate": 1e30})
     with pytest.raises(UserError, match=r"the loss is (nan|inf).* at step \d+, on the batch of photo\d"):
         loop.train(config, tmp_path)
@@ -148,7 +149,8 @@ def test_moving_average_is_what_is_loaded(settings, tmp_path, monkeypatch):
 def test_init_from_starts_at_those_weights(undisturbed, settings, tmp_path):
     _, workdir = undisturbed
     one_step = {"stages.steps": (1,), "stages.crop_px": (16,), "stages.batch": (8,)}
-    config = config_with(settings | one_step | {"init_from": str(workdir), "optimizer.learning_rate": 1e-12, "seed": 7})
+    no_rate = {"optimizer.learning_rate": 1e-12, "optimizer.final_learning_rate": 0.0}
+    config = config_with(settings | one_step | no_rate | {"init_from": str(workdir), "seed": 7})
     loop.train(config, tmp_path)
     start = load_model(workdir).params["intro"]["kernel"]
     np.testing.assert_allclose(load_model(tmp_path).params["intro"]["kernel"], start, atol=1e-9)
@@ -208,18 +210,12 @@ def test_init_from_another_architecture_is_refused(undisturbed, settings, tmp_pa
         ({"stages.batch": (8, 9)}, r"batch of 9 images of stage 2 .* over 8 devices x 1"),
         ({"train.accumulation": 3}, r"batch of 8 images of stage 1 .* over 8 devices x 3"),
         ({"stages.steps": (4,)}, r"one entry for each stage"),
-        ({"stages.crop_px": (16, 20)}, r"multiples of 8 pixels"),
-        ({"model.variant": "huge"}, r"'huge' is unknown; choose one of gopro, lite"),
-        ({"model.dtype": "float16"}, r"'float16' is unknown"),
-        ({"model.decoder_heads": (3,)}, r"3 heads do not divide"),
+        ({"stages.crop_px": (16, 20)}, r"crop_px=\(16, 20\) must be .* each a multiple of 8"),
+        ({"stages.crop_px": (8, 16)}, r"config.stages.crop_px=\(8, 16\): .* multiples of 16 pixels"),
+        ({"model.decoder_heads": (3,)}, r"config.model.decoder_heads=\(3,\): 3 heads do not divide"),
+        ({"model.width": None}, r"config.model: model field 'width' must be given"),
         ({"data.source": ""}, r"config.data.source is empty"),
         ({"data.source": "nowhere"}, r"nowhere"),
-        ({"optimizer.learning_rate": 0.0}, r"config.optimizer.learning_rate=0.0 must be greater than 0"),
-        ({"validation.images": 0}, r"config.validation.images=0 must be at least 1"),
-        ({"train.accumulation": 0}, r"config.train.accumulation=0 must be at least 1"),
-        ({"run.log_every_steps": 0}, r"config.run.log_every_steps=0 must be at least 1"),
-        ({"train.ema_decay": 1.0}, r"config.train.ema_decay=1.0 must be at least 0 and less than 1"),
-        ({"seed": -1}, r"config.seed=-1 must be at least 0"),
         ({"init_from": "nowhere"}, r"nowhere does not exist"),
     ],
 )

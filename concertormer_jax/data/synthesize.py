@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from concertormer_jax import errors
+from concertormer_jax.arguments import parse_arguments, whole
 from concertormer_jax.data.degradations import DEGRADATIONS, make_degradation
 from concertormer_jax.data.images import list_images, write_png
 from concertormer_jax.data.sources import PhotoSource, open_source
@@ -44,10 +45,12 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m concertormer_jax.data.synthesize", description=__doc__)
     parser.add_argument("photos", metavar="PHOTOS", help="folder of sharp photographs")
     parser.add_argument("out", metavar="OUT", help="folder for input/ and target/")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other blur or rain (default: 0)")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, help="another seed draws other blur or rain (default: 0)"
+    )
     known = ", ".join(DEGRADATIONS)
     parser.add_argument("--degradation", default="shake", metavar="NAME", help=f"one of {known} (default: shake)")
-    arguments = parser.parse_args()
+    arguments = parse_arguments(parser)
     with errors.reported():
         count = synthesize(arguments.photos, arguments.out, arguments.seed, arguments.degradation)
         print(f"{count} pairs in {arguments.out}")

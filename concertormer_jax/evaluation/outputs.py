@@ -16,6 +16,13 @@ def require_writable(folder) -> None:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder for results.") from error
 
 
+def require_file_writable(path) -> None:
+    """Make the folder of `path` if need be and raise UserError unless `path` can be written as a file."""
+    if Path(path).is_dir():
+        raise UserError(f"{path}: is a folder; name a file for the result.")
+    require_writable(Path(path).parent)
+
+
 def restored_path(output, name: str) -> Path:
     """Return where the evaluator writes the restored picture of the pair `name`."""
     return Path(output) / "restored" / f"{name}.png"

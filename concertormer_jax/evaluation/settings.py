@@ -10,6 +10,7 @@ UNKNOWN_TRAIN_CROP_PX = 256  # the paper's training size, for weights that do no
 
 # Up to this many pixels a picture is restored whole; it is just above 1280x720 when padded to multiples of 64.
 WHOLE_PICTURE_PIXELS = 1024 * 1024
+LARGEST_PX = 2**20  # of a tile or window
 AUTO_TILE_PX = 896  # two of GoPro's TLC windows of 448, so that these fit without overlap
 
 
@@ -71,6 +72,8 @@ def _multiple_of(step, flag, text, least):
         value = int(text)
     except ValueError:
         raise UserError(f"{flag}={text}: must be auto, off or a number of pixels.") from None
+    if value > LARGEST_PX:
+        raise UserError(f"{flag}={text}: must be at most {LARGEST_PX} pixels, or off.")
     if value < least or value % step:
         below = value // step * step
         nearest = f"{below} and {below + step}" if below >= least else f"{least}"

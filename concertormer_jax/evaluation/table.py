@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 
 from concertormer_jax import errors
+from concertormer_jax.arguments import parse_arguments
+from concertormer_jax.evaluation.outputs import require_file_writable
 from concertormer_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from concertormer_jax.evaluation.reports import RESULTS_FILE
 from concertormer_jax.files import write_text
@@ -137,8 +139,10 @@ def main(arguments=None):
     parser.add_argument("trained", nargs="*", metavar="RESULTS", help="results of weights that were trained here")
     parser.add_argument("--published", nargs="+", default=[], metavar="RESULTS", help="results of published weights")
     parser.add_argument("--output", metavar="FILE", help="write the table there too")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     with errors.reported():
+        if flags.output:
+            require_file_writable(flags.output)
         table = results_table(flags.trained, flags.published)
         if flags.output:
             write_text(flags.output, table)

@@ -7,6 +7,7 @@ kept, and more forms or seeds can be added.
 """
 
 import logging
+import re
 from functools import partial
 from pathlib import Path
 
@@ -22,12 +23,15 @@ from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evidence import chart, runs, tables
 from concertormer_jax.files import write_text
 from concertormer_jax.models import ABLATIONS
+from concertormer_jax.training.config_limits import KEYS, require_valid
 from concertormer_jax.training.loop import claim_workdir
 
 CONFIG = define_config("A file in configs/: sizes, data and training of every form; default: configs/evidence.py.")
 VARIANTS = flags.DEFINE_list("variants", list(ABLATIONS), "The forms, separated by commas.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "The seeds, separated by commas.")
-STEPS = flags.DEFINE_integer("steps", None, "Steps of every run, of configs with one stage.", lower_bound=1)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "Steps of every run, of configs with one stage.", lower_bound=1, upper_bound=10**9
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs and the results.")
 flags.mark_flags_as_required(["output"])
 
@@ -51,6 +55,7 @@ def compare(config, variants: list[str], seeds: list[int], output) -> None:
     The results are of all runs in `output`, also of earlier commands. Raises UserError for bad settings, an output that
     was made with another config, and like `runs.run`.
     """
+    require_valid(config)
     costs = {variant: runs.cost_of(config, variant) for variant in ABLATIONS}
     if unknown := [variant for variant in variants if variant not in costs]:
         raise UserError(f"--variants: {unknown[0]!r} is unknown; choose from {', '.join(ABLATIONS)}")
@@ -87,8 +92,9 @@ def _table(costs, output):
 
 
 def _numbers(texts: list[str]) -> list[int]:
-    if not texts or not all(text.isdecimal() for text in texts):
-        raise UserError(f"--seeds={','.join(texts)}: must be whole numbers from 0 up, such as 0,1,2")
+    seed = KEYS["seed"]
+    if not texts or not all(re.fullmatch("[0-9]{1,10}", text) and int(text) in seed for text in texts):
+        raise UserError(f"--seeds={','.join(texts)}: must be {seed}, or several such as 0,1,2")
     return [int(text) for text in texts]
 
 

@@ -1,8 +1,6 @@
 """The type and range of every config key, in one table, and the rules between keys."""
 
-import dataclasses
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -12,123 +10,13 @@ from concertormer_jax.errors import UserError
 from concertormer_jax.models import ABLATIONS, VARIANTS
 from concertormer_jax.models.design import COMMUNICATION, SKIPS
 from concertormer_jax.ops.concerto import GROUPS
+from concertormer_jax.values import NamesOf, Number, OneOf, OrNone, Several, Switch, Text, Whole, shown
 
 DTYPES = ("float32", "bfloat16")
 MOST_STEPS = 10**9  # of a run: the state counts them in 32 bits
 MOST_PIXELS = 2**32  # of a step
 LEAST_SHARE = 0.001  # to which a mixture of sources meets its shares
-_LONGEST_TEXT = 4096
-_LONGEST_SHOWN = 200  # characters of a value in a message
 _BELOW_ONE = 0.999999  # float32 rounds what is much nearer to 1, and Adam's correction would divide by 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Whole:
-    """A whole number from `least` to `most`, a multiple of `multiple`."""
-
-    least: int
-    most: int
-    multiple: int = 1
-
-    def __contains__(self, value) -> bool:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and self.least <= value <= self.most and value % self.multiple == 0
-
-    def __str__(self):
-        kind = "a whole number" if self.multiple == 1 else f"a multiple of {self.multiple}"
-        return f"{kind} from {self.least} to {self.most}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Number:
-    """A number from `least` to `most`; NaN and infinity are none."""
-
-    least: float
-    most: float
-
-    def __contains__(self, value) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and self.least <= value <= self.most
-
-    def __str__(self):
-        return f"a number from {self.least:g} to {self.most:g}"
-
-
-class Switch:
-    """True or False."""
-
-    def __contains__(self, value) -> bool:
-        return isinstance(value, bool)
-
-    def __str__(self):
-        return "True or False"
-
-
-class Text:
-    """A name or path, which may be empty."""
-
-    def __contains__(self, value) -> bool:
-        return isinstance(value, str) and len(value) <= _LONGEST_TEXT and not re.search(r"[\x00-\x1f\x7f]", value)
-
-    def __str__(self):
-        return f"text of at most {_LONGEST_TEXT} characters without control characters"
-
-
-@dataclasses.dataclass(frozen=True)
-class OneOf:
-    """One of `names`."""
-
-    names: tuple[str, ...]
-
-    def __contains__(self, value) -> bool:
-        return isinstance(value, str) and value in self.names
-
-    def __str__(self):
-        return f"one of {', '.join(name or repr(name) for name in self.names)}"
-
-
-@dataclasses.dataclass(frozen=True)
-class NamesOf:
-    """Different `names` separated by commas, or none."""
-
-    names: tuple[str, ...]
-
-    def __contains__(self, value) -> bool:
-        if not isinstance(value, str):
-            return False
-        given = [name.strip() for name in value.split(",") if name.strip()]
-        return set(given) <= set(self.names) and len(set(given)) == len(given)
-
-    def __str__(self):
-        return f"different names of {', '.join(self.names)}, separated by commas"
-
-
-@dataclasses.dataclass(frozen=True)
-class Several:
-    """A tuple of from `fewest` to `most` entries, each of which is `each`."""
-
-    each: Any
-    fewest: int
-    most: int
-
-    def __contains__(self, value) -> bool:
-        tuples = isinstance(value, tuple | list)
-        return tuples and self.fewest <= len(value) <= self.most and all(entry in self.each for entry in value)
-
-    def __str__(self):
-        return f"a tuple of {self.fewest} to {self.most} entries, each {self.each}"
-
-
-@dataclasses.dataclass(frozen=True)
-class OrNone:
-    """A value that may be left at None."""
-
-    kind: Any
-
-    def __contains__(self, value) -> bool:
-        return value is None or value in self.kind
-
-    def __str__(self):
-        return f"{self.kind}, or None"
 
 
 _STEPS = Whole(1, MOST_STEPS)
@@ -201,14 +89,14 @@ def require_valid(config) -> None:
     What depends on data, devices and the network's form is checked where these are known.
     """
     require_kinds(config)
-    _require_agreement(dict(_flat(config.to_dict())))
+    _require_agreement(flat(config))
 
 
 def require_kinds(config) -> None:
     """As `require_valid`, but each key by itself."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"the config is a {type(config).__name__}; get_config() returns that of configs/common.py")
-    values = dict(_flat(config.to_dict()))
+    values = flat(config)
     for key in KEYS:
         if key not in values:
             raise UserError(f"config.{key} is missing; begin with the config of configs/common.py")
@@ -225,18 +113,12 @@ def require_known(key: str) -> None:
         raise UserError(f"config.{key}: the config has no such key; see configs/common.py")
 
 
-def shown(value) -> str:
-    """`value` as Python writes it, for a message: on one line, and cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
-
-
-def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """The values of `config` by key as in `KEYS`, such as "optimizer.learning_rate"."""
+    found = {}
+    for name, value in config.to_dict().items():
+        found |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _require_agreement(values: dict) -> None:
