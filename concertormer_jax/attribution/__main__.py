@@ -62,7 +62,7 @@ def main(arguments=None) -> None:
     )
     parser.add_argument(
         "--kernel",
-        type=whole(3, 1023),
+        type=whole(3, 255),
         default=KERNEL,
         metavar="PIXELS",
         help=f"side of the blur's kernel; default: {KERNEL}",

@@ -10,6 +10,7 @@ from concertormer_jax.errors import UserError
 from concertormer_jax.models import ABLATIONS, VARIANTS
 from concertormer_jax.models.design import COMMUNICATION, SKIPS
 from concertormer_jax.ops.concerto import GROUPS
+from concertormer_jax.training.stages import make_stages
 from concertormer_jax.values import NamesOf, Number, OneOf, OrNone, Several, Switch, Text, Whole, shown
 
 DTYPES = ("float32", "bfloat16")
@@ -136,7 +137,8 @@ def _require_agreement(values: dict) -> None:
     steps, crops, batches = (values[f"stages.{name}"] for name in ("steps", "crop_px", "batch"))
     if sum(steps) > MOST_STEPS:
         raise UserError(f"config.stages.steps={shown(steps)} must not be more than {MOST_STEPS} together")
-    for crop, batch in zip(crops, batches, strict=False):  # make_stages says it if there are more of one
+    make_stages(steps, crops, batches)
+    for crop, batch in zip(crops, batches, strict=True):
         if batch * crop**2 > MOST_PIXELS:
             raise UserError(
                 f"config.stages.batch={shown(batches)}: {batch} images of config.stages.crop_px={crop} are "
