@@ -18,6 +18,7 @@ from concertormer_jax.devices import run_in_background
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.models import parameter_shapes
 from concertormer_jax.training import loop, start
+from concertormer_jax.training.stop import Stop
 from configs import common
 
 LAST_STEP = 8
@@ -71,7 +72,7 @@ def test_killed_while_saving_then_stopped_by_sigterm_ends_the_same(undisturbed, 
         if line.startswith("step 3/"):  # compiling stage 2, after step 4, leaves it the time to arrive
             process.send_signal(signal.SIGTERM)
             break
-    assert "stopped by SIGTERM" in runs.finish(process)
+    assert "stopped by SIGTERM" in runs.finish(process, status=128 + signal.SIGTERM)
     stopped = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     assert 3 <= stopped < LAST_STEP
 
@@ -258,7 +259,7 @@ def test_signals_are_noted_on_a_single_host_alone(monkeypatch, hosts, noted):
     monkeypatch.setattr(jax, "process_count", lambda: hosts)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
-    with loop.Stop(checkpoints=None).listening():
+    with Stop(checkpoints=None).listening():
         assert {number for number in numbers if signal.getsignal(number) is not before[number]} == noted
     assert {number: signal.getsignal(number) for number in numbers} == before
 
