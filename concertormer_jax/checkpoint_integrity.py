@@ -155,7 +155,8 @@ def _require_possible(model: dict) -> None:
         raise Damaged("its metadata names no known network")
     example = size_of(create(_EXAMPLES[network]))
     for name, value in size.items():
-        if name not in example or not _is_like(value, example[name], fraction=name == "expansion"):
+        least = 0 if name.endswith("_blocks") else 1
+        if name not in example or not _is_like(value, example[name], least, fraction=name == "expansion"):
             raise Damaged(f"its metadata says {name}={_shortened(value)} of the network")
 
 
@@ -163,18 +164,17 @@ def _is_whole(value, least: int, largest: int) -> bool:
     return type(value) is int and least <= value <= largest
 
 
-def _is_like(value, example, fraction: bool) -> bool:
-    """Whether `value` is of the type of `example`, and no number in it larger than any network's.
+def _is_like(value, example, least: int, fraction: bool) -> bool:
+    """Whether `value` is of the type of `example`, with numbers from `least` to the largest of any network.
 
     fraction: whether a number need not be whole.
     """
     if isinstance(example, list):
-        return (
-            isinstance(value, list) and len(value) <= _LEVELS and all(_is_like(v, example[0], fraction) for v in value)
-        )
+        fits = isinstance(value, list) and len(value) <= _LEVELS
+        return fits and all(_is_like(entry, example[0], least, fraction) for entry in value)
     if isinstance(example, bool | str):
         return type(value) is type(example)
-    return (type(value) is int or (fraction and type(value) is float)) and 0 <= value <= _LARGEST
+    return (type(value) is int or (fraction and type(value) is float)) and least <= value <= _LARGEST
 
 
 def _shortened(value) -> str:

@@ -219,6 +219,7 @@ def _steps_in(folder: epath.Path) -> dict[int, epath.Path]:
 def _vetted(folder: epath.Path) -> dict:
     """The metadata of a step in its folder. Raises Damaged when it, or what Orbax reads of all steps, is damaged."""
     model = read_metadata(folder)
+    module_of(model["size"])
     if model["step"] != int(folder.name):
         raise Damaged(f"its metadata is that of step {model['step']}")
     try:

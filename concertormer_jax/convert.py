@@ -10,6 +10,10 @@ and values are in the order (group, head, channel) in place of (head, group, cha
 contiguous.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import functools
 import operator
@@ -220,7 +224,7 @@ def main(arguments=None) -> None:
     flags = parser.parse_args(arguments)
     with errors.reported():
         if flags.destination.endswith((".pth", ".safetensors")):
-            loaded = checkpoints.load_model(flags.source)
+            loaded = checkpoints.load_model(flags.source, "SOURCE")
             torch_files.write_state_dict(flags.destination, torch_from_params(loaded.params, loaded.module))
         else:
             state_dict = torch_files.read_state_dict(flags.source)

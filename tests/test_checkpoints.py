@@ -110,9 +110,7 @@ def test_missing_empty_and_foreign_directories_are_refused(tmp_path, saved):
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_model(tmp_path / "empty")
     (saved / "checkpoints" / "2" / "model" / "metadata").write_text("{")
-    with pytest.raises(
-        UserError, match=r"2 is damaged: its metadata is missing or damaged; choose .*3, .*4"
-    ):
+    with pytest.raises(UserError, match=r"2 is damaged: its metadata is missing or damaged; choose .*3, .*4"):
         load_model(saved)
 
 

@@ -6,6 +6,10 @@ against MACs (results.png, where matplotlib is installed). The same command goes
 kept, and more forms or seeds can be added.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import logging
 from pathlib import Path
 
