@@ -96,8 +96,8 @@ def _predictions(flags, metrics):
         raise UserError("--predictions needs --data: the set whose inputs were restored.")
     if flags.tlc or flags.batch:
         raise UserError("--tlc and --batch are for a network; leave them out with --predictions.")
-    protocol, sets = open_sets(flags.data, flags.protocol, flags.data_dir)
     predictions = local_path(flags.predictions, "--predictions")
+    protocol, sets = open_sets(flags.data, flags.protocol, flags.data_dir)
     output = local_path(flags.output or f"{predictions}-scores", "--output")
     paths = {  # of all sets, before the first is scored
         pairs.name: find_predictions(predictions_folder(predictions, pairs, len(sets) == 1), pairs) for pairs in sets

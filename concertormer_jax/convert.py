@@ -34,6 +34,7 @@ from concertormer_jax.models import (
     parameter_shapes,
     variant_name,
 )
+from concertormer_jax.paths import local_path
 from concertormer_jax.published import Mapping, convolution
 
 # The train size to which Concertormer's published grid factors of the local converter refer, and Restormer's crops.
@@ -224,10 +225,11 @@ def main(arguments=None) -> None:
     flags = parser.parse_args(arguments)
     with errors.reported():
         if flags.destination.endswith((".pth", ".safetensors")):
+            destination = local_path(flags.destination, "DESTINATION")
             loaded = checkpoints.load_model(flags.source, "SOURCE")
-            torch_files.write_state_dict(flags.destination, torch_from_params(loaded.params, loaded.module))
+            torch_files.write_state_dict(destination, torch_from_params(loaded.params, loaded.module))
         else:
-            state_dict = torch_files.read_state_dict(flags.source)
+            state_dict = torch_files.read_state_dict(local_path(flags.source, "SOURCE"))
             module = create(flags.variant or variant_named(state_dict))
             params = params_from_torch(state_dict, module)
             checkpoints.save_converted(flags.destination, module, params, PUBLISHED_TRAIN_CROP_PX[type(module)])

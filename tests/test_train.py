@@ -237,6 +237,14 @@ def test_work_folder_of_another_config_is_refused(settings, tmp_path):
         loop.claim_workdir(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}), begun=True)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[1]", b"\xff\xfe"])
+def test_a_damaged_config_is_one_sentence(settings, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"{tmp_path}/config.json is damaged; remove it if"):
+        loop.claim_workdir(tmp_path, config_with(settings), begun=True)
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
 def test_what_stopped_the_first_start_may_be_mended_in_the_same_folder(settings, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nowhere does not exist"):
         loop.train(config_with(settings | {"init_from": "nowhere"}), tmp_path)
