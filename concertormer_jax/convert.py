@@ -10,6 +10,10 @@ and values are in the order (group, head, channel) in place of (head, group, cha
 contiguous.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import functools
 import operator
@@ -31,6 +35,7 @@ from concertormer_jax.models import (
     parameter_shapes,
     variant_name,
 )
+from concertormer_jax.paths import local_path
 from concertormer_jax.published import Mapping, convolution
 
 # The train size to which Concertormer's published grid factors of the local converter refer, and Restormer's crops.
@@ -221,10 +226,11 @@ def main(arguments=None) -> None:
     flags = parse_arguments(parser, arguments)
     with errors.reported():
         if flags.destination.endswith((".pth", ".safetensors")):
-            loaded = checkpoints.load_model(flags.source)
-            torch_files.write_state_dict(flags.destination, torch_from_params(loaded.params, loaded.module))
+            destination = local_path(flags.destination, "DESTINATION")
+            loaded = checkpoints.load_model(flags.source, "SOURCE")
+            torch_files.write_state_dict(destination, torch_from_params(loaded.params, loaded.module))
         else:
-            state_dict = torch_files.read_state_dict(flags.source)
+            state_dict = torch_files.read_state_dict(local_path(flags.source, "SOURCE"))
             module = create(flags.variant or variant_named(state_dict))
             params = params_from_torch(state_dict, module)
             checkpoints.save_converted(flags.destination, module, params, PUBLISHED_TRAIN_CROP_PX[type(module)])
