@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import Network, create, parameter_shapes, settings_of
+from concertormer_jax.weights import load_weights_file
 
 FOLDER = "checkpoints"
 
@@ -168,11 +169,13 @@ def _read_model(step_folder: epath.Path) -> dict:
 
 
 def load_model(directory) -> LoadedModel:
-    """Load the network for use: from a training folder (its best step, else the latest), one step's folder in it, or
-    converted weights. With a moving average, that is loaded. Parameters are NumPy arrays.
+    """Load the network for use: from a training folder (its best step, else the latest), one step's folder in it,
+    converted weights, or a weights file. With a moving average, that is loaded. Parameters are NumPy arrays.
 
     Raises UserError when there is no checkpoint or it cannot be read.
     """
+    if epath.Path(directory).is_file():
+        return _loaded_from_file(directory)
     folder, reason = _step_folder(directory)
     model = _read_model(folder)
     module = _module_of(model["size"])
@@ -187,6 +190,12 @@ def load_model(directory) -> LoadedModel:
         raise UserError(f"the weights in {folder} cannot be read ({error}); choose another checkpoint") from error
     name = f"{epath.Path(directory).name}, step {model['step']}" + (", best" if reason == "best" else "")
     return LoadedModel(module, params, model["train_crop_px"], model["step"], name)
+
+
+def _loaded_from_file(path) -> LoadedModel:
+    weights = load_weights_file(path)
+    print(weights.remark)
+    return LoadedModel(weights.module, weights.params, weights.train_crop_px, 0, epath.Path(path).name)
 
 
 def require_same_size(source, stored: dict, module: Network) -> None:

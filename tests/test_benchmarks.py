@@ -15,10 +15,9 @@ from benchmarks import data_pipeline, growth, jax_worker, params, profile_block,
 from benchmarks.jax_batches import Batches
 from benchmarks.jobs import make_job
 from benchmarks.sides import ROOT, Side
-from concertormer_jax.convert import params_from_torch
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import VARIANTS, create, parameter_shapes
-from concertormer_jax.torch_files import read_state_dict
+from concertormer_jax.weights import params_from_torch, read_state_dict
 
 README = (ROOT / "benchmarks" / "README.md").read_text()
 
@@ -293,7 +292,7 @@ def folder_with_weights(tmp_path_factory):
 def test_both_sides_get_the_same_weights(folder_with_weights):
     module = create("demo")
     ours = params.read_params(folder_with_weights / "params.npz")
-    theirs = params_from_torch(read_state_dict(folder_with_weights / "weights.pth"), module)
+    theirs = params_from_torch(read_state_dict(folder_with_weights / "weights.pth")[0], module)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert jax.tree.structure(ours) == jax.tree.structure(parameter_shapes(module))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(ours["encoders_0"]["blocks"]["project"]))

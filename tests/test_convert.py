@@ -6,8 +6,9 @@ import pytest
 from tiny_network import random_params, tiny_network
 from tiny_restormer import tiny_restormer
 
-from concertormer_jax import checkpoints, convert, torch_files
-from concertormer_jax.convert import PUBLISHED, mappings, params_from_torch, torch_from_params, variant_named
+from concertormer_jax import checkpoints, convert
+from concertormer_jax.weights import params_from_torch, read_state_dict, torch_from_params, write_state_dict
+from concertormer_jax.weights.conversion import PUBLISHED, mappings, variant_named
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import create
 
@@ -122,7 +123,7 @@ def test_the_command_converts_to_a_checkpoint_and_back(tmp_path, capsys):
     module = create("demo")
     state = torch_from_params(random_params(module), module)
     published, folder = tmp_path / "published.pth", tmp_path / "converted"
-    torch_files.write_state_dict(published, state)
+    write_state_dict(published, state)
     convert.main([str(published), str(folder)])
     assert f"{published} -> {folder}" in capsys.readouterr().out
     loaded = checkpoints.load_model(folder)
@@ -131,7 +132,7 @@ def test_the_command_converts_to_a_checkpoint_and_back(tmp_path, capsys):
     for suffix in (".pth", ".safetensors"):
         back = tmp_path / f"back{suffix}"
         convert.main([str(folder), str(back)])
-        assert_same_tree(torch_files.read_state_dict(back), state)
+        assert_same_tree(read_state_dict(back), state)
 
 
 def test_a_form_that_was_never_published_has_no_names():
@@ -171,7 +172,7 @@ def fails(capsys, *arguments):
 
 
 def test_the_command_refuses_weights_of_another_variant(tmp_path, capsys, state):
-    torch_files.write_state_dict(tmp_path / "small.pth", state)
+    write_state_dict(tmp_path / "small.pth", state)
     line = fails(capsys, tmp_path / "small.pth", tmp_path / "out", "--variant=demo")
     assert "choose the variant that they belong to" in line
     assert not (tmp_path / "out").exists()
@@ -179,7 +180,7 @@ def test_the_command_refuses_weights_of_another_variant(tmp_path, capsys, state)
 
 def test_the_command_does_not_overwrite_a_folder(tmp_path, capsys):
     module = create("demo")
-    torch_files.write_state_dict(tmp_path / "demo.safetensors", torch_from_params(random_params(module), module))
+    write_state_dict(tmp_path / "demo.safetensors", torch_from_params(random_params(module), module))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept.txt").write_text("kept")
     line = fails(capsys, tmp_path / "demo.safetensors", tmp_path / "out", "--variant=demo")

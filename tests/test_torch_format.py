@@ -13,9 +13,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from concertormer_jax.weights.state_dict import read_state_dict, write_state_dict
 
 from concertormer_jax.errors import UserError
-from concertormer_jax.torch_files import read_state_dict, write_state_dict
 
 SAVED_BY_TORCH = Path(__file__).parent / "golden" / "torch_saved.pth"
 
