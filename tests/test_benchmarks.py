@@ -292,7 +292,7 @@ def folder_with_weights(tmp_path_factory):
 def test_both_sides_get_the_same_weights(folder_with_weights):
     module = create("demo")
     ours = params.read_params(folder_with_weights / "params.npz")
-    theirs = params_from_torch(read_state_dict(folder_with_weights / "weights.pth")[0], module)
+    theirs = params_from_torch(read_state_dict(folder_with_weights / "weights.pth"), module)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert jax.tree.structure(ours) == jax.tree.structure(parameter_shapes(module))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(ours["encoders_0"]["blocks"]["project"]))

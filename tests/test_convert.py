@@ -7,10 +7,10 @@ from tiny_network import random_params, tiny_network
 from tiny_restormer import tiny_restormer
 
 from concertormer_jax import checkpoints, convert
-from concertormer_jax.weights import params_from_torch, read_state_dict, torch_from_params, write_state_dict
-from concertormer_jax.weights.conversion import PUBLISHED, mappings, variant_named
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import create
+from concertormer_jax.weights import params_from_torch, read_state_dict, torch_from_params, write_state_dict
+from concertormer_jax.weights.conversion import PUBLISHED, mappings, variant_named
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from concertormer_jax.models import (
 )
 from concertormer_jax.weights import concertormer_names, restormer_names
 from concertormer_jax.weights.mappings import Mapping
-from concertormer_jax.weights.state_dict import read_state_dict
+from concertormer_jax.weights.state_dict import read_selected
 from concertormer_jax.weights.torch_pickle import shown
 
 # The train size to which Concertormer's published grid factors of the local converter refer, and Restormer's crops.
@@ -184,7 +184,7 @@ def load_weights_file(path, variant: str | None = None, key: str | None = None) 
     variant: the network, if not by names and shapes; key: the dictionary in the file, if not the one that
     `selection.select` takes. Raises UserError when the file cannot be read or is not of a known network.
     """
-    state_dict, remark = read_state_dict(path, frozenset().union(*published_names().values()), key)
+    state_dict, remark = read_selected(path, frozenset().union(*published_names().values()), key)
     module = create(variant) if variant else network_of(state_dict)
     remarks = "; ".join(part for part in (remark, f"the network is {variant_name(module)}") if part)
     try:

@@ -16,7 +16,12 @@ WRITTEN_SUFFIXES = (".pth", ".pt", ".safetensors")
 NARROW_TYPES = {dtype for name, dtype in DTYPES.items() if "float" in name and dtype.itemsize < 4}
 
 
-def read_state_dict(
+def read_state_dict(path) -> dict[str, np.ndarray]:
+    """Read the tensors of a weights file: `read_selected` without known names."""
+    return read_selected(path)[0]
+
+
+def read_selected(
     path, known: Collection[str] = frozenset(), key: str | None = None
 ) -> tuple[dict[str, np.ndarray], str]:
     """Read the dictionary of tensors in a weights file that `selection.select` takes.
@@ -27,10 +32,7 @@ def read_state_dict(
     """
     path = epath.Path(path)
     if not path.is_file():
-        kind = (
-            "is a folder, not a weights file" if path.is_dir() else "is no file" if path.exists() else "does not exist"
-        )
-        raise UserError(f"the weights file {path} {kind}")
+        raise UserError(f"{path} is no file" if path.exists() else f"the weights file {path} does not exist")
     with path.open("rb") as file:
         head = file.read(64)
         file.seek(0)
