@@ -18,7 +18,7 @@ from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
 from concertormer_jax.evaluation.opening import open_sets
-from concertormer_jax.evaluation.outputs import require_writable, results_folder
+from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evaluation.predictions import find_predictions, predictions_folder
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
@@ -29,7 +29,7 @@ BUNDLED_PHOTOS = Path(__file__).parent / "photos" / "test"
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", metavar="DIR", help="training folder, checkpoint or weights file")
+    parser.add_argument("--ckpt", metavar="DIR", help="training folder, checkpoint or converted weights")
     parser.add_argument("--predictions", metavar="DIR", help="pictures to score in place of a network's, by name")
     parser.add_argument("--data", metavar="DATA", help="default: the bundled test photographs, blurred into pairs/")
     parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared sets are; default as in prepare")
@@ -71,7 +71,7 @@ def _network(flags, metrics):
         data_name = flags.data.removeprefix("tfds:").replace("/", "-")
     if "://" in (flags.output or flags.ckpt):
         raise UserError("results are written on this machine: give a folder on it with --output.")
-    output = Path(flags.output or results_folder(flags.ckpt) / "evaluation" / f"{data_name}-tlc-{tlc}")
+    output = Path(flags.output or Path(flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}"))
     data = flags.data
     if data is None:
         data = str(output / "pairs")

@@ -16,7 +16,7 @@ from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.outputs import require_writable, results_folder
+from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.files import written_atomically
 
 CROP_PX = 256
@@ -28,7 +28,7 @@ def main(arguments=None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
     parser.add_argument("image", metavar="IMAGE", help="a picture")
     parser.add_argument("--stage", default="encoders_0", metavar="NAME", help="default: encoders_0, the first")
     parser.add_argument("--block", type=int, default=1, metavar="N", help="of the stage; default: 1, the first")
@@ -40,7 +40,7 @@ def main(arguments=None) -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         name = f"{Path(flags.image).stem}_{flags.stage}_{flags.block}.png"
-        output = Path(flags.output or results_folder(flags.ckpt) / "attention_maps" / name)
+        output = Path(flags.output or Path(flags.ckpt, "attention_maps", name))
         if output.suffix.lower() != ".png":
             raise UserError(f"--output={output}: must end in .png.")
         if flags.crop < 0:

@@ -22,7 +22,7 @@ from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.forward import CompiledBySize
-from concertormer_jax.evaluation.outputs import require_writable, results_folder
+from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.files import write_text, written_atomically
 
 CROP_PX = 256
@@ -35,7 +35,7 @@ def main(arguments=None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
     parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
     parser.add_argument("--crop", type=int, default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}")
     parser.add_argument("--output", metavar="DIR", help="default: receptive_field/ in the checkpoint's folder")
@@ -44,7 +44,7 @@ def main(arguments=None) -> None:
     with reported():
         pictures = _large_enough(named_pictures(flags.image).values(), flags.crop)
         prepare_to_compile()
-        output = Path(flags.output or results_folder(flags.ckpt) / "receptive_field" / Path(flags.image).resolve().stem)
+        output = Path(flags.output or Path(flags.ckpt, "receptive_field", Path(flags.image).resolve().stem))
         model = load_model(flags.ckpt)
         require_writable(output)
         field = _mean_field(restoring(model), pictures, flags.crop)

@@ -22,7 +22,7 @@ from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.outputs import require_writable, results_folder
+from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.files import write_text, written_atomically
 
 CROP_PX = 256
@@ -34,7 +34,7 @@ def main(arguments=None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
     parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
     parser.add_argument(
         "--window",
@@ -61,7 +61,7 @@ def main(arguments=None) -> None:
     with reported():
         _check(flags)
         prepare_to_compile()
-        output = Path(flags.output or results_folder(flags.ckpt) / "attribution" / Path(flags.image).resolve().stem)
+        output = Path(flags.output or Path(flags.ckpt, "attribution", Path(flags.image).resolve().stem))
         pictures = _windows(flags)
         model = load_model(flags.ckpt)
         require_writable(output)

@@ -19,9 +19,3 @@ def require_writable(folder) -> None:
 def restored_path(output, name: str) -> Path:
     """Return where the evaluator writes the restored picture of the pair `name`."""
     return Path(output) / "restored" / f"{name}.png"
-
-
-def results_folder(checkpoint) -> Path:
-    """Where a command's results go by default: the checkpoint's folder, or a folder beside a weights file."""
-    path = Path(checkpoint)
-    return path.with_name(f"{path.stem}-results") if path.is_file() else path

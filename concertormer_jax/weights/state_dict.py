@@ -1,5 +1,6 @@
 """Weights files of PyTorch models: `.pth` (or `.pt`, `.ckpt`, `.bin`) and `.safetensors`, told by their content."""
 
+import os
 from collections.abc import Collection
 
 import numpy as np
@@ -31,8 +32,10 @@ def read_selected(
     choice. Raises UserError for a file that is missing, damaged, or holds anything but tensors.
     """
     path = epath.Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is no file" if path.exists() else f"the weights file {path} does not exist")
+    if not path.exists():
+        raise UserError(f"the weights file {path} does not exist")
+    if path.is_dir() or (os.path.exists(path) and not os.path.isfile(path)):  # a named pipe would be waited for
+        raise UserError(f"{path} is no file")
     with path.open("rb") as file:
         head = file.read(64)
         file.seek(0)
