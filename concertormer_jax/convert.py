@@ -41,6 +41,8 @@ def _convert(source, destination, variant, key):
     suffix = destination.suffix.lower()
     if not source.exists():
         raise UserError(f"{source} does not exist; give a weights file or a checkpoint directory")
+    if suffix in WRITTEN_SUFFIXES and (destination.is_dir() or destination == source):
+        raise UserError(f"{destination} exists; choose another name")
     if source.is_dir():
         if variant or key:
             raise UserError(f"--variant and --key are for a weights file, and {source} is a checkpoint directory")
@@ -50,8 +52,8 @@ def _convert(source, destination, variant, key):
         return
     if suffix in OTHER_FILE_SUFFIXES:
         require_written_suffix(destination)
-    if destination.exists() and (destination.is_file() != (suffix in WRITTEN_SUFFIXES) or destination == source):
-        raise UserError(f"{destination} exists; choose another name")
+    if suffix not in WRITTEN_SUFFIXES and destination.exists() and not destination.is_dir():
+        raise UserError(f"{destination} exists and is no directory; choose another name")
     loaded = load_weights_file(source, variant, key)
     print(loaded.remark)
     if suffix in WRITTEN_SUFFIXES:

@@ -31,6 +31,8 @@ from concertormer_jax.weights.mappings import Mapping
 from concertormer_jax.weights.state_dict import read_selected
 from concertormer_jax.weights.torch_pickle import shown
 
+_our_shapes = functools.lru_cache(maxsize=4)(parameter_shapes)  # tracing a network takes seconds
+
 # The train size to which Concertormer's published grid factors of the local converter refer, and Restormer's crops.
 PUBLISHED_TRAIN_CROP_PX = {Concertormer: 256, Restormer: 384}
 NAMES_IN_A_MESSAGE = 3
@@ -102,8 +104,10 @@ def _shapes(tree) -> dict[str, tuple]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
-def _state_dict(params: dict, module: Network) -> dict[str, np.ndarray]:
-    return {mapping.torch_name: read(params, mapping) for mapping in mappings(module)}
+def published_shapes(module: Network) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of `module` under its published name."""
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), _our_shapes(module))
+    return {mapping.torch_name: read(zeros, mapping).shape for mapping in mappings(module)}
 
 
 def torch_from_params(params: dict, module: Network) -> dict[str, np.ndarray]:
@@ -111,8 +115,8 @@ def torch_from_params(params: dict, module: Network) -> dict[str, np.ndarray]:
 
     Raises UserError that counts the missing, surplus and misshapen names and gives the first of each.
     """
-    _require_same_shapes(_shapes(params), _shapes(parameter_shapes(module)), lambda: "")
-    return _state_dict(params, module)
+    _require_same_shapes(_shapes(params), _shapes(_our_shapes(module)), lambda: "")
+    return {mapping.torch_name: read(params, mapping) for mapping in mappings(module)}
 
 
 def params_from_torch(state_dict: dict[str, np.ndarray], module: Network) -> dict:
@@ -121,22 +125,18 @@ def params_from_torch(state_dict: dict[str, np.ndarray], module: Network) -> dic
     Raises UserError that counts the missing, surplus and misshapen names and gives the first of each, and for numbers
     that are not finite, or not floating point ones.
     """
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), parameter_shapes(module))
-    expected = {name: array.shape for name, array in _state_dict(params, module).items()}
+    expected = published_shapes(module)
     found = {name: tuple(array.shape) for name, array in state_dict.items()}
     _require_same_shapes(found, expected, lambda: _nearest_variant(found.keys(), expected.keys()))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), _our_shapes(module))
     for mapping in mappings(module):
         array = state_dict[mapping.torch_name]
         if not jnp.issubdtype(array.dtype, np.floating):
-            raise UserError(
-                f"{mapping.torch_name} is of the type {array.dtype}; weights must be floating point numbers"
-            )
+            raise UserError(f"{mapping.torch_name} is of the type {array.dtype}; weights must be of a floating one")
         with np.errstate(over="ignore"):  # float64 beyond float32 is reported as what it becomes
             array = np.asarray(array, np.float32)
         if not np.isfinite(array).all():
-            raise UserError(
-                f"{mapping.torch_name} holds numbers that are not finite; the weights are damaged or diverged"
-            )
+            raise UserError(f"{mapping.torch_name} is not finite; the weights are damaged or diverged")
         write(params, mapping, array)
     return params
 
@@ -163,7 +163,7 @@ def network_of(state_dict: dict[str, np.ndarray]) -> Network:
             with contextlib.suppress(LookupError, ValueError):
                 module = create(None, **names.fields_of(shapes))
                 if shapes.keys() == {mapping.torch_name for mapping in names.mappings_of(module)}:
-                    leaves = jax.tree.leaves(parameter_shapes(module))
+                    leaves = jax.tree.leaves(_our_shapes(module))
                     if sum(leaf.size for leaf in leaves) == sum(map(math.prod, shapes.values())):
                         return module
     return create(variant_named(shapes))

@@ -17,6 +17,7 @@ from concertormer_jax.errors import UserError
 from concertormer_jax.weights.torch_pickle import Tensor, shown
 
 MAX_DEPTH = 4  # of dictionaries in dictionaries
+MAX_KEY = 100  # characters in the key of a dictionary
 MAX_PREFIXES = 8  # that are considered in one dictionary
 COUNTERS = ("total_ops", "total_params")  # that a counter of operations (thop) leaves in every layer
 OPTIMIZER = re.compile(r"optimizer|optim_|(?:^|\.)optim(?:\.|$)", re.IGNORECASE)
@@ -68,17 +69,18 @@ def select(content, path, known: Collection[str], key: str | None = None) -> Sel
 
 def _dictionaries(content) -> dict[str, dict]:
     """The tensors of every dictionary in `content` that holds any, by the way to it."""
-    found, seen, queue = {}, set(), deque([("", content, 0)])
+    found, seen, queue = {}, set(), deque([("", content, 0)] if type(content) is dict else [])
     while queue:
         way, value, depth = queue.popleft()
-        if type(value) is not dict or id(value) in seen or OPTIMIZER.search(way):
+        if id(value) in seen or OPTIMIZER.search(way):
             continue
         seen.add(id(value))
         tensors = {name: tensor for name, tensor in value.items() if isinstance(tensor, Tensor | np.ndarray)}
         if tensors:
             found.setdefault(way, tensors)
         if depth < MAX_DEPTH:
-            queue.extend((f"{way}.{name}" if way else name, child, depth + 1) for name, child in value.items())
+            inner = [(name, child) for name, child in value.items() if type(child) is dict and len(name) <= MAX_KEY]
+            queue.extend((f"{way}.{name}" if way else name, child, depth + 1) for name, child in inner)
     return found
 
 
