@@ -7,22 +7,28 @@ results.md) and a sheet of the ten pictures with the lowest PSNR (worst_ten.png)
 `python evaluate.py --predictions=DIR --data=DATA` scores pictures that other software restored, by the same protocol.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 from pathlib import Path
 
 import absl.logging
 
 from concertormer_jax.checkpoints import load_model
+from concertormer_jax.data.prepared import PREFIX
 from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
 from concertormer_jax.evaluation.opening import open_sets
-from concertormer_jax.evaluation.outputs import require_writable
+from concertormer_jax.evaluation.outputs import require_writable, results_path
 from concertormer_jax.evaluation.predictions import find_predictions, predictions_folder
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
 from concertormer_jax.metrics import METRICS
+from concertormer_jax.paths import local_path
 
 BUNDLED_PHOTOS = Path(__file__).parent / "photos" / "test"
 
@@ -49,6 +55,8 @@ def main(arguments=None) -> None:
     with reported():
         if bool(flags.ckpt) == bool(flags.predictions):
             raise UserError("give either --ckpt, a network to score, or --predictions, a folder of restored pictures.")
+        if flags.data is not None and not flags.data.startswith(PREFIX):
+            flags.data = str(local_path(flags.data, "--data"))
         metrics = None if flags.metrics is None else [name for name in flags.metrics.split(",") if name]
         if flags.ckpt:
             evaluations, output = _network(flags, metrics)
@@ -64,14 +72,12 @@ def main(arguments=None) -> None:
 
 def _network(flags, metrics):
     prepare_to_compile()
-    model = load_model(flags.ckpt)
     tlc = flags.tlc or "auto"
     data_name = "-".join(Path(flags.data or BUNDLED_PHOTOS).resolve().parts[-2:])
-    if flags.data and flags.data.startswith("tfds:"):
-        data_name = flags.data.removeprefix("tfds:").replace("/", "-")
-    if "://" in (flags.output or flags.ckpt):
-        raise UserError("results are written on this machine: give a folder on it with --output.")
-    output = Path(flags.output or Path(flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}"))
+    if flags.data and flags.data.startswith(PREFIX):
+        data_name = flags.data.removeprefix(PREFIX).replace("/", "-")
+    output = results_path(flags.output, flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}")
+    model = load_model(flags.ckpt, "--ckpt")
     data = flags.data
     if data is None:
         data = str(output / "pairs")
@@ -90,11 +96,11 @@ def _predictions(flags, metrics):
         raise UserError("--predictions needs --data: the set whose inputs were restored.")
     if flags.tlc or flags.batch:
         raise UserError("--tlc and --batch are for a network; leave them out with --predictions.")
+    predictions = local_path(flags.predictions, "--predictions")
     protocol, sets = open_sets(flags.data, flags.protocol, flags.data_dir)
-    output = Path(flags.output or f"{flags.predictions.rstrip('/')}-scores")
+    output = local_path(flags.output or f"{predictions}-scores", "--output")
     paths = {  # of all sets, before the first is scored
-        pairs.name: find_predictions(predictions_folder(flags.predictions, pairs, len(sets) == 1), pairs)
-        for pairs in sets
+        pairs.name: find_predictions(predictions_folder(predictions, pairs, len(sets) == 1), pairs) for pairs in sets
     }
 
     def score(pairs, folder):

@@ -4,6 +4,10 @@ The same command with the same --workdir goes on where the run ended. On several
 each of them.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import logging
 
 import jax

@@ -4,6 +4,10 @@ Writes a picture of the attention maps of one block, those of every group of hea
 dimensional communication, for the middle (--crop) of IMAGE.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 from pathlib import Path
 
@@ -16,8 +20,9 @@ from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.outputs import require_writable
+from concertormer_jax.evaluation.outputs import require_writable, results_path
 from concertormer_jax.files import written_atomically
+from concertormer_jax.paths import local_path
 
 CROP_PX = 256
 
@@ -40,15 +45,15 @@ def main(arguments=None) -> None:
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         name = f"{Path(flags.image).stem}_{flags.stage}_{flags.block}.png"
-        output = Path(flags.output or Path(flags.ckpt, "attention_maps", name))
+        output = results_path(flags.output, flags.ckpt, "attention_maps", name)
         if output.suffix.lower() != ".png":
             raise UserError(f"--output={output}: must end in .png.")
         if flags.crop < 0:
             raise UserError(f"--crop={flags.crop}: must be at least 0.")
-        picture = read_rgb(flags.image)
+        picture = read_rgb(local_path(flags.image, "IMAGE"))
         cut, _ = cut_around(picture, middle_window(*picture.shape[:2], 1), flags.crop)
         prepare_to_compile()
-        model = load_model(flags.ckpt)
+        model = load_model(flags.ckpt, "--ckpt")
         require_writable(output.parent)
         with out_of_memory_explained("give a smaller --crop."):
             image = cut.astype(np.float32) / 255

@@ -6,13 +6,18 @@
 The names and shapes of the weights say which network they are of, and which of the dictionaries in a file is meant.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
+import os
 
 import absl.logging
-from etils import epath
 
 from concertormer_jax import checkpoints
 from concertormer_jax.errors import UserError, reported
+from concertormer_jax.paths import local_path, user_path
 from concertormer_jax.weights import load_weights_file, torch_from_params, write_state_dict
 from concertormer_jax.weights.conversion import PUBLISHED
 from concertormer_jax.weights.state_dict import WRITTEN_SUFFIXES, require_written_suffix
@@ -37,11 +42,15 @@ def main(arguments=None) -> None:
 
 
 def _convert(source, destination, variant, key):
-    source, destination = epath.Path(source), epath.Path(destination)
+    source, destination = user_path(source, "SOURCE"), user_path(destination, "DESTINATION")
     suffix = destination.suffix.lower()
+    if suffix in WRITTEN_SUFFIXES:
+        destination = local_path(destination, "DESTINATION")
     if not source.exists():
         raise UserError(f"{source} does not exist; give a weights file or a checkpoint directory")
-    if suffix in WRITTEN_SUFFIXES and (destination.is_dir() or destination == source):
+    if suffix in WRITTEN_SUFFIXES and (
+        destination.is_dir() or os.path.realpath(destination) == os.path.realpath(source)
+    ):
         raise UserError(f"{destination} exists; choose another name")
     if source.is_dir():
         if variant or key:

@@ -5,6 +5,10 @@ Compiles the training step of every stage and the evaluation with TLC ahead of t
 fits, where the memory goes, and how long the compiler thinks that it takes. Times are estimates; nothing is run.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import contextlib
 import json
 import logging
@@ -12,7 +16,6 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -20,6 +23,7 @@ from tqdm import tqdm
 
 from concertormer_jax import errors, files
 from concertormer_jax.command_line import parse
+from concertormer_jax.paths import local_path
 from concertormer_jax.planning import advice, chips, programs, report
 from concertormer_jax.planning.compilation import Plan, compile_apart
 
@@ -46,6 +50,7 @@ def plan(config) -> None:
     """Plan `config` as the flags say, and print and write the result. Raises UserError for flags that do not fit."""
     if (TPU.value is None) == (DEVICE.value is None):
         raise errors.UserError("give either --tpu=NAME:TOPOLOGY or --device=cpu|gpu")
+    output = None if OUTPUT.value is None else local_path(OUTPUT.value, "--output")
     tasks = _tasks(config)
     target = chips.tpu(TPU.value) if TPU.value else chips.own(DEVICE.value)
     if ONLY.value != "evaluate" and not FORWARD.value:
@@ -59,10 +64,10 @@ def plan(config) -> None:
         if found.tables:
             print("\n" + report.tables(found), flush=True)
         entries.append(report.as_json(found, target.chip, suggestions))
-    if OUTPUT.value:
+    if output is not None:
         content = {"target": target.name, "devices": len(target.devices), "programs": entries}
-        files.write_text(Path(OUTPUT.value), json.dumps(content, indent=2) + "\n")
-        print(f"\nThe plan is in {OUTPUT.value}.")
+        files.write_text(output, json.dumps(content, indent=2) + "\n")
+        print(f"\nThe plan is in {output}.")
 
 
 def _tasks(config) -> list[tuple[str, Callable]]:

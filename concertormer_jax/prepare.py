@@ -8,6 +8,10 @@ by looking. Every file is decoded and compared with its partner before anything 
 is started again by the same command.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import os
 from collections.abc import Iterator
@@ -18,6 +22,7 @@ from concertormer_jax.datasets.checks import Report, SplitReport
 from concertormer_jax.datasets.descriptions import SETS
 from concertormer_jax.datasets.layouts import Found
 from concertormer_jax.datasets.preparation import described, examine, prepare
+from concertormer_jax.paths import local_path
 
 _SHOWN = 20  # errors, and warnings
 _RECIPES = {"rain13k": "derain", "pairs": "custom"}  # the others are called like the set
@@ -90,7 +95,7 @@ def main(arguments=None) -> None:
     flags = parser.parse_args(arguments)
     with errors.reported():
         description, variant = described(flags.name)
-        found, report = examine(flags.name, flags.source)
+        found, report = examine(flags.name, local_path(flags.source, "--source"))
         print(f"{description.title}: {variant.text}")
         for line in report_lines(found, report):
             print(line)

@@ -5,6 +5,10 @@ middle of the output, as |gradient|, and the mean of that over the pictures of a
 its middle (--crop). The output folder gets a picture of it, and the radii that hold 50, 90 and 99 % of it as JSON.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import json
 from pathlib import Path
@@ -22,7 +26,7 @@ from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.forward import CompiledBySize
-from concertormer_jax.evaluation.outputs import require_writable
+from concertormer_jax.evaluation.outputs import require_writable, results_path
 from concertormer_jax.files import write_text, written_atomically
 
 CROP_PX = 256
@@ -44,8 +48,8 @@ def main(arguments=None) -> None:
     with reported():
         pictures = _large_enough(named_pictures(flags.image).values(), flags.crop)
         prepare_to_compile()
-        output = Path(flags.output or Path(flags.ckpt, "receptive_field", Path(flags.image).resolve().stem))
-        model = load_model(flags.ckpt)
+        output = results_path(flags.output, flags.ckpt, "receptive_field", Path(flags.image).resolve().stem)
+        model = load_model(flags.ckpt, "--ckpt")
         require_writable(output)
         field = _mean_field(restoring(model), pictures, flags.crop)
         radii = {f"{share:.0%}": radius_holding(field, share) for share in SHARES}

@@ -1,5 +1,9 @@
 """Restore photographs: `python -m concertormer_jax.restore --ckpt=DIR IN OUT`, for one picture or a folder of them."""
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import dataclasses
 import time
@@ -19,6 +23,7 @@ from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evaluation.pictures import side_by_side
 from concertormer_jax.evaluation.settings import overlap_px, tile_px, tile_setting, tlc_window
 from concertormer_jax.files import written_atomically
+from concertormer_jax.paths import local_path
 from concertormer_jax.photo import FORMATS, losses, output_format, read_photo, write_photo
 from concertormer_jax.tiles import restore_tiled, tiled_axes
 
@@ -90,7 +95,7 @@ def restore_files(restorer: PhotoRestorer, source, destination, *, compare=False
 
 def plan(source, destination) -> list[tuple[Path, Path]]:
     """Return (picture, result) for all that is to be done; UserError if a path is missing or a result an original."""
-    source, destination = Path(source), Path(destination)
+    source, destination = local_path(source, "IN"), local_path(destination, "OUT")
     if source.is_dir():
         if destination.is_file():
             raise UserError(f"{destination}: is a file, but {source} is a folder; name a folder for the results.")
@@ -147,7 +152,7 @@ def main(arguments=None) -> None:
     with reported():
         prepare_to_compile()
         plan(flags.input, flags.output)  # paths are checked before the checkpoint is read
-        restorer = PhotoRestorer(load_model(flags.ckpt), tlc=flags.tlc, tile=flags.tile)
+        restorer = PhotoRestorer(load_model(flags.ckpt, "--ckpt"), tlc=flags.tlc, tile=flags.tile)
         restore_files(restorer, flags.input, flags.output, compare=flags.compare)
 
 

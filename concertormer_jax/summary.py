@@ -9,6 +9,10 @@ behind the paper's tables, which leaves out the two products of the Concertino's
 means. Beside them stands what XLA counts, as half its floating-point operations: it has sums, norms and softmax too.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import json
 from typing import NamedTuple
@@ -20,6 +24,7 @@ from concertormer_jax import charts, errors, files
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import ABLATIONS, VARIANTS, create, parameter_shapes
 from concertormer_jax.models.costs import COMMUNICATION, OUTSIDE, Cost, costs_of, total
+from concertormer_jax.paths import local_path
 from concertormer_jax.planning.arithmetic import counted_by_xla
 
 
@@ -167,13 +172,14 @@ def main(arguments=None) -> None:
     parser.add_argument("--chart", metavar="FILE.png", help="write a bar chart (needs matplotlib)")
     flags = parser.parse_args(arguments)
     with errors.reported():
-        if flags.chart:
+        chart = None if flags.chart is None else local_path(flags.chart, "--chart")
+        if chart:
             charts.pyplot("--chart")
         jax.config.update("jax_platforms", "cpu")  # counting needs no device, and every machine counts the same
         summary = summarise(flags.variant, *_size(flags.size))
         print(json.dumps(summary.as_json(), indent=2) if flags.json else summary)
-        if flags.chart:
-            draw(summary, flags.chart)
+        if chart:
+            draw(summary, chart)
 
 
 if __name__ == "__main__":

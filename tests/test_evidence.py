@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import signal
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import training_runs as runs
 from light_network import leave_out_blocks
 from PIL import Image
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.errors import Stopped, UserError
 from concertormer_jax.evidence import __main__ as command
 from concertormer_jax.evidence import chart, tables
 from concertormer_jax.evidence import runs as evidence_runs
@@ -131,8 +133,8 @@ def test_from_end_to_end_and_finished_runs_are_kept(tmp_path, monkeypatch, capsy
 
 
 def test_a_run_that_is_asked_to_stop_leaves_no_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence_runs, "train", lambda config, folder: 1)
-    with pytest.raises(UserError, match="stopped in full, seed 0; the same command goes on"):
+    monkeypatch.setattr(evidence_runs, "train", MagicMock(side_effect=Stopped(signal.SIGTERM)))
+    with pytest.raises(Stopped):
         command.compare(tiny(tmp_path), ["full"], [0], tmp_path / "results")
     assert not list((tmp_path / "results").rglob("result.json"))
 

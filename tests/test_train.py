@@ -18,6 +18,7 @@ from concertormer_jax.devices import run_in_background
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.models import parameter_shapes
 from concertormer_jax.training import loop, start
+from concertormer_jax.training.stop import Stop
 from configs import common
 
 LAST_STEP = 8
@@ -71,7 +72,7 @@ def test_killed_while_saving_then_stopped_by_sigterm_ends_the_same(undisturbed, 
         if line.startswith("step 3/"):  # compiling stage 2, after step 4, leaves it the time to arrive
             process.send_signal(signal.SIGTERM)
             break
-    assert "stopped by SIGTERM" in runs.finish(process)
+    assert "stopped by SIGTERM" in runs.finish(process, status=128 + signal.SIGTERM)
     stopped = max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
     assert 3 <= stopped < LAST_STEP
 
@@ -236,6 +237,14 @@ def test_work_folder_of_another_config_is_refused(settings, tmp_path):
         loop.claim_workdir(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}), begun=True)
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[1]", b"\xff\xfe"])
+def test_a_damaged_config_is_one_sentence(settings, tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"{tmp_path}/config.json is damaged; remove it if"):
+        loop.claim_workdir(tmp_path, config_with(settings), begun=True)
+    assert (tmp_path / "config.json").read_bytes() == content
+
+
 def test_what_stopped_the_first_start_may_be_mended_in_the_same_folder(settings, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nowhere does not exist"):
         loop.train(config_with(settings | {"init_from": "nowhere"}), tmp_path)
@@ -258,7 +267,7 @@ def test_signals_are_noted_on_a_single_host_alone(monkeypatch, hosts, noted):
     monkeypatch.setattr(jax, "process_count", lambda: hosts)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
-    with loop.Stop(checkpoints=None).listening():
+    with Stop(checkpoints=None).listening():
         assert {number for number in numbers if signal.getsignal(number) is not before[number]} == noted
     assert {number: signal.getsignal(number) for number in numbers} == before
 

@@ -6,6 +6,10 @@ The network sees a square cut out around the window (--crop), since the index de
 output folder gets a sheet for every picture, results.json and results.md.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 from pathlib import Path
 
@@ -22,7 +26,7 @@ from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.outputs import require_writable
+from concertormer_jax.evaluation.outputs import require_writable, results_path
 from concertormer_jax.files import write_text, written_atomically
 
 CROP_PX = 256
@@ -61,9 +65,9 @@ def main(arguments=None) -> None:
     with reported():
         _check(flags)
         prepare_to_compile()
-        output = Path(flags.output or Path(flags.ckpt, "attribution", Path(flags.image).resolve().stem))
+        output = results_path(flags.output, flags.ckpt, "attribution", Path(flags.image).resolve().stem)
         pictures = _windows(flags)
-        model = load_model(flags.ckpt)
+        model = load_model(flags.ckpt, "--ckpt")
         require_writable(output)
         rows = _attribute(flags, model, pictures, output)
         settings = {key: getattr(flags, key) for key in ("sigma", "steps", "kernel", "crop")}

@@ -18,6 +18,7 @@ from concertormer_jax.data.cache import ImageReader
 from concertormer_jax.data.images import decode_rgb
 from concertormer_jax.data.sources import Pairs
 from concertormer_jax.errors import UserError
+from concertormer_jax.paths import user_path
 
 PAIRS_FILE = "pairs.json"
 PREFIX = "tfds:"
@@ -82,7 +83,7 @@ class PreparedSource(Pairs):
 
 def default_data_dir() -> str:
     """Return where tensorflow-datasets keeps its sets: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    return os.fspath(user_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "TFDS_DATA_DIR"))
 
 
 def prepared_folder(reference: str, data_dir: str = "") -> epath.Path:
@@ -92,7 +93,7 @@ def prepared_folder(reference: str, data_dir: str = "") -> epath.Path:
     Raises UserError if the set has not been prepared there, saying how to.
     """
     name, _, config = reference.partition("/")
-    root = epath.Path(os.path.expanduser(data_dir) or default_data_dir())
+    root = user_path(data_dir or default_data_dir(), "data_dir")
     folder = root / name / config if config else root / name
     prepare = f"prepare it with: python -m concertormer_jax.prepare {reference} --source=DIR --data-dir={root}"
     children = _folders(folder)

@@ -22,6 +22,7 @@ from concertormer_jax.data.crops import random_corner, reflected_window
 from concertormer_jax.data.images import image_size, list_images
 from concertormer_jax.data.shake import CameraShake
 from concertormer_jax.errors import UserError
+from concertormer_jax.paths import local_path
 
 _MIXTURE_CYCLE = 1000
 
@@ -226,7 +227,7 @@ def open_source(place, *, cached: bool = False, degradation: Camera | None = Non
             f"{place}: only prepared sets are read from a bucket; give tfds:NAME as the source and the bucket's folder "
             "as config.data.data_dir."
         )
-    folder = Path(place)
+    folder = local_path(place)
     if (folder / "input").is_dir() or (folder / "target").is_dir():
         return PairSource(find_pairs(folder), cached=cached)
     return PhotoSource(list_images(folder), degradation or CameraShake(), cached=cached)

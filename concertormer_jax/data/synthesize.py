@@ -3,6 +3,10 @@
 python -m concertormer_jax.data.synthesize PHOTOS OUT [--degradation=shake] [--seed=0]
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from concertormer_jax import errors
 from concertormer_jax.data.degradations import DEGRADATIONS, make_degradation
 from concertormer_jax.data.images import list_images, write_png
 from concertormer_jax.data.sources import PhotoSource, open_source
+from concertormer_jax.paths import local_path
 
 
 def synthesize(photos, out, seed: int = 0, degradation: str = "shake") -> int:
@@ -49,8 +54,9 @@ def main():
     parser.add_argument("--degradation", default="shake", metavar="NAME", help=f"one of {known} (default: shake)")
     arguments = parser.parse_args()
     with errors.reported():
-        count = synthesize(arguments.photos, arguments.out, arguments.seed, arguments.degradation)
-        print(f"{count} pairs in {arguments.out}")
+        photos, out = local_path(arguments.photos, "PHOTOS"), local_path(arguments.out, "OUT")
+        count = synthesize(photos, out, arguments.seed, arguments.degradation)
+        print(f"{count} pairs in {out}")
 
 
 if __name__ == "__main__":

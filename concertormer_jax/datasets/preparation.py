@@ -1,12 +1,10 @@
 """Preparing a set: found, checked, written. What is not whole never has the name of a prepared set."""
 
 import contextlib
-import fcntl
 import io
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from concertormer_jax.data.prepared import default_data_dir
@@ -14,6 +12,8 @@ from concertormer_jax.datasets.checks import Report, check
 from concertormer_jax.datasets.descriptions import SETS, SetDescription, Variant
 from concertormer_jax.datasets.layouts import Found, find
 from concertormer_jax.errors import UserError
+from concertormer_jax.files import locked
+from concertormer_jax.paths import local_path
 
 _INCOMPLETE = "incomplete."  # how tensorflow-datasets calls the folders that it is writing
 
@@ -44,9 +44,7 @@ def prepare(reference: str, report: Report, data_dir: str = "") -> Path:
     prepared already, another process is preparing it, or `data_dir` is not a local folder.
     """
     description, variant = described(reference)
-    data_dir = os.path.expanduser(data_dir) or default_data_dir()
-    if "://" in data_dir:
-        raise UserError(f"--data-dir={data_dir}: is no local folder; prepare in one and copy it there as a whole.")
+    data_dir = os.fspath(local_path(data_dir or default_data_dir(), "--data-dir"))
     if report.errors:
         raise UserError(f"{description.title} has {len(report.errors)} errors, the first one: {report.errors[0]}")
     import tensorflow_datasets as tfds  # slow, and not needed for checks
@@ -55,7 +53,8 @@ def prepare(reference: str, report: Report, data_dir: str = "") -> Path:
 
     builder = make_builder(description.name, variant, data_dir)
     folder = Path(builder.data_dir)
-    with _only_one(folder.parent):
+    refusal = f"{folder.parent}: {{holder}} is preparing this set; wait for it or end it."
+    with locked(folder.parent / ".preparing", refusal):
         if folder.exists():
             raise UserError(f"{folder}: is prepared already; delete it to prepare it again.")
         _remove_incomplete(folder)
@@ -65,18 +64,6 @@ def prepare(reference: str, report: Report, data_dir: str = "") -> Path:
             settings = tfds.download.DownloadConfig(manual_dir=unused, try_download_gcs=False)
             builder.download_and_prepare(download_dir=unused, download_config=settings)
     return folder
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`, which ends with the process that holds it, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".preparing", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is preparing this set; wait for it or end it.") from error
-        yield
 
 
 def _remove_incomplete(folder: Path) -> None:

@@ -5,6 +5,10 @@ python -m concertormer_jax.evaluation.table RESULTS... [--published RESULTS...] 
 RESULTS is a results.json of evaluate.py or its folder. A cell for which there is no result stays empty.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import dataclasses
 import json
@@ -14,6 +18,7 @@ from concertormer_jax import errors
 from concertormer_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from concertormer_jax.evaluation.reports import RESULTS_FILE
 from concertormer_jax.files import write_text
+from concertormer_jax.paths import local_path
 
 _PAPER_FILE = Path(__file__).parent / "paper.json"
 _EMPTY = "-"
@@ -59,7 +64,7 @@ def read_results(path) -> list[Result]:
 
     Raises UserError as `results_table` does.
     """
-    path = Path(path)
+    path = local_path(path, "RESULTS")
     file = path / RESULTS_FILE if path.is_dir() else path
     try:
         content = json.loads(file.read_text())
@@ -139,9 +144,10 @@ def main(arguments=None):
     parser.add_argument("--output", metavar="FILE", help="write the table there too")
     flags = parser.parse_args(arguments)
     with errors.reported():
+        output = None if flags.output is None else local_path(flags.output, "--output")
         table = results_table(flags.trained, flags.published)
-        if flags.output:
-            write_text(flags.output, table)
+        if output:
+            write_text(output, table)
         print(table, end="")
 
 

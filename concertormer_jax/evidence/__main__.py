@@ -6,6 +6,10 @@ against MACs (results.png, where matplotlib is installed). The same command goes
 kept, and more forms or seeds can be added.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import logging
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evidence import chart, runs, tables
 from concertormer_jax.files import write_text
 from concertormer_jax.models import ABLATIONS
+from concertormer_jax.paths import local_path
 from concertormer_jax.training.loop import claim_workdir
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -56,7 +61,7 @@ def compare(config, variants: list[str], seeds: list[int], output) -> None:
     costs = {variant: runs.cost_of(config, variant) for variant in ABLATIONS}
     if unknown := [variant for variant in variants if variant not in costs]:
         raise UserError(f"--variants: {unknown[0]!r} is unknown; choose from {', '.join(ABLATIONS)}")
-    output = Path(output)
+    output = local_path(output, "--output")
     require_writable(output)
     claim_workdir(output, config, begun=True, flag="--output")
     if not charts.installed():
@@ -66,8 +71,7 @@ def compare(config, variants: list[str], seeds: list[int], output) -> None:
         folder = output / "runs" / f"{variant}-{seed}"
         if runs.finished(folder) is None:
             tqdm.write(f"{variant}, seed {seed}:")
-            if runs.run(config, variant, seed, folder) is None:
-                raise UserError(f"stopped in {variant}, seed {seed}; the same command goes on")
+            runs.run(config, variant, seed, folder)
             report(config, costs, output)
     report(config, costs, output)
     print(tables.markdown(*_table(costs, output), config))

@@ -28,12 +28,12 @@ def starting_state(config, training: Training, checkpoints: Checkpoints, mesh: M
     )
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), drawing.out_info)
     if checkpoints.latest_step() is not None:
-        restored = checkpoints.restore(shapes)
+        restored = checkpoints.restore(shapes, training.module)
         return shapes, lambda: restored
     drawn = run_in_background(drawing, seed)
     if not config.init_from:
         return shapes, drawn.result
-    loaded = load_model(config.init_from)
+    loaded = load_model(config.init_from, "config.init_from")
     require_same_size(config.init_from, size_of(loaded.module), training.module)
     params = jax.device_put(loaded.params, whole)
     average = None if shapes.average is None else jax.tree.map(jnp.copy, params)
