@@ -263,7 +263,7 @@ def load_model(directory, name: str = "") -> LoadedModel:
     """
     path = user_path(directory, name)
     if not path.exists():
-        raise UserError(f"the checkpoint directory {directory} does not exist")
+        raise UserError(f"{directory} does not exist; give a training folder, a checkpoint or a weights file")
     if not path.is_dir():
         return _loaded_from_file(path)
     if _STEP.fullmatch(path.name) and path.parent.name == FOLDER:

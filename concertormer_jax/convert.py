@@ -43,29 +43,24 @@ def main(arguments=None) -> None:
 
 def _convert(source, destination, variant, key):
     source, destination = user_path(source, "SOURCE"), user_path(destination, "DESTINATION")
-    suffix = destination.suffix.lower()
-    if suffix in WRITTEN_SUFFIXES:
-        destination = local_path(destination, "DESTINATION")
     if not source.exists():
         raise UserError(f"{source} does not exist; give a weights file or a checkpoint directory")
-    if suffix in WRITTEN_SUFFIXES and (
-        destination.is_dir() or os.path.realpath(destination) == os.path.realpath(source)
-    ):
-        raise UserError(f"{destination} exists; choose another name")
-    if source.is_dir():
-        if variant or key:
-            raise UserError(f"--variant and --key are for a weights file, and {source} is a checkpoint directory")
+    if source.is_dir() and (variant or key):
+        raise UserError(f"--variant and --key are for a weights file, and {source} is a checkpoint directory")
+    to_file = source.is_dir() or destination.suffix.lower() in (*WRITTEN_SUFFIXES, *OTHER_FILE_SUFFIXES)
+    if to_file:
         require_written_suffix(destination)
-        loaded = checkpoints.load_model(source)
-        write_state_dict(destination, torch_from_params(loaded.params, loaded.module))
-        return
-    if suffix in OTHER_FILE_SUFFIXES:
-        require_written_suffix(destination)
-    if suffix not in WRITTEN_SUFFIXES and destination.exists() and not destination.is_dir():
+        destination = local_path(destination, "DESTINATION")
+        if destination.is_dir() or os.path.realpath(destination) == os.path.realpath(source):
+            raise UserError(f"{destination} exists; choose another name")
+    elif destination.exists() and not destination.is_dir():
         raise UserError(f"{destination} exists and is no directory; choose another name")
-    loaded = load_weights_file(source, variant, key)
-    print(loaded.remark)
-    if suffix in WRITTEN_SUFFIXES:
+    if source.is_dir():
+        loaded = checkpoints.load_model(source)
+    else:
+        loaded = load_weights_file(source, variant, key)
+        print(loaded.remark)
+    if to_file:
         write_state_dict(destination, torch_from_params(loaded.params, loaded.module))
     else:
         checkpoints.save_converted(destination, loaded.module, loaded.params, loaded.train_crop_px)

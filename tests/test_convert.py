@@ -9,7 +9,8 @@ from tiny_restormer import tiny_restormer
 
 from concertormer_jax import checkpoints, convert
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import Concertormer, create
+from concertormer_jax.evaluation.outputs import results_path
+from concertormer_jax.models import Concertormer, create, variant_name
 from concertormer_jax.weights import params_from_torch, read_state_dict, torch_from_params, write_state_dict
 from concertormer_jax.weights.conversion import (
     PUBLISHED,
@@ -200,6 +201,13 @@ def write_as_trainers_do(path, content):
     write_pth(path, described, storages)
 
 
+def test_the_results_of_a_weights_file_go_beside_it(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"")
+    assert results_path(None, tmp_path / "w.pth", "evaluation", "a") == tmp_path / "w-results" / "evaluation" / "a"
+    (tmp_path / "w").mkdir()
+    assert results_path(None, tmp_path / "w", "evaluation", "a") == tmp_path / "w" / "evaluation" / "a"
+
+
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights"])
 def test_a_weights_file_is_loaded_as_a_checkpoint_is(tmp_path, capsys, params, state, module, name):
     write_state_dict(tmp_path / "w.pth" if name == "weights" else tmp_path / name, state)
@@ -237,7 +245,7 @@ def test_the_names_say_which_network_they_are_of(variant):
         tiny_restormer(),
         tiny_restormer(norm_bias=False),
     ],
-    ids=str,
+    ids=lambda module: f"{variant_name(module)}-{module.width}",
 )
 def test_the_shapes_say_the_network(module):
     shapes = {name: np.broadcast_to(np.float32(0), shape) for name, shape in published_shapes(module).items()}
