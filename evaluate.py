@@ -37,7 +37,7 @@ BUNDLED_PHOTOS = Path(__file__).parent / "photos" / "test"
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", metavar="DIR", help="training folder, checkpoint or converted weights")
+    parser.add_argument("--ckpt", metavar="DIR", help="training folder, checkpoint or weights file")
     parser.add_argument("--predictions", metavar="DIR", help="pictures to score in place of a network's, by name")
     parser.add_argument("--data", metavar="DATA", help="default: the bundled test photographs, blurred into pairs/")
     parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared sets are; default as in prepare")

@@ -34,7 +34,7 @@ def main(arguments=None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
     parser.add_argument("image", metavar="IMAGE", help="a picture")
     parser.add_argument("--stage", default="encoders_0", metavar="NAME", help="default: encoders_0, the first")
     parser.add_argument(

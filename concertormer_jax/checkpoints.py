@@ -36,6 +36,7 @@ from concertormer_jax.checkpoint_integrity import (
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import Network
 from concertormer_jax.paths import user_path
+from concertormer_jax.weights import load_weights_file
 
 FOLDER = "checkpoints"
 _STEP = re.compile("0|[1-9][0-9]{0,9}")
@@ -254,15 +255,17 @@ def save_converted(directory, module: Network, params, train_crop_px: int) -> No
 
 
 def load_model(directory, name: str = "") -> LoadedModel:
-    """Load the network for use: from a training folder (its best step, else the latest), one step's folder in it, or
-    converted weights. With a moving average, that is loaded. Parameters are NumPy arrays.
+    """Load the network for use: from a training folder (its best step, else the latest), one step's folder in it,
+    converted weights, or a weights file. With a moving average, that is loaded. Parameters are NumPy arrays.
 
     name: the flag or key that named `directory`. Raises UserError when there is no checkpoint or it is damaged; the
     message names the whole ones beside it.
     """
     path = user_path(directory, name)
     if not path.exists():
-        raise UserError(f"the checkpoint directory {directory} does not exist")
+        raise UserError(f"{directory} does not exist; give a training folder, a checkpoint or a weights file")
+    if not path.is_dir():
+        return _loaded_from_file(path)
     if _STEP.fullmatch(path.name) and path.parent.name == FOLDER:
         return _load(path, _steps_in(path.parent), path.name)
     if (path / "model").exists() and (path / "params").exists():
@@ -308,6 +311,12 @@ def _explained(folder: epath.Path, reason: Damaged, beside: dict) -> str:
                 whole.append(str(other))
     offer = f"choose a whole one: {', '.join(whole)}" if whole else "no whole one is beside it, choose another"
     return f"{folder} is damaged: {reason}; {offer}"
+
+
+def _loaded_from_file(path: epath.Path) -> LoadedModel:
+    weights = load_weights_file(path)
+    print(weights.remark)
+    return LoadedModel(weights.module, weights.params, weights.train_crop_px, 0, path.name)
 
 
 def require_same_size(source, stored: dict, module: Network) -> None:

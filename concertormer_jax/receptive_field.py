@@ -40,7 +40,7 @@ def main(arguments=None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
     parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
     parser.add_argument("--crop", type=whole(1, 65536), default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}")
     parser.add_argument("--output", metavar="DIR", help="default: receptive_field/ in the checkpoint's folder")

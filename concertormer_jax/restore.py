@@ -140,7 +140,7 @@ def _comparison(before, after) -> Image.Image:
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m concertormer_jax.restore", description=__doc__)
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
     parser.add_argument("input", metavar="IN", help="a picture (PNG, JPEG, WebP, TIFF) or a folder of them")
     parser.add_argument("output", metavar="OUT", help="the result's name, whose suffix decides its format, or a folder")
     parser.add_argument(

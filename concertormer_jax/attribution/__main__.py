@@ -39,7 +39,7 @@ def main(arguments=None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
     parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
     parser.add_argument(
         "--window",

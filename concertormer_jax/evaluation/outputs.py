@@ -8,7 +8,7 @@ from concertormer_jax.paths import is_remote, local_path, user_path
 
 
 def results_path(output: str | None, ckpt: str, *default: str) -> Path:
-    """Where a command's results go: --output, else `default` in the folder --ckpt.
+    """Where a command's results go: --output, else `default` in the folder --ckpt, or in one beside a weights file.
 
     Raises UserError when that is not on this machine.
     """
@@ -17,6 +17,8 @@ def results_path(output: str | None, ckpt: str, *default: str) -> Path:
     folder = user_path(ckpt, "--ckpt")
     if is_remote(folder):
         raise UserError(f"{folder} is in a bucket and results are written on this machine; give a folder by --output")
+    if folder.exists() and not folder.is_dir():
+        folder = folder.with_name(f"{folder.stem}-results")
     return Path(folder, *default)
 
 
