@@ -225,6 +225,12 @@ def test_bad_settings_are_named(photos, tmp_path, changed, message):
         loop.train(config_with(runs.TINY_RUN | {"data.source": str(photos)} | changed), tmp_path)
 
 
+def test_a_network_that_no_device_holds_is_refused_before_it_is_drawn(settings, tmp_path):
+    wide = {"model.width": 4096, "model.expansion": 64, "model.middle_blocks": 1000}
+    with pytest.raises(UserError, match=r"state take \d+\.\d GiB on each device, which has .*config.model"):
+        loop.train(config_with(settings | wide), tmp_path)
+
+
 def test_work_folder_of_another_config_is_refused(settings, tmp_path):
     loop.claim_workdir(tmp_path, config_with(settings), begun=False)
     for harmless in ({"run.log_every_steps": 7}, {"train.accumulation": 2}, {"model.remat": False}):
