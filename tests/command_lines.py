@@ -22,7 +22,7 @@ for arguments in json.load(sys.stdin):
     with flagsaver.flagsaver(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
             if hasattr(module, "CONFIG"):
-                rest = command_line.parse(sys.argv, default_config or None)
+                rest = command_line.parse(sys.argv, *([default_config] if default_config else []))
                 if how == "run":
                     module.main(rest)
             else:
