@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.model.decoder_heads = placeholder(tuple)
     config.model.refinement_blocks = placeholder(int)  # behind the finest decoder, of Restormer only
     config.model.expansion = placeholder(int)  # hidden channels of a block, as a multiple of its width
+    config.model.unshuffle = placeholder(int)  # side of the squares of pixels that are one position of the finest level
     # What the blocks are made of (models/design.py says more); None for the variant's.
     config.model.groups = placeholder(
         str
@@ -47,7 +48,9 @@ def get_config() -> ConfigDict:
     config.data.shares = ()  # share of the samples that comes from each folder; () for in proportion to their images
     config.data.flip = True  # mirror at random
     config.data.rotate = True  # turn by quarter turns at random
-    config.data.degradation = "shake"  # of photographs: shake, frames, rain or noise (data/degradations.py)
+    # Of photographs: shake, frames, rain or noise (data/degradations.py). Of several, separated by commas, each crop
+    # gets one.
+    config.data.degradation = "shake"
     config.data.blur_min_px = 3.0  # shortest path of the camera (shake, frames), in pixels
     config.data.blur_max_px = 14.0  # longest
     config.data.shot_noise = 2e-4  # largest variance at full intensity, in linear light in [0, 1]
