@@ -13,10 +13,19 @@ from concertormer_jax.data.shake import CameraShake, FrameAverage
 from concertormer_jax.training import loop
 from configs import common
 
-ON_PHOTOGRAPHS = ["gopro:paper", "gopro:lite", "gopro:synthetic", "derain:synthetic", "custom", "demo", "evidence"]
+ON_PHOTOGRAPHS = [
+    "gopro:paper",
+    "gopro:lite",
+    "gopro:synthetic",
+    "derain:synthetic",
+    "custom",
+    "demo",
+    "evidence",
+    "pocket",
+]
 ON_SETS = ["gopro", "realblur_r", "realblur_j", "derain", "reds", "sidd"]  # trained in test_protocols_end_to_end.py
 OTHER_NETWORKS = ["restormer", "restormer:csa"]  # trained in test_other_networks.py
-RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS, *OTHER_NETWORKS]
+RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS, *OTHER_NETWORKS, "pocket:decay"]
 DUMPS = Path(__file__).parent / "golden" / "configs"
 
 
@@ -50,7 +59,7 @@ def test_recipe_changes_values_and_never_keys(recipe):
 def test_recipe_trains_two_steps_when_shrunk(recipe, tmp_path, monkeypatch):
     leave_out_blocks(monkeypatch)
     runs.write_photos(tmp_path / "photos")
-    shrunk = runs.TINY_RUN | runs.ONE_STAGE | {"data.source": str(tmp_path / "photos")}
+    shrunk = runs.TINY_RUN | runs.ONE_STAGE | {"data.source": str(tmp_path / "photos"), "optimizer.constant_steps": 0}
     assert loop.train(runs.override(build(recipe), shrunk), tmp_path / "run") == 2
     assert load_model(tmp_path / "run").step == 2
 
@@ -84,6 +93,7 @@ def test_rain_is_drawn_over_photographs(tmp_path):
         ("gopro", "lite ", "released, paper, lite or synthetic"),
         ("derain", "rain", "rain13k or synthetic"),
         ("restormer", "concerto", "transposed or csa"),
+        ("pocket", "decaying", "constant or decay"),
     ],
 )
 def test_unknown_argument_is_refused(name, argument, known):

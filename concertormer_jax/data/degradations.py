@@ -55,7 +55,7 @@ def make_degradation(
     choices = []
     for name in names.split(","):
         if name not in DEGRADATIONS:
-            raise UserError(f"degradation {name!r} is unknown; choose from {', '.join(DEGRADATIONS)}.")
+            raise UserError(f"degradation {name!r} is unknown; choose one of {', '.join(DEGRADATIONS)}.")
         try:
             choices.append(DEGRADATIONS[name](**sensor, **(path if name in _BLURS else {})))
         except ValueError as error:
