@@ -7,8 +7,8 @@
 
 The first command trains at a constant learning rate for as long as it is let; the weights that count are their moving
 average. The second lets the learning rate fall to zero over its steps, about a tenth of those of the first: the length
-of the training need not be known before. Hardware: one CPU core or more, or a GPU. PHOTOS holds sharp photographs, GOPRO and REDS pairs in input/ and target/.
-docs/weights.md says what was trained for how long.
+of the training need not be known before. PHOTOS holds sharp photographs, GOPRO and REDS pairs in input/ and target/.
+Hardware: one CPU core or more, or a GPU. docs/weights.md says what was trained for how long.
 """
 
 from configs import common
