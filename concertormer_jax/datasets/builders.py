@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from concertormer_jax.data.ahead import ahead
 from concertormer_jax.data.crops import grid_corners
+from concertormer_jax.data.held_out import hold_out, sequence_of
 from concertormer_jax.data.images import decode_rgb
 from concertormer_jax.data.prepared import PAIRS_FILE, TRAINING_SPLITS
-from concertormer_jax.data.sources import hold_out, sequence_of
 from concertormer_jax.datasets.checks import Report, check
 from concertormer_jax.datasets.descriptions import CROP_PX, CROP_STEP_PX, SETS, Variant
 from concertormer_jax.datasets.items import as_png, encoded, labels
@@ -156,13 +156,19 @@ class _Shard:
 
 
 def split_pairs(report: Report) -> dict[str, list[tuple]]:
-    """Return split to its (item, `Measured`), by name; whole sequences of the training pairs become "validation"."""
+    """Return split to its (item, `Measured`), by name; what is held out of the training pairs becomes "validation".
+
+    Frames beside a cut that `hold_out` puts into neither part are with those for training, so that none is lost.
+    """
     splits = {}
     for split, part in report.splits.items():
         measured = {item.name: one for item, one in zip(part.items, part.measured, strict=True)}
         parts = {split: part.items}
         if split == "train" and len(part.items) > 1:
-            parts = dict(zip(TRAINING_SPLITS, hold_out(part.items, HELD_OUT), strict=True))
+            _, held = hold_out(part.items, HELD_OUT)
+            names = {item.name for item in held}
+            kept = [item for item in part.items if item.name not in names]
+            parts = dict(zip(TRAINING_SPLITS, (kept, held), strict=True))
         for name, items in parts.items():
             splits[name] = [(item, measured[item.name]) for item in items]
     return splits

@@ -13,8 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from concertormer_jax.data.ahead import ahead
+from concertormer_jax.data.held_out import sequence_of
 from concertormer_jax.data.images import decode_rgb
-from concertormer_jax.data.sources import sequence_of
 from concertormer_jax.datasets.descriptions import SetDescription
 from concertormer_jax.datasets.items import encoded, labels
 from concertormer_jax.datasets.layouts import Found

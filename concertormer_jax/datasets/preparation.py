@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from concertormer_jax.data.prepared import default_data_dir
+from concertormer_jax.data.safe_names import checked_part
 from concertormer_jax.datasets.checks import Report, check
 from concertormer_jax.datasets.descriptions import SETS, SetDescription, Variant
 from concertormer_jax.datasets.layouts import Found, find
@@ -23,6 +24,8 @@ def described(reference: str) -> tuple[SetDescription, Variant]:
     name, _, config = reference.partition("/")
     if name not in SETS:
         raise UserError(f"{reference}: there is no set {name!r}; choose one of {', '.join(SETS)}.")
+    if config:
+        checked_part(config, reference)
     variant = SETS[name].variant(config)
     if variant is None:
         choices = ", ".join(f"{name}/{one.name}" for one in SETS[name].variants if one.name) or name
