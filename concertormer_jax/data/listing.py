@@ -57,6 +57,11 @@ def walk(folder) -> Iterator[Listed]:
         waiting += [path / name for name in reversed(folders)]
 
 
+def find_file(folder, name: str) -> Path | None:
+    """Return the first file called `name` in `folder` or below, None without one."""
+    return next((place.path / name for place in walk(folder) for entry in place.files if entry.name == name), None)
+
+
 def require_file(entry: os.DirEntry) -> None:
     """Raise UserError unless `entry` is a regular file or a link to one."""
     try:

@@ -26,6 +26,7 @@ from concertormer_jax.datasets.checks import Report, check
 from concertormer_jax.datasets.descriptions import CROP_PX, CROP_STEP_PX, SETS, Variant
 from concertormer_jax.datasets.items import as_png, encoded, labels
 from concertormer_jax.datasets.layouts import find
+from concertormer_jax.disk import written_error
 from concertormer_jax.errors import UserError
 from concertormer_jax.files import write_text
 
@@ -129,14 +130,22 @@ class _Writer(tfds.core.ExampleWriter):
     """Writes records uncompressed, since pictures are compressed already, and equal examples as equal bytes."""
 
     def write(self, path, examples):
-        writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        writer = _written(path, array_record_module.ArrayRecordWriter, os.fspath(path), "group_size:1,uncompressed")
         for _, serialized in examples:
             # The features of an example come in an arbitrary order otherwise.
             example = tf_example_pb2.Example.FromString(serialized)
-            writer.write(example.SerializeToString(deterministic=True))
-        writer.close()
+            _written(path, writer.write, example.SerializeToString(deterministic=True))
+        _written(path, writer.close)
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
+
+
+def _written(path, function, *arguments):
+    """Call a function of the writer of `path`, which raises RuntimeError whatever the operating system says."""
+    try:
+        return function(*arguments)
+    except RuntimeError as error:
+        raise written_error(error, path) from error
 
 
 class _Shard:

@@ -114,8 +114,10 @@ def measure(item) -> Measured:
 def _measured_or_problem(item) -> Measured | str:
     try:
         return measure(item)
-    except (UserError, OSError) as error:
+    except UserError as error:
         return str(error)
+    except OSError as error:
+        return f"{error.filename}: cannot be read ({error.strerror}); change its mode or owner, or copy it again."
 
 
 def _detail(pixels) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 from concertormer_jax.data.folder_names import plain
 from concertormer_jax.data.folders import Pair, matched, pair_folders
 from concertormer_jax.data.images import picture_names
-from concertormer_jax.data.listing import walk
+from concertormer_jax.data.listing import find_file, walk
 from concertormer_jax.data.safe_names import checked_name
 from concertormer_jax.data.sidd_blocks import SiddBlocks, find_block_files
 from concertormer_jax.datasets.descriptions import SETS, SetDescription, Variant
@@ -253,7 +253,7 @@ def _listed(description, source, places) -> dict[str, str] | None:
         return None
     splits = {}
     for split, name in description.lists.items():
-        path = next(iter(sorted(source.rglob(name))), source.parent / name)
+        path = find_file(source, name) or source.parent / name
         if not path.is_file():
             raise UserError(
                 f"{source}: has no {name}, which says what belongs to the {split} split; put it beside the scenes."

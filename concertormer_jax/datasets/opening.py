@@ -44,11 +44,15 @@ def open_evaluation_sets(data: str, data_dir: str = "") -> tuple[str | None, dic
 def _prepared(reference: str, data_dir: str) -> tuple[str | None, dict]:
     splits = list(read_pairs_file(prepared_folder(reference, data_dir))["pairs"])
     tests = [split for split in splits if split not in TRAINING_SPLITS]
-    name = reference.partition("/")[0]
     if not tests:
         raise UserError(f"{PREFIX}{reference}: has training pairs alone; prepare it from a folder with its test set.")
-    known = None if name not in SETS or SETS[name].free_names else name
-    return known, {split: open_prepared(reference, split, data_dir=data_dir) for split in tests}
+    return known_set(reference), {split: open_prepared(reference, split, data_dir=data_dir) for split in tests}
+
+
+def known_set(reference: str) -> str | None:
+    """Return the name of the known set that NAME or NAME/CONFIG is of; None for pairs of the user's own."""
+    name = reference.partition("/")[0]
+    return None if name not in SETS or SETS[name].free_names else name
 
 
 def _source(items):
