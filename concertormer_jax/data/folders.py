@@ -19,7 +19,7 @@ from concertormer_jax.errors import UserError
 
 _OTHER = {
     "input": "sharp partners (such as target/ or sharp/)",
-    "target": "degraded pictures (such as input/ or blur/)",
+    "target": "degraded partners (such as input/ or blur/)",
 }
 _BY_HAND = "put degraded pictures into input/ and their targets, under the same names, into target/"
 _PREPARE = "python -m concertormer_jax.prepare --help lists the benchmarks whose layouts are known"
@@ -202,7 +202,7 @@ def _require_one_split(folder, pictures) -> None:
             f"{folder}: holds training and test pictures together; give {seen['train']} to train on, or "
             f"{seen['test']} to validate or to evaluate on."
         )
-    if any(split_of(part) for part in Path(os.path.abspath(folder)).parts[-2:]):
+    if split_of(Path(os.path.abspath(folder)).name):
         return
     listed = {}
     for path in [*Path(os.path.abspath(folder)).parent.glob("*.txt"), *Path(folder).glob("*.txt")]:
