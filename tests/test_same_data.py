@@ -132,7 +132,7 @@ def test_more_steps_are_refused_with_the_way_to_go_on(photos, tmp_path):
     message = rf"config\.stages\.steps was .* or go on .*: --workdir=NEW --config\.init_from={tmp_path}/run"
     with pytest.raises(UserError, match=message):
         claim(tmp_path / "run", data__source=str(photos), stages__steps=(1_000_000, 300_000, 100_000))
-    with pytest.raises(UserError, match=r"config\.model\.variant was gopro and is now lite; use .* name another --w"):
+    with pytest.raises(UserError, match=r"config\.model\.variant was gopro and is now lite; use .* or another --w"):
         claim(tmp_path / "run", data__source=str(photos), model__variant="lite")
 
 
