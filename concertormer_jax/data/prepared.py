@@ -121,6 +121,9 @@ def prepared_folder(reference: str, data_dir: str = "") -> epath.Path:
     Raises UserError if the set has not been prepared there, saying how to.
     """
     name, _, config = reference.partition("/")
+    config = config.rstrip("/")
+    for part in (name, *filter(None, [config])):
+        checked_part(part, f"{PREFIX}{reference}")
     root = epath.Path(os.path.expanduser(data_dir) or default_data_dir())
     folder = root / name / config if config else root / name
     prepare = f"prepare it with: python -m concertormer_jax.prepare {reference} --source=DIR --data-dir={root}"
