@@ -354,20 +354,6 @@ def test_names_of_splits_and_files_are_names_too(own_copy, kind, name):
         open_prepared("gopro", data_dir=str(own_copy))
 
 
-def test_record_under_a_name_that_leads_elsewhere_is_not_written_there(own_copy, monkeypatch):
-    """The name in the records is compared with that in pairs.json, so that both would have to be forged."""
-    monkeypatch.setattr(prepared, "checked_name", lambda name, _: name)
-
-    def rename(content):
-        content["pairs"]["test"][0][0] = "../../x"
-
-    change(own_copy, rename)
-    source = open_prepared("gopro", "test", data_dir=str(own_copy))
-    place = next(index for index in range(len(source)) if source.name(index) == "../../x")
-    with pytest.raises(UserError, match=r"is not where pairs\.json says"):
-        source.whole(place)
-
-
 @pytest.mark.parametrize(
     "text", ["[]", "{}", '{"pairs": [], "files": {}}', '{"pairs": {"a": [[1]]}, "files": {}}', "1e999"]
 )
