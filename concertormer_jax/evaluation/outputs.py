@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from concertormer_jax.data.safe_names import checked_name
 from concertormer_jax.errors import UserError
 
 
@@ -17,5 +18,6 @@ def require_writable(folder) -> None:
 
 
 def restored_path(output, name: str) -> Path:
-    """Return where the evaluator writes the restored picture of the pair `name`."""
+    """Return where the evaluator writes the restored picture of the pair `name`. Raises UserError for no safe name."""
+    checked_name(name, output)
     return Path(output) / "restored" / f"{name}.png"
