@@ -8,7 +8,8 @@ from PIL import Image
 
 from concertormer_jax import restore as command
 from concertormer_jax.errors import UserError
-from concertormer_jax.restore import PhotoRestorer, plan, restore_files
+from concertormer_jax.restore import PhotoRestorer, restore_files
+from concertormer_jax.restore_plan import Job, plan
 
 
 def restorer(factor=1.0, **options):
@@ -52,20 +53,20 @@ def test_large_pictures_compile_one_size():
 def test_a_picture_is_restored_in_its_own_format(tmp_path):
     source = save(tmp_path / "in.png", (40, 50), "RGBA", compress_level=0)
     lines = []
-    results = restore_files(restorer(0.5), source, tmp_path / "out.png", log=lines.append)
-    assert results == [tmp_path / "out.png"]
+    results = restore_files(restorer(0.5), plan(source, tmp_path / "out.png"), log=lines.append).restored
+    assert results == (tmp_path / "out.png",)
     np.testing.assert_array_equal(read(results[0])[:, :, 3], read(source)[:, :, 3])
     assert np.abs(read(results[0])[:, :, :3].astype(float) - read(source)[:, :, :3] / 2).max() <= 0.5
     assert "40x50, whole" in lines[0]
-    restore_files(restorer(0.5), source, tmp_path / "out.jpg", log=lines.append)
-    assert "JPEG has no alpha" in lines[1]
+    restore_files(restorer(0.5), plan(source, tmp_path / "out.jpg"), log=lines.append)
+    assert "JPEG has no alpha" in lines[2]
 
 
 def test_a_turned_photograph_has_its_displayed_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     source = save(tmp_path / "in.jpg", (40, 50), exif=exif)
-    restore_files(restorer(), source, tmp_path / "out.jpg", compare=True, log=lambda line: None)
+    restore_files(restorer(), plan(source, tmp_path / "out.jpg", compare=True), log=lambda line: None)
     assert read(tmp_path / "out.jpg").shape == (50, 40, 3)
     assert read(tmp_path / "out_compare.png").shape[0] == 50 + 30
 
@@ -76,14 +77,15 @@ def test_a_folder_keeps_its_names_and_one_bad_picture_does_not_stop_the_others(t
     (tmp_path / "in" / "notes.txt").write_text("no picture")
     (tmp_path / "in" / "._b.jpg").write_text("what macOS leaves beside b.jpg")
     lines = []
-    restore_files(restorer(tile="128"), tmp_path / "in", tmp_path / "out", log=lines.append)
+    restore_files(restorer(tile="128"), plan(tmp_path / "in", tmp_path / "out"), log=lines.append)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.jpg"]
     assert read(tmp_path / "out" / "a.png").shape == (40, 50)
     assert "3x4 tiles of 128 px" in lines[1]
     (tmp_path / "in" / "a.png").write_bytes(b"broken")
     (tmp_path / "out" / "b.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 2 pictures could not be restored, the first is .*in/a\.png"):
-        restore_files(restorer(), tmp_path / "in", tmp_path / "out", log=lines.append)
+    outcome = restore_files(restorer(), plan(tmp_path / "in", tmp_path / "out"), log=lines.append)
+    assert outcome.restored == (tmp_path / "out" / "b.jpg",)
+    assert list(outcome.failed) == [tmp_path / "in" / "a.png"]
     assert (tmp_path / "out" / "b.jpg").exists()
 
 
@@ -152,7 +154,7 @@ def test_impossible_plans_are_refused(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             plan(source, destination)
-    assert plan(picture, tmp_path / "empty") == [(picture, tmp_path / "empty" / "a.png")]
+    assert plan(picture, tmp_path / "empty").jobs == (Job(picture, tmp_path / "empty" / "a.png"),)
     for options in ({"tile": "200"}, {"tlc": "200"}):
         with pytest.raises(UserError, match="192 and 256"):
             restorer(**options)
