@@ -19,6 +19,7 @@ _PHOTOSHOP_PREFIX = b"Photoshop 3.0\0"
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _RAW_PROFILES = {b"Raw profile type exif": "exif", b"Raw profile type APP1": "exif", b"Raw profile type xmp": "xmp"}
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)([1-8])")
+_MOST_DPI = 65535  # that a JPEG can state
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 # Chunks that are true of the restored picture too; what belongs to a way of storing pixels (sBIT, bKGD, hIST) is not.
@@ -83,6 +84,8 @@ def of_image(image, file: BinaryIO) -> Metadata:
     info = image.info
     icc_profile = b"" if image.mode in ("CMYK", "LAB") else info.get("icc_profile") or b""
     dpi = info.get("dpi")
+    if dpi and not all(0 < dots < _MOST_DPI for dots in dpi):
+        dpi = None
     if image.format == "PNG":
         return _of_png(file, icc_profile, dpi)
     if image.format in ("JPEG", "MPO"):

@@ -3,12 +3,10 @@
 import collections
 import dataclasses
 import os
-import tempfile
-import unicodedata
 from pathlib import Path
 
 from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.outputs import require_not_inputs
+from concertormer_jax.evaluation.outputs import key_of_results, require_separate
 from concertormer_jax.photo import FORMATS, output_format
 
 # Pictures that are read but not written: in folders, their results are PNG files.
@@ -62,9 +60,9 @@ def plan(source, destination, *, compare=False, recursive=False) -> Plan:
         work = Plan((Job(source, after),))
     else:
         raise UserError(f"{source}: no such picture or folder; check the path.")
-    work = dataclasses.replace(work, jobs=_with_distinct_results(work.jobs, compare, _key_in(destination)))
+    work = dataclasses.replace(work, jobs=_with_distinct_results(work.jobs, compare, key_of_results(destination)))
     outputs = [path for job in work.jobs for path in (job.after, job.comparison) if path]
-    require_not_inputs(outputs, [job.before for job in work.jobs])
+    require_separate(outputs, [job.before for job in work.jobs])
     return work
 
 
@@ -124,26 +122,4 @@ def _with_distinct_results(jobs, compare, key):
         if comparison and wanted[key(comparison)] > 1:
             comparison = after.with_name(f"{stem}_compare.png")
         distinct.append(Job(job.before, after, comparison))
-    taken = {}
-    for job in distinct:
-        for path in filter(None, (job.after, job.comparison)):
-            other = taken.setdefault(key(path), job.before)
-            if other is not job.before or (path is job.comparison and key(path) == key(job.after)):
-                raise UserError(f"{path}: would be a result of both {other} and {job.before}; rename one of them.")
     return tuple(distinct)
-
-
-def _key_in(folder):
-    """Return the function that tells whether two paths below `folder` are one file, by the rules of its file system."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    if _tells_case_apart(existing):
-        return lambda path: os.path.join(os.path.realpath(path.parent), path.name)
-    return lambda path: unicodedata.normalize("NFC", os.path.realpath(path.parent) + os.sep + path.name).casefold()
-
-
-def _tells_case_apart(folder):
-    try:
-        with tempfile.NamedTemporaryFile(prefix=".case", dir=folder) as file:
-            return not Path(file.name).with_name(Path(file.name).name.swapcase()).exists()
-    except OSError:  # a folder that cannot be written is refused when the results are
-        return True

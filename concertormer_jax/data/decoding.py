@@ -92,7 +92,6 @@ def displayed_size(path) -> tuple[int, int, int]:
 def _decoded(data: bytes) -> Decoded:
     if data[:4] in tiff.MAGIC:
         page = tiff.first_page(io.BytesIO(data))
-        _require_memory(page.height, page.width)
         samples, notes, has_own_profile = tiff.decode(page.page)
         file_format, frames = "TIFF", page.pages
         try:
@@ -103,7 +102,8 @@ def _decoded(data: bytes) -> Decoded:
     else:
         file = io.BytesIO(data)
         with _pillow_image(file) as image:
-            _require_memory(image.height, image.width)
+            needed = image.height * image.width * _BYTES_PER_PIXEL
+            require_memory(needed, f"decoding {image.width}x{image.height} pixels")
             file_format, frames = image.format, _frames(image)
             samples, notes = (imagecodecs.png_decode(data), ()) if _is_deep_png(image, data) else _by_pillow(image)
             read = metadata.of_image(image, file)
@@ -161,10 +161,6 @@ def _turned(samples, orientation):
     if orientation in (2, 3, 6, 7):
         samples = samples[:, ::-1]
     return np.ascontiguousarray(samples)
-
-
-def _require_memory(height, width):
-    require_memory(height * width * _BYTES_PER_PIXEL, f"decoding {width}x{height} pixels")
 
 
 @contextlib.contextmanager

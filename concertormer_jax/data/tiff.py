@@ -10,6 +10,7 @@ from tifffile import COMPRESSION, PHOTOMETRIC, SAMPLEFORMAT
 
 from concertormer_jax import tiff_directory
 from concertormer_jax.errors import UserError
+from concertormer_jax.system_memory import require_memory
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType: a small copy of another page, a mask for it
@@ -69,6 +70,8 @@ def first_page(file: BinaryIO) -> Page:
 def decode(page: tifffile.TiffPage) -> Tiff:
     """Decode a page. Raises UserError like `first_page` for what cannot be read right."""
     _require_known(page)
+    needed = 3 * int(np.prod(page.shaped)) * page.dtype.itemsize  # decoded, its channels in order, turned
+    require_memory(needed, f"decoding {page.imagewidth}x{page.imagelength} pixels")
     samples, notes = _stored(page), []
     channels = _CHANNELS[page.photometric]
     extra = [int(kind) for kind in page.extrasamples]
@@ -151,8 +154,7 @@ def _colour(page, stored, peak):
     if page.photometric == PHOTOMETRIC.PALETTE:
         return (page.colormap >> 8).astype(np.uint8)[:, stored[:, :, 0]].transpose(1, 2, 0)
     if page.photometric == PHOTOMETRIC.CIELAB:
-        shifted = stored ^ np.array([0, 128, 128], np.uint8)  # a and b are signed in the file
-        return np.asarray(Image.frombytes("LAB", stored.shape[1::-1], shifted.tobytes()).convert("RGB"))
+        return np.asarray(Image.frombytes("LAB", stored.shape[1::-1], stored.tobytes()).convert("RGB"))
     if page.photometric == PHOTOMETRIC.SEPARATED:
         inks, light = stored[:, :, :3].astype(np.uint32), np.uint32(peak) - stored[:, :, 3:]
         return (light - (inks * light + peak // 2) // peak).astype(stored.dtype)
