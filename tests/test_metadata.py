@@ -1,5 +1,6 @@
 """What a picture's file says beside its pixels arrives byte for byte where the format can hold it."""
 
+import functools
 import io
 import struct
 import zlib
@@ -9,7 +10,7 @@ import pytest
 import tifffile
 from PIL import ExifTags, Image, ImageCms
 
-from concertormer_jax import tiff_directory
+from concertormer_jax import encoders, tiff_directory
 from concertormer_jax.data.decoding import decode_bytes, decode_file
 from concertormer_jax.data.images import image_size
 from concertormer_jax.metadata import png_chunk
@@ -30,7 +31,7 @@ def exif_block(order="<", orientation=6, thumbnail=True):
             ExifTags.Base.Make: entry(2, len(MAKER) + 1, MAKER + b"\0"),
             ExifTags.Base.Orientation: entry(3, 1, number),
             ExifTags.Base.XResolution: entry(5, 1, struct.pack(order + "II", 300, 1)),
-            ExifTags.Base.Copyright: entry(129, 9, b"")._replace(kind=2, value="© me\0".encode(), count=6),
+            ExifTags.Base.Copyright: entry(2, 6, "© me\0".encode()),
             tiff_directory.EXIF: entry(
                 4,
                 1,
@@ -61,6 +62,7 @@ def xmp(orientation=6):
     return f'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="{orientation}" dc:title="ğ 写"/>'.encode()
 
 
+@functools.cache  # a profile holds the second of its creation
 def profile():
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -172,8 +174,7 @@ def test_the_chunks_of_a_png_are_passed_through(tmp_path):
         assert photo.bits == bits
         for chunk in chunks:
             assert result.read_bytes().count(chunk) == 1
-        (said,) = losses(photo, "out.jpg")
-        assert 'tEXt "Title"' in said
+        assert 'tEXt "Title"' in losses(photo, "out.jpg")[-1]
         _, result = restored(tmp_path, tmp_path / "in.png", ".jpg")
         with Image.open(result) as image:
             assert image.info["dpi"] == (300, 300)

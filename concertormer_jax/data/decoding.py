@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import logging
 import os
 import stat
 import warnings
@@ -27,6 +28,7 @@ _PILLOW_FORMATS = [name for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF"
 # Pillow's own limits refuse photographs of today's cameras and profiles of more than 1 MB. The memory decides here.
 Image.MAX_IMAGE_PIXELS = None
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
+logging.getLogger("imagecodecs").disabled = True  # what it logs is either harmless or raised as well
 warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged EXIF and the like, with text out of the file
 
 READABLE = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIC"
