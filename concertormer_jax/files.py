@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from concertormer_jax.disk import explained
+
 
 @contextlib.contextmanager
 def written_atomically(path):
@@ -25,9 +27,12 @@ def written_atomically(path):
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        # Of the system's own errors, those of writing name no file, or the temporary one.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            raise explained(OSError(error.errno, error.strerror), path) from error
         raise
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evaluation.pictures import side_by_side
 from concertormer_jax.evaluation.settings import overlap_px, tile_px, tile_setting, tlc_window
 from concertormer_jax.files import written_atomically
-from concertormer_jax.photo import losses, read_photo, require_fits, write_photo
+from concertormer_jax.photo import FORMATS, losses, read_photo, require_fits, write_photo
 from concertormer_jax.restore_plan import Plan, plan
 from concertormer_jax.system_memory import require_memory
 from concertormer_jax.terminal import printable
@@ -84,37 +85,44 @@ def restore_files(restorer: PhotoRestorer, work: Plan, *, log=tqdm.write) -> Out
     """Restore every picture of a plan. One that cannot be restored, for whatever reason, does not stop the others.
 
     log: called with lines to print, which hold no character that a terminal acts on.
-    Raises UserError before the first picture if a folder for results cannot be written.
+    Raises UserError before the first picture if a folder for results cannot be written, and if a plan's only picture
+    cannot be restored.
     """
     for folder in work.folders:
         require_writable(folder)
     restored, failed = [], {}
 
-    def say(text, indent=""):
-        log(indent + printable(text))
+    def say(text):
+        log(printable(text))
 
     for job in work.jobs:
         try:
             _restore_file(restorer, job, say)
             restored.append(job.after)
-        except UserError as error:
-            failed[job.before] = str(error)
-        except Exception as error:  # nobody foresaw it, and the other pictures may be well
-            failed[job.before] = f"{job.before}: could not be restored ({type(error).__name__}: {error})."
-        if job.before in failed:
-            say(f"error: {failed[job.before]}")
+        except Exception as error:  # also one that nobody foresaw: the other pictures may be well
+            reason = str(error)
+            if not isinstance(error, UserError):
+                reason = f"could not be restored ({type(error).__name__}: {error})."
+            if not reason.startswith((str(job.before), str(job.after))):
+                reason = f"{job.before}: {reason}"
+            if len(work.jobs) == 1:
+                raise UserError(reason) from error
+            failed[job.before] = reason
+            say(f"error: {reason}")
     return Outcome(tuple(restored), failed)
 
 
 def _restore_file(restorer, job, say):
-    """Restore one file. What its new format cannot hold is found before the network is run."""
+    """Restore one file. What its new format cannot hold is found and said before the network is run."""
     start = time.perf_counter()
     photo = read_photo(job.before)
     require_fits(photo, job.after)
     height, width = photo.rgb.shape[:2]
     require_memory(height * width * _BYTES_PER_PIXEL, f"{job.before}: restoring {width}x{height} pixels")
-    notes = [f"{job.before} {note}" for note in photo.notes]
-    notes += [f"{job.after}: {loss}" for loss in losses(photo, job.after)]
+    for note in (*photo.notes, *_about_its_name(job.before, photo)):
+        say(f"note: {job.before} {note}")
+    for loss in losses(photo, job.after):
+        say(f"note: {job.after}: {loss}")
     restored = dataclasses.replace(photo, rgb=restorer(photo.rgb))
     write_photo(job.after, restored)
     if job.comparison:
@@ -124,8 +132,11 @@ def _restore_file(restorer, job, say):
     tiles = f"{rows}x{columns} tiles of {tile} px" if rows * columns > 1 else "whole"
     seconds = time.perf_counter() - start
     say(f"{job.after}: {height}x{width}, {tiles}, {restorer.device.device_kind}, {seconds:.1f} s")
-    for note in notes:
-        say(f"note: {note}", "  ")
+
+
+def _about_its_name(path, photo):
+    named = FORMATS.get(path.suffix.lower(), photo.file_format)
+    return () if photo.file_format in (named, "MPO") else (f"is a {photo.file_format} by its content.",)
 
 
 def _comparison(before, after) -> Image.Image:
@@ -133,11 +144,8 @@ def _comparison(before, after) -> Image.Image:
 
 
 def _closing_lines(work: Plan, outcome: Outcome) -> list[str]:
-    """What to say at the end: every picture that failed, and what of the folder was left out."""
+    """What to say at the end: what of the folder was left out, and every picture that failed."""
     lines = []
-    if outcome.failed and len(work.jobs) > 1:
-        lines.append(f"{len(outcome.failed)} of {len(work.jobs)} pictures could not be restored:")
-        lines += [f"  {reason}" for reason in outcome.failed.values()]
     if work.left_out:
         names = ", ".join(str(path) for path in work.left_out[:_MOST_NAMED])
         more = f" and {len(work.left_out) - _MOST_NAMED} more" if len(work.left_out) > _MOST_NAMED else ""
@@ -146,6 +154,9 @@ def _closing_lines(work: Plan, outcome: Outcome) -> list[str]:
         lines.append(f"left out {work.hidden} hidden files")
     if work.deeper:
         lines.append(f"left out {work.deeper} pictures in subfolders; --recursive takes them too")
+    if outcome.failed:
+        lines.append(f"error: {len(outcome.failed)} of {len(work.jobs)} pictures could not be restored:")
+        lines += [f"  {reason}" for reason in outcome.failed.values()]
     return lines
 
 
@@ -169,7 +180,7 @@ def main(arguments=None) -> None:
         restorer = PhotoRestorer(load_model(flags.ckpt), tlc=flags.tlc, tile=flags.tile)
         outcome = restore_files(restorer, work)
         for line in _closing_lines(work, outcome):
-            print(printable(line))
+            print(printable(line), file=sys.stderr)
         if outcome.failed:
             raise SystemExit(1)
 

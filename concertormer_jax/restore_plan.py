@@ -5,13 +5,11 @@ import dataclasses
 import os
 from pathlib import Path
 
+from concertormer_jax.data.images import IMAGE_SUFFIXES
+from concertormer_jax.data.listing import is_leftover
 from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.outputs import key_of_results, require_separate
 from concertormer_jax.photo import FORMATS, output_format
-
-# Pictures that are read but not written: in folders, their results are PNG files.
-_READ_ONLY = frozenset({".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".avif", ".apng", ".mpo"})
-PICTURE_SUFFIXES = FORMATS.keys() | _READ_ONLY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,38 +70,42 @@ def _folder(source, destination, recursive):
     if destination.exists() and destination.samefile(source):
         raise UserError(f"{destination}: would overwrite the originals; name another folder for the results.")
     pictures, left_out, hidden, deeper = [], [], 0, 0
-    for folder, names in _files_below(source, destination):
+    for folder, names in _files_below(source, destination, recursive):
         shown = [name for name in names if not name.startswith(".")]
-        found = [name for name in shown if Path(name).suffix.lower() in PICTURE_SUFFIXES]
+        found = {name for name in shown if Path(name).suffix.lower() in IMAGE_SUFFIXES and not is_leftover(name)}
         if folder != source and not recursive:
             deeper += len(found)
             continue
         hidden += len(names) - len(shown)
-        pictures += [folder / name for name in found]
+        pictures += [folder / name for name in shown if name in found]
         left_out += [folder / name for name in shown if name not in found]
     if not pictures:
         hint = f"; {deeper} are in subfolders, which --recursive takes" if deeper else ""
         raise UserError(
-            f"{source}: holds no pictures{hint}; expected files that end in {', '.join(sorted(PICTURE_SUFFIXES))}."
+            f"{source}: holds no pictures{hint}; expected files that end in {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     jobs = tuple(Job(path, destination / path.relative_to(source).parent / _result_name(path)) for path in pictures)
     return Plan(jobs, tuple(left_out), hidden, deeper)
 
 
-def _files_below(source, destination):
-    """Yield `source` and the folders below it, sorted, with the names of their files; but no hidden ones."""
+def _files_below(source, destination, strict):
+    """Yield `source` and the folders below it, sorted, with the names of their files, but no hidden folders.
+
+    strict: whether a folder below that cannot be listed is an error.
+    """
     visited = {os.path.realpath(destination)}
-    for folder, children, names in os.walk(source, followlinks=True, onerror=_cannot_be_listed):
+
+    def unlisted(error):
+        if strict or error.filename == str(source):
+            raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); change its mode or owner.")
+
+    for folder, children, names in os.walk(source, followlinks=True, onerror=unlisted):
         if os.path.realpath(folder) in visited:  # a link to a folder that was already listed, possibly to a parent
             children.clear()
             continue
         visited.add(os.path.realpath(folder))
-        children[:] = sorted(child for child in children if not child.startswith("."))
+        children[:] = sorted(child for child in children if not is_leftover(child))
         yield Path(folder), sorted(names)
-
-
-def _cannot_be_listed(error):
-    raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); change its mode or owner.") from error
 
 
 def _result_name(path):

@@ -24,7 +24,9 @@ def get_config() -> ConfigDict:
     config.model.middle_heads = placeholder(int)
     config.model.decoder_heads = placeholder(tuple)
     config.model.refinement_blocks = placeholder(int)  # behind the finest decoder, of Restormer only
-    config.model.expansion = placeholder(int)  # hidden channels of a block, as a multiple of its width
+    config.model.expansion = placeholder(float)  # hidden channels of a block per channel; whole but for Restormer
+    config.model.attention = placeholder(str)  # of Restormer only: transposed or concerto
+    config.model.norm_bias = placeholder(bool)  # of Restormer's layer norms
     # What the blocks are made of (models/design.py says more); None for the variant's.
     config.model.groups = placeholder(
         str

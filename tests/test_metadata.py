@@ -166,8 +166,6 @@ def test_the_chunks_of_a_png_are_passed_through(tmp_path):
         photo_file(tmp_path / "in.png")
         content = (tmp_path / "in.png").read_bytes()
         if bits == 16:
-            from concertormer_jax import encoders
-
             content = encoders.deep_png(PIXELS.astype(np.uint16) * 257)
         (tmp_path / "in.png").write_bytes(with_chunks(content, chunks))
         photo, result = restored(tmp_path, tmp_path / "in.png", ".png")

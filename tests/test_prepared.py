@@ -8,13 +8,14 @@ from dataset_fixtures import pairs_of, write_set
 from training_runs import override
 
 from concertormer_jax.data import prepared
+from concertormer_jax.data.folders import find_pairs
 from concertormer_jax.data.pipeline import batches
 from concertormer_jax.data.prepared import open_prepared, prepared_folder, read_pairs_file
-from concertormer_jax.data.sources import Mixture, find_pairs, open_source, split_source
+from concertormer_jax.data.sources import Mixture, open_source, split_source
 from concertormer_jax.datasets.opening import open_evaluation_sets
 from concertormer_jax.datasets.preparation import examine, prepare
 from concertormer_jax.errors import UserError
-from concertormer_jax.training.loop import sources_from
+from concertormer_jax.training.data import sources_from
 from configs import custom
 
 

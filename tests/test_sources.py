@@ -10,14 +10,13 @@ import pytest
 from concertormer_jax.data import cache
 from concertormer_jax.data.crops import reflected_window
 from concertormer_jax.data.degradations import CameraShake
+from concertormer_jax.data.folders import Pair, find_pairs
+from concertormer_jax.data.held_out import hold_out
 from concertormer_jax.data.images import write_png
 from concertormer_jax.data.sources import (
     Mixture,
-    Pair,
     PairSource,
     PhotoSource,
-    find_pairs,
-    hold_out,
     open_source,
     split_source,
 )
@@ -80,7 +79,7 @@ def test_missing_and_empty_folders_are_named(paired):
     with pytest.raises(UserError, match="gone: no such folder"):
         find_pairs(paired / "gone")
     shutil.rmtree(paired / "target")
-    with pytest.raises(UserError, match="has no target/ folder"):
+    with pytest.raises(UserError, match="has input/ but no folder with its sharp partners"):
         open_source(paired)
     (paired / "target").mkdir()
     with pytest.raises(UserError, match="target: holds no pictures"):

@@ -1,16 +1,19 @@
 """Picture files: reading them as 8-bit RGB, their sizes, listing and writing them."""
 
-import os
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from concertormer_jax.data.decoding import decode_bytes, decode_file, displayed_size
+from concertormer_jax.data.listing import require_file, walk
 from concertormer_jax.errors import UserError
 from concertormer_jax.files import written_atomically
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"}
+    | {".avif", ".heic", ".heif", ".hif"}
+)
 
 
 def read_rgb(path) -> np.ndarray:
@@ -35,30 +38,25 @@ def image_size(path) -> tuple[int, int]:
 
 
 def list_images(folder) -> list[Path]:
-    """Return every picture under `folder`, also in its subfolders, sorted by relative path; hidden names are left out.
+    """Return every picture under `folder`, also in its subfolders, sorted by relative path.
 
-    Raises UserError if the folder is missing or holds no picture.
+    What other software left behind is left out, see `listing.is_leftover`. Raises UserError if the folder is missing,
+    cannot be read or holds no picture, and naming a picture that is no regular file, such as a named pipe.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; check the path.")
-    found, visited = [], set()
-    for parent, children, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in visited:  # a link to a folder that was already listed, possibly to a parent
-            children.clear()
-            continue
-        visited.add(real)
-        children[:] = sorted(child for child in children if not child.startswith("."))
-        found += [
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
+    found = [place.path / name for place in walk(folder) for name in picture_names(place.files)]
     if not found:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{folder}: holds no pictures; expected files that end in {suffixes}.")
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def picture_names(files) -> list[str]:
+    """Return the names of the pictures among the entries of a folder; UserError for one that is no regular file."""
+    pictures = [entry for entry in files if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
+    for entry in pictures:
+        require_file(entry)
+    return [entry.name for entry in pictures]
 
 
 def write_png(path, image: np.ndarray) -> None:

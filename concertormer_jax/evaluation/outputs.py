@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from concertormer_jax.data.safe_names import checked_name
 from concertormer_jax.errors import UserError
 
 
@@ -44,7 +45,8 @@ def key_of_results(folder: Path) -> Callable[[Path], str]:
 
 
 def restored_path(output, name: str) -> Path:
-    """Return where the evaluator writes the restored picture of the pair `name`."""
+    """Return where the evaluator writes the restored picture of the pair `name`. Raises UserError for no safe name."""
+    checked_name(name, output)
     return Path(output) / "restored" / f"{name}.png"
 
 
