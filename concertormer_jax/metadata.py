@@ -64,7 +64,7 @@ class Metadata:
 
     def for_upright_picture(self) -> tuple["Metadata", tuple[str, ...]]:
         """Return the metadata of the upright picture, without EXIF's thumbnail, and a note if EXIF is damaged."""
-        notes, exif, dpi = (), self.exif, self.dpi
+        notes, exif, dpi, parts = (), self.exif, self.dpi, self.parts
         if exif:
             try:
                 exif = tiff_directory.for_upright_picture(exif)
@@ -72,8 +72,9 @@ class Metadata:
                 exif, notes = b"", (f"its EXIF block is damaged ({error}); it is left out.",)
         if dpi and self.orientation in (5, 6, 7, 8):
             dpi = dpi[::-1]
+            parts = tuple(part for part in parts if part[4:8] != b"pHYs")  # it is written anew
         xmp = _XMP_ORIENTATION.sub(rb"\g<1>1", self.xmp)
-        return dataclasses.replace(self, exif=exif, xmp=xmp, dpi=dpi), notes
+        return dataclasses.replace(self, exif=exif, xmp=xmp, dpi=dpi, parts=parts), notes
 
 
 NO_METADATA = Metadata()

@@ -107,6 +107,10 @@ def test_what_cannot_stand_in_the_table_is_refused(tmp_path):
         bad.write_text(text)
         with pytest.raises(UserError, match=r"bad\.json: is no results\.json"):
             results_table([bad])
+    for sets in ([], {"a": None}, {"a": {"mean": []}}, {"a": {"images": 1, "tlc": 3, "mean": {}}}):
+        bad.write_text(json.dumps({"protocol": "gopro", "variant": "gopro", "sets": sets}))
+        with pytest.raises(UserError, match=r"bad\.json: "):
+            results_table([bad])
     with pytest.raises(UserError, match=r"a\.json: scores pictures of other software"):
         results_table([write_results(tmp_path / "a.json", variant=None)])
     with pytest.raises(UserError, match=r"a\.json: is of no benchmark"):

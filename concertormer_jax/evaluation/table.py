@@ -14,6 +14,7 @@ from concertormer_jax import errors
 from concertormer_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from concertormer_jax.evaluation.reports import RESULTS_FILE
 from concertormer_jax.files import write_text
+from concertormer_jax.terminal import printable
 
 _PAPER_FILE = Path(__file__).parent / "paper.json"
 _EMPTY = "-"
@@ -50,7 +51,7 @@ def results_table(trained, published=()) -> str:
         title = name if name == protocol else f"{protocol}: {name}"
         metrics = " / ".join(PROTOCOLS[protocol].metrics)
         cells = [title, variant, metrics, _numbers(row["psnr"], row["ssim"]), *(_cell(c.get(key)) for c in columns)]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(printable(cell).replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -74,6 +75,13 @@ def read_results(path) -> list[Result]:
         raise errors.UserError(f"{file}: scores pictures of other software, which have no column here; remove it.")
     if protocol.name == "pairs":
         raise errors.UserError(f"{file}: is of no benchmark; evaluate with --protocol, or remove it.")
+    try:
+        return _rows(file, protocol, str(variant), sets, average)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise errors.UserError(f"{file}: is damaged, or no results.json of evaluate.py; evaluate anew.") from error
+
+
+def _rows(file, protocol, variant, sets, average):
     results = []
     for name, scores in sets.items():
         remarks = _remarks(protocol, name, scores)
