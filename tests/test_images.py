@@ -5,6 +5,7 @@ import socket
 import struct
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -249,3 +250,11 @@ def test_a_huge_picture_is_decoded(tmp_path):
     pixels = decode_file(tmp_path / "a.png").samples
     assert pixels.shape == (13400, 13400, 1)
     assert pixels[::1000].min() == 255
+
+
+def test_an_avif_of_more_than_8_bits_loses_some_and_that_is_said(tmp_path):
+    deep = np.full((16, 16, 3), 600, np.uint16)
+    (tmp_path / "a.avif").write_bytes(imagecodecs.avif_encode(deep, bitspersample=10))
+    assert read_photo(tmp_path / "a.avif").notes == ("has 10 bits per channel, of which 8 are read.",)
+    Image.new("RGB", (16, 16)).save(tmp_path / "b.avif")
+    assert read_photo(tmp_path / "b.avif").notes == ()

@@ -120,16 +120,20 @@ def test_every_form_is_read_right(kind, bits, planes, compression, every):
 
 @pytest.mark.parametrize("orientation", TURNED)
 @pytest.mark.parametrize("bits", [8, 16])
-@pytest.mark.parametrize("planes", ["contig", "separate"])
-def test_training_and_restoration_see_one_picture(tmp_path, orientation, bits, planes):
+@pytest.mark.parametrize(
+    ("kind", "planes"), [("grey", "contig"), ("RGB", "contig"), ("RGB", "separate"), ("RGB, alpha", "contig")]
+)
+def test_training_and_restoration_see_one_picture(tmp_path, orientation, bits, kind, planes):
     path = tmp_path / "a.tif"
-    path.write_bytes(tiff(gradient(3, bits), planes, orientation, photometric="rgb"))
+    photometric, channels, extra = KINDS[kind]
+    samples = gradient(channels, bits)
+    path.write_bytes(tiff(samples, planes, orientation, photometric=photometric, extrasamples=extra))
     photo = read_photo(path)
     assert image_size(path) == photo.rgb.shape[:2]
     np.testing.assert_array_equal(read_rgb(path), np.rint(photo.rgb * 255))
     np.testing.assert_array_equal(read_rgb(path), decode_rgb(path.read_bytes(), "a.tif"))
-    wanted = TURNED[orientation](gradient(3, bits))
-    np.testing.assert_array_equal(np.rint(photo.rgb * (2**bits - 1)), wanted)
+    wanted = TURNED[orientation](samples)[:, :, :3]
+    np.testing.assert_array_equal(np.rint(photo.rgb * (2**bits - 1)), np.broadcast_to(wanted, photo.rgb.shape))
 
 
 def test_16_bits_in_separate_planes_are_restored_as_they_are(tmp_path):

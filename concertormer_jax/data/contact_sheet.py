@@ -65,8 +65,9 @@ def main(arguments=None):
         if not flags.out.lower().endswith((".jpg", ".jpeg", ".png")):
             raise errors.UserError(f"{flags.out}: must end in .jpg or .png.")
         require_separate([flags.out], [flags.photo])
+        photo = read_rgb(flags.photo)
         try:
-            sheet = contact_sheet(read_rgb(flags.photo), flags.seed)
+            sheet = contact_sheet(photo, flags.seed)
         except ValueError as error:
             raise errors.UserError(f"{flags.photo}: {error}; give a larger one.") from error
         with written_atomically(flags.out) as temporary:

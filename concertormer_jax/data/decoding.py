@@ -107,7 +107,9 @@ def _decoded(data: bytes) -> Decoded:
             needed = image.height * image.width * _BYTES_PER_PIXEL
             require_memory(needed, f"decoding {image.width}x{image.height} pixels")
             file_format, frames = image.format, _frames(image)
-            samples, notes = (imagecodecs.png_decode(data), ()) if _is_deep_png(image, data) else _by_pillow(image)
+            samples, notes = (
+                (imagecodecs.png_decode(data), ()) if _is_deep_png(image, data) else _by_pillow(image, data)
+            )
             read = metadata.of_image(image, file)
         orientation = read.orientation
     if samples.ndim == 2:
@@ -137,16 +139,23 @@ def _is_deep_png(image, data):
     return image.format == "PNG" and data[24] == 16  # the header's bit depth; Pillow has 8 bits for colour
 
 
-def _by_pillow(image):
+def _by_pillow(image, data):
     notes = []
     image.load()
-    bits = image.info.get("bit_depth", 8)  # pillow-heif says so
+    bits = _avif_bits(data) if image.format == "AVIF" else image.info.get("bit_depth", 8)  # pillow-heif says so
     if bits > 8:
         notes.append(f"has {bits} bits per channel, of which 8 are read.")
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if image.has_transparency_data:
         mode += "A"
     return np.asarray(image if image.mode == mode else image.convert(mode)), tuple(notes)
+
+
+def _avif_bits(data):
+    """Bits per channel, which stand in the box that configures the decoder of AV1."""
+    place = data.find(b"av1C", 0, 2**16)
+    flags = data[place + 6] if place >= 0 else 0
+    return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
 
 
 def _frames(image):
