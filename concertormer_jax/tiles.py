@@ -87,18 +87,21 @@ def restore_tiled(apply, image: np.ndarray, tile: int, overlap: int, multiple: i
     """
     height, width, _ = image.shape
     rows, columns = tiled_axes(height, width, tile, overlap, multiple)
-    # Which row and which column of the picture stands where, once it is padded by reflection.
-    at_rows, at_columns = (
-        np.pad(np.arange(length), (0, axis.starts[-1] + axis.size - length), mode="reflect")
-        for axis, length in ((rows, height), (columns, width))
-    )
     blended = np.zeros(image.shape, np.float32)
     for top, row_weights in zip(rows.starts, rows.weights, strict=True):
         for left, column_weights in zip(columns.starts, columns.weights, strict=True):
-            window = np.ix_(at_rows[top : top + rows.size], at_columns[left : left + columns.size])
-            restored = np.asarray(apply(image[window][None]))[0]
+            cut = _window(_window(image, top, rows.size, axis=0), left, columns.size, axis=1)
+            restored = np.asarray(apply(cut[None]))[0]
             inside = blended[top : top + rows.size, left : left + columns.size]
             shown_rows, shown_columns = inside.shape[:2]
             weights = row_weights[:shown_rows, None] * column_weights[:shown_columns]
             inside += restored[:shown_rows, :shown_columns] * weights[:, :, None]
     return blended
+
+
+def _window(image, start, size, axis):
+    """Cut `size` pixels from `start` on along an axis; what lies beyond the picture is its reflection."""
+    length = image.shape[axis]
+    if start + size <= length:
+        return image[start : start + size] if axis == 0 else image[:, start : start + size]
+    return np.take(image, np.pad(np.arange(length), (0, start + size - length), mode="reflect")[start:], axis)

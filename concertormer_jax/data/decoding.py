@@ -107,9 +107,7 @@ def _decoded(data: bytes) -> Decoded:
             needed = image.height * image.width * _BYTES_PER_PIXEL
             require_memory(needed, f"decoding {image.width}x{image.height} pixels")
             file_format, frames = image.format, _frames(image)
-            samples, notes = (
-                (imagecodecs.png_decode(data), ()) if _is_deep_png(image, data) else _by_pillow(image, data)
-            )
+            samples, notes = _pixels(image, data)
             read = metadata.of_image(image, file)
         orientation = read.orientation
     if samples.ndim == 2:
@@ -135,11 +133,10 @@ def _pillow_image(file):
         yield image
 
 
-def _is_deep_png(image, data):
-    return image.format == "PNG" and data[24] == 16  # the header's bit depth; Pillow has 8 bits for colour
-
-
-def _by_pillow(image, data):
+def _pixels(image, data):
+    """[H, W] or [H, W, C] as stored, and notes: by Pillow, but for PNG of 16 bits, of which it would keep 8."""
+    if image.format == "PNG" and data[24] == 16:  # the header's bit depth
+        return imagecodecs.png_decode(data), ()
     notes = []
     image.load()
     bits = _avif_bits(data) if image.format == "AVIF" else image.info.get("bit_depth", 8)  # pillow-heif says so
