@@ -129,4 +129,8 @@ def test_the_command_prints_and_writes_the_table(tmp_path, capsys):
     assert capsys.readouterr().out == output.read_text() == results_table([ours], [theirs])
     with pytest.raises(SystemExit):
         main([str(tmp_path / "missing.json")])
+    before = ours.read_text()
+    with pytest.raises(SystemExit):
+        main([str(ours), f"--output={ours}"])
+    assert ours.read_text() == before
     assert "error: " in capsys.readouterr().err

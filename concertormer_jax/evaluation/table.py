@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 from concertormer_jax import errors
+from concertormer_jax.evaluation.outputs import require_separate
 from concertormer_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from concertormer_jax.evaluation.reports import RESULTS_FILE
 from concertormer_jax.files import write_text
@@ -60,8 +61,7 @@ def read_results(path) -> list[Result]:
 
     Raises UserError as `results_table` does.
     """
-    path = Path(path)
-    file = path / RESULTS_FILE if path.is_dir() else path
+    file = _file(path)
     try:
         content = json.loads(file.read_text())
         protocol, variant = protocol_named(content["protocol"]), content["variant"]
@@ -79,6 +79,10 @@ def read_results(path) -> list[Result]:
         return _rows(file, protocol, str(variant), sets, average)
     except (KeyError, TypeError, AttributeError) as error:
         raise errors.UserError(f"{file}: is damaged, or no results.json of evaluate.py; evaluate anew.") from error
+
+
+def _file(path):
+    return Path(path, RESULTS_FILE) if Path(path).is_dir() else Path(path)
 
 
 def _rows(file, protocol, variant, sets, average):
@@ -149,6 +153,7 @@ def main(arguments=None):
     with errors.reported():
         table = results_table(flags.trained, flags.published)
         if flags.output:
+            require_separate([flags.output], [_file(path) for path in (*flags.trained, *flags.published)])
             write_text(flags.output, table)
         print(table, end="")
 
