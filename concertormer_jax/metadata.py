@@ -21,6 +21,8 @@ _RAW_PROFILES = {b"Raw profile type exif": "exif", b"Raw profile type APP1": "ex
 _XMP_ORIENTATION = re.compile(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)([1-8])")
 _MOST_DPI = 65535  # that a JPEG can state
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_LONGEST_KEYWORD = 79
+_MOST_NAMED = 10  # of what is left out
 _PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 # Chunks that are true of the restored picture too; what belongs to a way of storing pixels (sBIT, bKGD, hIST) is not.
 _PNG_KEPT = _PNG_TEXT | {b"gAMA", b"cHRM", b"sRGB", b"cICP", b"mDCV", b"cLLI", b"pHYs", b"oFFs", b"tIME", b"sPLT"}
@@ -155,7 +157,9 @@ def without_what_does_not_fit(metadata: Metadata, file_format: str) -> tuple[Met
     """Leave out what a format cannot hold; return the rest, and sentences on what is left out."""
     lost = []
     if metadata.parts and metadata.kept_by != file_format:
-        lost.append(f"{file_format} cannot hold its {', '.join(dict.fromkeys(metadata.names))}; left out.")
+        names = list(dict.fromkeys(metadata.names))
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        lost.append(f"{file_format} cannot hold its {', '.join(names[:_MOST_NAMED])}{more}; left out.")
         metadata = dataclasses.replace(metadata, parts=(), names=(), kept_by="")
     if file_format == "JPEG":
         for name, prefix in (("exif", _EXIF_PREFIX), ("xmp", _XMP_PREFIX)):
@@ -188,7 +192,7 @@ def _of_png(file, icc_profile, dpi):
     for kind, data in png_chunks(file):
         keyword = data.partition(b"\0")[0] if kind in _PNG_TEXT else b""
         if kind == b"eXIf":
-            exif = data
+            exif = data.removeprefix(_EXIF_PREFIX)
         elif keyword == _XMP_KEYWORD and kind == b"iTXt":
             xmp = _international_text(data)
         elif keyword in _RAW_PROFILES:
@@ -196,7 +200,7 @@ def _of_png(file, icc_profile, dpi):
             profiles[name] = _raw_profile(kind, data)
         else:
             parts.append(png_chunk(kind, data))
-            names.append(kind.decode() + (f' "{keyword.decode("latin-1")}"' if keyword else ""))
+            names.append(kind.decode() + (f' "{keyword[:_LONGEST_KEYWORD].decode("latin-1")}"' if keyword else ""))
     exif = exif or profiles["exif"].removeprefix(_EXIF_PREFIX)
     return Metadata(exif, icc_profile, xmp or profiles["xmp"], dpi, "PNG", tuple(parts), tuple(names))
 

@@ -51,7 +51,8 @@ def header(data: bytes) -> Header:
 def read(data: bytes, head: Header, start: int, depth: int = 2) -> tuple[dict[int, Entry], int]:
     """Return the entries at `start` by tag, with the directories below them, and where the next directory begins.
 
-    depth: how many levels of directories below are read. Raises ValueError if an entry lies outside of `data`.
+    depth: how many levels of directories below are read. Raises ValueError if an entry lies outside of `data`, or all
+    together are longer than that.
     """
     counting, record, pointer = ("Q", 20, "Q") if head.big else ("H", 12, "I")
     width = struct.calcsize(head.order + pointer)
@@ -61,7 +62,7 @@ def read(data: bytes, head: Header, start: int, depth: int = 2) -> tuple[dict[in
         following = struct.unpack_from(head.order + pointer, data, records + count * record)[0]
     except struct.error as error:
         raise ValueError("a TIFF directory lies outside of the file") from error
-    entries = {}
+    entries, left = {}, len(data)
     for position in range(records, records + count * record, record):
         tag, kind = struct.unpack_from(head.order + "HH", data, position)
         (values,) = struct.unpack_from(head.order + pointer, data, position + 4)
@@ -70,9 +71,10 @@ def read(data: bytes, head: Header, start: int, depth: int = 2) -> tuple[dict[in
             continue
         if size > width:
             (place,) = struct.unpack_from(head.order + pointer, data, place)
+        left -= size
+        if left < 0 or place + size > len(data):
+            raise ValueError(f"the values of tag {tag} lie outside of the file or over others")
         value = bytes(data[place : place + size])
-        if len(value) < size:
-            raise ValueError(f"the values of tag {tag} lie outside of the file")
         if tag in _SUBDIRECTORIES:
             if depth:
                 value = read(data, head, _number(value, head.order), depth - 1)[0]

@@ -261,3 +261,23 @@ def test_damaged_directories_are_refused_in_time():
         except ValueError:
             continue
         assert len(changed) == len(block)
+
+
+def test_entries_that_share_their_bytes_do_not_fill_the_memory():
+    entry = tiff_directory.Entry(7, 5000, bytes(5000))
+    block = bytearray(tiff_directory.block({40000 + number: entry for number in range(50)}, "<"))
+    (first,) = struct.unpack_from("<I", block, 18)
+    for number in range(50):
+        struct.pack_into("<I", block, 18 + 12 * number, first)
+    with pytest.raises(ValueError, match="over others"):
+        entries_of(bytes(block[: first + 5000]))
+
+
+def test_what_is_left_out_is_named_shortly(tmp_path):
+    photo_file(tmp_path / "in.png")
+    chunks = [png_chunk(b"tEXt", b"k" * 100 + bytes([48 + number]) * 5000 + b"\0text") for number in range(30)]
+    chunks += [png_chunk(b"tEXt", b"key %d\0text" % number) for number in range(30)]
+    (tmp_path / "in.png").write_bytes(with_chunks((tmp_path / "in.png").read_bytes(), chunks))
+    (said,) = losses(read_photo(tmp_path / "in.png"), "a.jpg")
+    assert said.endswith(" and 21 more; left out.")
+    assert len(said) < 1000

@@ -136,8 +136,9 @@ def test_training_and_restoration_see_one_picture(tmp_path, orientation, bits, k
     np.testing.assert_array_equal(np.rint(photo.rgb * (2**bits - 1)), np.broadcast_to(wanted, photo.rgb.shape))
 
 
-def test_16_bits_in_separate_planes_are_restored_as_they_are(tmp_path):
-    (tmp_path / "in.tif").write_bytes(tiff(gradient(3, 16), "separate", photometric="rgb"))
+@pytest.mark.parametrize("big", [False, True])
+def test_16_bits_in_separate_planes_are_restored_as_they_are(tmp_path, big):
+    (tmp_path / "in.tif").write_bytes(tiff(gradient(3, 16), "separate", big=big, photometric="rgb"))
     write_photo(tmp_path / "out.tif", read_photo(tmp_path / "in.tif"))
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "out.tif"), gradient(3, 16))
 
