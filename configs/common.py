@@ -43,7 +43,8 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     # Prepared sets (tfds:NAME, made by `python -m concertormer_jax.prepare`) and folders, separated by commas. A folder
-    # with input/ and target/ holds pairs; any other holds sharp photographs, which are degraded anew for every crop.
+    # holds pairs in input/ and target/ or folders named alike (data/folder_names.py), also below it; or else sharp
+    # photographs, which are degraded anew for every crop.
     config.data.source = ""
     config.data.data_dir = ""  # where prepared sets are; "" for ~/tensorflow_datasets or $TFDS_DATA_DIR
     config.data.shares = ()  # share of the samples that comes from each folder; () for in proportion to their images
@@ -77,8 +78,10 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 0.01  # largest global norm of the gradient
 
     config.validation = ConfigDict()
-    config.validation.source = ""  # folder as in data.source; "" holds images of data.source out of the training
-    config.validation.fraction = 0.05  # of the images to hold out, whole sequences where names show them
+    # As data.source, of prepared sets the split validation, else test; "" holds images of data.source out. What is
+    # validated on is left out of the training.
+    config.validation.source = ""
+    config.validation.fraction = 0.05  # of the images to hold out, whole sequences where names show short ones
     config.validation.images = 32  # at most, evenly spaced
     config.validation.crop_px = 256  # side of the middle crop that is restored
 

@@ -3,24 +3,24 @@
 import hashlib
 import json
 
-_READ = 8  # files of a set that are read as a whole, evenly spaced
+_READ = 8  # pictures or pairs of a set whose content counts, evenly spaced
 
 
 def digest_of_files(named) -> dict:
-    """Return {"pictures": their number, "digest": of their names, the sizes of their files and some files' content}.
-
-    named: (name, path, ...) for every picture or pair.
-    """
+    """Return `digest` of files. named: (name, path, ...) for every picture or pair."""
     named = list(named)
-    read = set(range(0, len(named), max(1, len(named) // _READ)))
-    rows = []
-    for place, (name, *paths) in enumerate(named):
-        contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths] if place in read else []
-        rows.append([name, *(path.stat().st_size for path in paths), *contents])
-    return digest_of_rows(rows)
+    rows = [[name, *(path.stat().st_size for path in paths)] for name, *paths in named]
+    return digest(rows, lambda place: [path.read_bytes() for path in named[place][1:]])
 
 
-def digest_of_rows(rows: list) -> dict:
-    """Return the same of rows that JSON can hold, the first of each a picture's name."""
-    text = json.dumps(sorted(rows), ensure_ascii=False)
-    return {"pictures": len(rows), "digest": hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()}
+def digest(rows: list, content_of) -> dict:
+    """Return {"pictures": the number of rows, "digest": of all rows and of the content of some}.
+
+    rows: a list for every picture or pair that JSON can hold, with its name and what is known of it without reading;
+    content_of: place in `rows` to a list of bytes.
+    """
+    total = hashlib.sha256(json.dumps(rows).encode())
+    for place in range(0, len(rows), max(1, len(rows) // _READ)):
+        for content in content_of(place):
+            total.update(hashlib.sha256(content).digest())
+    return {"pictures": len(rows), "digest": total.hexdigest()}

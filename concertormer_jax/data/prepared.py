@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from concertormer_jax.data.cache import ImageReader
-from concertormer_jax.data.digests import digest_of_rows
+from concertormer_jax.data.digests import digest
 from concertormer_jax.data.images import decode_rgb
 from concertormer_jax.data.safe_names import checked_name, checked_part
 from concertormer_jax.data.sources import Pairs
@@ -45,20 +45,19 @@ class PreparedSource(Pairs):
     """Pairs of a prepared set. With `cached`, decoded pictures stay in memory.
 
     records: for each split what gives {"input": bytes, "target": bytes, "name": bytes, ...} by index;
-    folder: of the set; files: the bytes of each of its files.
+    folder: of the set, for messages and to tell it from others.
     """
 
-    def __init__(self, folder, records, items, files: dict[str, int], *, cached: bool = False):
+    def __init__(self, folder, records, items, *, cached: bool = False):
         self.items = tuple(items)
         self._folder = folder
-        self._files = files
         self._records = records
         self._cached = cached
         self._read = ImageReader(cached, self._decoded)
 
     def select(self, items) -> "PreparedSource":
         """Return a source of the pairs `items` alone, otherwise like this one."""
-        return PreparedSource(self._folder, self._records, items, self._files, cached=self._cached)
+        return PreparedSource(self._folder, self._records, items, cached=self._cached)
 
     def describe(self) -> str:
         splits = list(dict.fromkeys(item.split for item in self.items))
@@ -71,8 +70,13 @@ class PreparedSource(Pairs):
         return [(str(self._folder), item.split, item.record) for item in self.items]
 
     def digest(self) -> dict:
-        files = sorted(self._files.values())  # which differ for other pictures of the same names
-        return digest_of_rows([[item.name, item.split, item.height, item.width, files] for item in self.items])
+        rows = [[item.name, item.split, item.height, item.width] for item in self.items]
+
+        def content_of(place):
+            record = self._record(self.items[place])
+            return record["input"], record["target"]
+
+        return digest(rows, content_of)
 
     def size(self, index: int) -> tuple[int, int]:
         """Return (height, width) in pixels."""
@@ -89,16 +93,20 @@ class PreparedSource(Pairs):
 
     def _decoded(self, item) -> np.ndarray:
         """Input and target, uint8 [2, H, W, 3]."""
+        record = self._record(item)
+        images = [decode_rgb(record[role], f"{self._folder}: {item.name}") for role in ("input", "target")]
+        if any(image.shape[:2] != (item.height, item.width) for image in images):
+            raise UserError(f"{self._folder}: {item.name} is not as large as {PAIRS_FILE} says; {_AGAIN}")
+        return np.stack(images)
+
+    def _record(self, item) -> dict[str, bytes]:
         try:
             record = self._records[item.split][item.record]
         except Exception as error:  # the reader raises many kinds on damaged files
             raise UserError(f"{self._folder}: {item.name} cannot be read ({error}); {_AGAIN}") from error
         if record["name"] != item.name.encode():
             raise UserError(f"{self._folder}: {item.name} is not where {PAIRS_FILE} says; {_AGAIN}")
-        images = [decode_rgb(record[role], f"{self._folder}: {item.name}") for role in ("input", "target")]
-        if any(image.shape[:2] != (item.height, item.width) for image in images):
-            raise UserError(f"{self._folder}: {item.name} is not as large as {PAIRS_FILE} says; {_AGAIN}")
-        return np.stack(images)
+        return record
 
 
 def default_data_dir() -> str:
@@ -113,6 +121,9 @@ def prepared_folder(reference: str, data_dir: str = "") -> epath.Path:
     Raises UserError if the set has not been prepared there, saying how to.
     """
     name, _, config = reference.partition("/")
+    config = config.rstrip("/")
+    for part in (name, *filter(None, [config])):
+        checked_part(part, f"{PREFIX}{reference}")
     root = epath.Path(os.path.expanduser(data_dir) or default_data_dir())
     folder = root / name / config if config else root / name
     prepare = f"prepare it with: python -m concertormer_jax.prepare {reference} --source=DIR --data-dir={root}"
@@ -161,7 +172,7 @@ def open_prepared(reference: str, split=TRAINING, *, data_dir: str = "", cached:
     for part in wanted:
         if len(records[part]) != len(content["pairs"][part]):
             raise UserError(f"{folder}: {PAIRS_FILE} does not fit the files beside it; {_AGAIN}")
-    return PreparedSource(folder, records, sorted(items, key=lambda item: item.name), content["files"], cached=cached)
+    return PreparedSource(folder, records, sorted(items, key=lambda item: item.name), cached=cached)
 
 
 def read_pairs_file(folder) -> dict:

@@ -16,7 +16,7 @@ def checked_name(name: str, origin) -> str:
     """
     if isinstance(name, str):
         parts = name.split("/")
-        longest = max(len(part.encode("utf-8", "surrogateescape")) for part in parts) + len(_SUFFIX)
+        longest = max(len(part.encode("utf-8", "surrogatepass")) for part in parts) + len(_SUFFIX)
         unprintable = any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name)
         if not unprintable and longest <= _LONGEST and "\\" not in name and not {"", ".", ".."} & set(parts):
             return name

@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from concertormer_jax import errors
 from concertormer_jax.data.degradations import DEGRADATIONS, make_degradation
-from concertormer_jax.data.images import list_images, write_png
+from concertormer_jax.data.images import picture_names, write_png
+from concertormer_jax.data.listing import walk
 from concertormer_jax.data.sources import PhotoSource, open_source
 from concertormer_jax.evaluation.outputs import require_separate
 
@@ -29,13 +30,13 @@ def synthesize(photos, out, seed: int = 0, degradation: str = "shake") -> int:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise errors.UserError(f"{photos}: has two pictures named {repeated[0]}; rename one of them.")
-    written = [Path(out, part, f"{name}.png") for part in ("input", "target") for name in names]
+    written = {Path(out, part, f"{name}.png") for part in ("input", "target") for name in names}
     for part in ("input", "target"):
-        if Path(out, part).is_dir() and any(Path(out, part).iterdir()):
-            for path in list_images(Path(out, part)):
+        for place in walk(Path(out, part)) if Path(out, part).is_dir() else ():
+            for path in (place.path / name for name in picture_names(place.files)):
                 if path not in written:
                     raise errors.UserError(f"{path}: is not one of these photographs; choose an empty folder.")
-    require_separate(written, source.items)
+    require_separate(sorted(written), source.items)
     for index, name in enumerate(tqdm(names, desc="degrading photographs", unit="picture")):
         degraded, sharp = source.whole(index, seed)
         write_png(Path(out, "input", f"{name}.png"), degraded)

@@ -38,7 +38,8 @@ def protocol_of_training(source: str) -> Protocol:
         if place.startswith(PREFIX):
             names.add(known_set(place.removeprefix(PREFIX)))
         else:
-            names |= sets_in(place) if Path(place).is_dir() else {None}
+            names |= sets_in(place) if Path(place).is_dir() else set()
+    names.discard(None)
     return _protocol_of(names.pop()) if len(names) == 1 else PAIRS
 
 

@@ -43,9 +43,11 @@ def claim_workdir(workdir, config, *, begun: bool, flag: str = "--workdir", data
     wanted = json.loads(config.to_json_best_effort())
     if begun and path.exists():
         stored = json.loads(path.read_text())
-        begin_again = f"go on from its weights in another folder: {flag}=NEW --config.init_from={workdir}"
+        begin_again = another = f"another {flag}"
+        if flag == "--workdir":
+            begin_again = f"go on from its weights in another folder: {flag}=NEW --config.init_from={workdir}"
         for name, old, new in _differences(stored, wanted):
-            remedy = f"name another {flag}" if name.startswith("config.model.") else begin_again
+            remedy = another if name.startswith("config.model.") else begin_again  # other networks have other weights
             raise UserError(
                 f"{workdir} was made with another config: {name} was {old} and is now {new}; use the old value, or "
                 f"{remedy}"
