@@ -37,6 +37,6 @@ def written_atomically(path):
 
 
 def write_text(path, text: str) -> None:
-    """Write `text` to `path`, atomically, as UTF-8."""
+    """Write `text` to `path`, atomically, as UTF-8; bytes of names that are no text become escapes (`\\udcff`)."""
     with written_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -94,7 +94,8 @@ def of_image(image, file: BinaryIO) -> Metadata:
     if image.format in ("JPEG", "MPO"):
         return _of_jpeg(file, icc_profile, dpi)
     exif = (info.get("exif") or b"").removeprefix(_EXIF_PREFIX)
-    return Metadata(exif, icc_profile, _bytes(info.get("xmp")), dpi)
+    comments = {"kept_by": "GIF", "parts": (info["comment"],), "names": ("comment",)} if info.get("comment") else {}
+    return Metadata(exif, icc_profile, _bytes(info.get("xmp")), dpi, **comments)
 
 
 def of_tiff(data: bytes, start: int, icc_profile_describes_rgb: bool) -> Metadata:

@@ -128,7 +128,7 @@ def require_fits(photo: Photo, path) -> None:
     most = _LONGEST_SIDE_PX[file_format]
     if max(height, width) > most:
         raise UserError(f"{path}: a {file_format} has at most {most} pixels a side, not {width}x{height}; name a .png.")
-    channels = (1 if photo.grey and (photo.alpha is None or photo.bits == 8) else 3) + (photo.alpha is not None)
+    channels = (1 if photo.grey else 3) + (photo.alpha is not None)
     size = height * width * channels * photo.bits // 8
     if file_format == "TIFF" and size + _TIFF_TAGS_BYTES > encoders.MOST_TIFF_BYTES:
         raise UserError(f"{path}: a TIFF holds at most 4 GB, not the {size / 1e9:.1f} of this picture; name a .png.")
@@ -148,8 +148,6 @@ def losses(photo: Photo, path) -> tuple[str, ...]:
 def _encoded(samples, file_format, metadata):
     """The parts of the file one after the other."""
     if file_format == "TIFF":
-        if samples.shape[2] == 2 and samples.dtype == np.uint16:  # few programs read that
-            samples = samples[:, :, [0, 0, 0, 1]]
         return encoders.tiff(samples, metadata)
     if samples.dtype == np.uint16:
         return [into_png(encoders.deep_png(samples), metadata)]

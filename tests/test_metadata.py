@@ -246,7 +246,14 @@ def test_the_profile_of_cmyk_does_not_come_with_its_rgb():
     inks = np.zeros((8, 8, 4), np.uint8)
     file = io.BytesIO()
     tifffile.imwrite(file, inks, photometric="separated", iccprofile=profile(), metadata=None)
-    assert decode_bytes(file.getvalue(), "a.tif").metadata.icc_profile == b""
+    decoded = decode_bytes(file.getvalue(), "a.tif")
+    assert decoded.metadata.icc_profile == b""
+    assert "colours other than RGB" in decoded.notes[0]
+
+
+def test_the_comment_of_a_gif_is_missed_aloud(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "in.gif", comment=b"hello")
+    assert losses(read_photo(tmp_path / "in.gif"), "a.png") == ("PNG cannot hold its comment; left out.",)
 
 
 def test_damaged_directories_are_refused_in_time():

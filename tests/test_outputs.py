@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 
 import numpy as np
@@ -20,6 +21,7 @@ from concertormer_jax.evaluation.outputs import require_separate
 from concertormer_jax.evaluation.reports import markdown_table, per_image_csv
 from concertormer_jax.evaluation.scores import Evaluation, ImageScores
 from concertormer_jax.evaluation.sets import EvaluationSet
+from concertormer_jax.files import write_text
 
 
 @pytest.fixture
@@ -98,3 +100,8 @@ def test_names_are_no_formulas_and_no_control_characters_in_tables():
     assert [row["name"] for row in rows] == ["'=1+1", "'+a", "'-b", "'@c", "'\td", "plain", "e=f"]
     assert [row["gain_psnr_y"] for row in rows] == ["-10.000000"] * len(names), "numbers stay numbers"
     assert r"a\x1b[2J\n\|b" in markdown_table([result])
+
+
+def test_names_that_are_no_text_do_not_spoil_a_report(tmp_path):
+    write_text(tmp_path / "report.json", json.dumps({"name": os.fsdecode(b"a\xff.png")}, ensure_ascii=False))
+    assert json.loads((tmp_path / "report.json").read_text()) == {"name": "a\udcff.png"}

@@ -15,6 +15,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from concertormer_jax import metadata
 from concertormer_jax.data import tiff
+from concertormer_jax.data.tiff import OTHER_COLOURS
 from concertormer_jax.errors import UserError
 from concertormer_jax.metadata import Metadata
 from concertormer_jax.system_memory import require_memory
@@ -142,6 +143,8 @@ def _pixels(image, data):
     bits = _avif_bits(data) if image.format == "AVIF" else image.info.get("bit_depth", 8)  # pillow-heif says so
     if bits > 8:
         notes.append(f"has {bits} bits per channel, of which 8 are read.")
+    if image.mode in ("CMYK", "LAB") and image.info.get("icc_profile"):
+        notes.append(OTHER_COLOURS)
     mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
     if image.has_transparency_data:
         mode += "A"

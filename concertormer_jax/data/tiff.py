@@ -26,7 +26,8 @@ _CHANNELS = {
 # Values of ExtraSamples: alpha by which the colours are multiplied already, and by which they are not.
 _ASSOCIATED, _UNASSOCIATED = 1, 2
 _CMYK = 1  # value of InkSet
-_INK_SET, _DNG_VERSION = 332, 50706
+_INK_SET, _ICC_PROFILE, _DNG_VERSION = 332, 34675, 50706
+OTHER_COLOURS = "has a profile for colours other than RGB; they became RGB without it, and it is left out."
 
 logging.getLogger("tifffile").disabled = True  # it logs text out of the file; what is wrong there is raised here
 
@@ -87,6 +88,8 @@ def decode(page: tifffile.TiffPage) -> Tiff:
         colour, peak = _scaled(colour, page.bitspersample)
     colour = _colour(page, colour, peak)
     has_own_profile = page.photometric not in (PHOTOMETRIC.SEPARATED, PHOTOMETRIC.CIELAB)
+    if not has_own_profile and _ICC_PROFILE in page.tags:
+        notes.append(OTHER_COLOURS)
     if alpha is None:
         return Tiff(colour, tuple(notes), has_own_profile)
     opacity, _ = _scaled(samples[:, :, channels + alpha, None], page.bitspersample)
