@@ -16,7 +16,8 @@ def written_atomically(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    # The beginning of the name suffices to tell whose the file is, and a long name has no room for more.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:32]}-", suffix=path.suffix)
     os.close(handle)
     try:
         yield Path(temporary)
@@ -36,6 +37,6 @@ def written_atomically(path):
 
 
 def write_text(path, text: str) -> None:
-    """Write `text` to `path`, atomically, as UTF-8."""
+    """Write `text` to `path`, atomically, as UTF-8; bytes of names that are no text become escapes (`\\udcff`)."""
     with written_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
