@@ -16,7 +16,7 @@ from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.outputs import require_writable
+from concertormer_jax.evaluation.outputs import require_separate, require_writable
 from concertormer_jax.files import written_atomically
 
 CROP_PX = 256
@@ -43,6 +43,7 @@ def main(arguments=None) -> None:
         output = Path(flags.output or Path(flags.ckpt, "attention_maps", name))
         if output.suffix.lower() != ".png":
             raise UserError(f"--output={output}: must end in .png.")
+        require_separate([output], [flags.image])
         if flags.crop < 0:
             raise UserError(f"--crop={flags.crop}: must be at least 0.")
         picture = read_rgb(flags.image)

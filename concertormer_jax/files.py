@@ -5,6 +5,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from concertormer_jax.disk import explained
+
 
 @contextlib.contextmanager
 def written_atomically(path):
@@ -14,7 +16,8 @@ def written_atomically(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    # The beginning of the name suffices to tell whose the file is, and a long name has no room for more.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:32]}-", suffix=path.suffix)
     os.close(handle)
     try:
         yield Path(temporary)
@@ -24,13 +27,16 @@ def written_atomically(path):
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        # Of the system's own errors, those of writing name no file, or the temporary one.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            raise explained(OSError(error.errno, error.strerror), path) from error
         raise
 
 
 def write_text(path, text: str) -> None:
-    """Write `text` to `path`, atomically, as UTF-8."""
+    """Write `text` to `path`, atomically, as UTF-8; bytes of names that are no text become escapes (`\\udcff`)."""
     with written_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -28,7 +28,7 @@ TPU = flags.DEFINE_string("tpu", None, f"A TPU and its topology: {chips.EXAMPLES
 DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu"], "This machine's own device in place of --tpu.")
 ONLY = flags.DEFINE_enum("only", None, ["train", "evaluate"], "Plan one of the two; the default is both.")
 EVALUATE = flags.DEFINE_string("evaluate", "1280x720", "WIDTHxHEIGHT of the evaluated pictures in pixels.")
-TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto (1.75 times the largest crop), off or pixels.")
+TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto (that of evaluate.py), off or pixels.")
 FORWARD = flags.DEFINE_string("forward", None, "WIDTHxHEIGHT: plan only the bare network, one picture on one device.")
 PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles go, of this many rows.", lower_bound=0)
 TRY = flags.DEFINE_bool("try_suggestions", False, "Compile suggestions for what does not fit, until one fits.")

@@ -22,7 +22,7 @@ from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.forward import CompiledBySize
-from concertormer_jax.evaluation.outputs import require_writable
+from concertormer_jax.evaluation.outputs import require_separate, require_writable
 from concertormer_jax.files import write_text, written_atomically
 
 CROP_PX = 256
@@ -45,6 +45,7 @@ def main(arguments=None) -> None:
         pictures = _large_enough(named_pictures(flags.image).values(), flags.crop)
         prepare_to_compile()
         output = Path(flags.output or Path(flags.ckpt, "receptive_field", Path(flags.image).resolve().stem))
+        require_separate([output / "receptive_field.png"], pictures)
         model = load_model(flags.ckpt)
         require_writable(output)
         field = _mean_field(restoring(model), pictures, flags.crop)

@@ -87,12 +87,21 @@ def restore_tiled(apply, image: np.ndarray, tile: int, overlap: int, multiple: i
     """
     height, width, _ = image.shape
     rows, columns = tiled_axes(height, width, tile, overlap, multiple)
-    padding = [(0, a.starts[-1] + a.size - length) for a, length in zip((rows, columns), image.shape, strict=False)]
-    padded = np.pad(image, (*padding, (0, 0)), mode="reflect")
-    blended = np.zeros(padded.shape, np.float32)
+    blended = np.zeros(image.shape, np.float32)
     for top, row_weights in zip(rows.starts, rows.weights, strict=True):
         for left, column_weights in zip(columns.starts, columns.weights, strict=True):
-            window = (slice(top, top + rows.size), slice(left, left + columns.size))
-            restored = np.asarray(apply(padded[window][None]))[0]
-            blended[window] += restored * (row_weights[:, None] * column_weights)[:, :, None]
-    return blended[:height, :width]
+            cut = _window(_window(image, top, rows.size, axis=0), left, columns.size, axis=1)
+            restored = np.asarray(apply(cut[None]))[0]
+            inside = blended[top : top + rows.size, left : left + columns.size]
+            shown_rows, shown_columns = inside.shape[:2]
+            weights = row_weights[:shown_rows, None] * column_weights[:shown_columns]
+            inside += restored[:shown_rows, :shown_columns] * weights[:, :, None]
+    return blended
+
+
+def _window(image, start, size, axis):
+    """Cut `size` pixels from `start` on along an axis; what lies beyond the picture is its reflection."""
+    length = image.shape[axis]
+    if start + size <= length:
+        return image[start : start + size] if axis == 0 else image[:, start : start + size]
+    return np.take(image, np.pad(np.arange(length), (0, start + size - length), mode="reflect")[start:], axis)

@@ -11,6 +11,7 @@ from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.rain import Rain
 from concertormer_jax.data.shake import CameraShake, FrameAverage
 from concertormer_jax.training import loop
+from concertormer_jax.training.data import sources_from
 from configs import common
 
 ON_PHOTOGRAPHS = [
@@ -73,7 +74,7 @@ def test_photographs_are_degraded_as_the_recipe_says(recipe, kind, tmp_path):
         "data.shot_noise": 0.1,
         "data.jpeg_quality": (20, 30),
     }
-    training, validation = loop.sources_from(runs.override(build(recipe), keys))
+    training, validation = sources_from(runs.override(build(recipe), keys))
     expected = kind(max_length_px=9.0, shot_noise=0.1, jpeg_quality=(20, 30))
     assert training.degradation == expected
     assert validation.sources[0].degradation == expected
@@ -81,7 +82,7 @@ def test_photographs_are_degraded_as_the_recipe_says(recipe, kind, tmp_path):
 
 def test_rain_is_drawn_over_photographs(tmp_path):
     runs.write_photos(tmp_path)
-    training, _ = loop.sources_from(runs.override(build("derain:synthetic"), {"data.source": str(tmp_path)}))
+    training, _ = sources_from(runs.override(build("derain:synthetic"), {"data.source": str(tmp_path)}))
     assert training.degradation == Rain()
 
 

@@ -12,13 +12,16 @@ from pathlib import Path
 
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.evaluation.evaluator import ORDERING_METRIC
+from concertormer_jax.evaluation.outputs import worst_ten_path
 from concertormer_jax.evaluation.pictures import comparison_sheet
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.scores import Average, Evaluation, difference
 from concertormer_jax.files import write_text, written_atomically
+from concertormer_jax.terminal import printable
 
 RESULTS_FILE = "results.json"
 WORST = 10
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def write_reports(evaluation: Evaluation, output) -> None:
@@ -31,7 +34,7 @@ def write_reports(evaluation: Evaluation, output) -> None:
     write_text(output / "per_image.csv", per_image_csv(evaluation))
     write_text(output / RESULTS_FILE, results_json(evaluation))
     write_text(output / "results.md", markdown_table([evaluation]))
-    with written_atomically(output / "worst_ten.png") as temporary:
+    with written_atomically(worst_ten_path(output)) as temporary:
         worst_sheet(evaluation).save(temporary, format="PNG")
 
 
@@ -45,7 +48,8 @@ def per_image_csv(evaluation: Evaluation) -> str:
     """Return a table with one line per image: size, whether TLC could act, and every metric restored, input, gain.
 
     With RealBlur's alignment, `aligned` says whether it converged for the restored picture and `input_aligned` for the
-    input.
+    input. A name that a spreadsheet would take for a formula, since it begins with =, +, -, @ or a control character,
+    stands behind an apostrophe.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -55,7 +59,7 @@ def per_image_csv(evaluation: Evaluation) -> str:
     writer.writerow(["name", "height", "width", "tlc_has_effect", *converged, *scores])
     for image in evaluation.images:
         tlc_has_effect = evaluation.tlc_window is not None and not image.window_covers
-        row = [image.name, image.height, image.width, _yes(tlc_has_effect)]
+        row = [_text(image.name), image.height, image.width, _yes(tlc_has_effect)]
         row += [_yes(outcome) for outcome in image.converged] if alignment else []
         for metric in evaluation.metrics:
             restored, degraded = image.restored[metric], image.input[metric]
@@ -132,7 +136,7 @@ def markdown_table(evaluations) -> str:
         names = ", ".join(part.set.name for part in average.parts)
         cells = [evaluations[0].checkpoint, evaluations[0].protocol, f"average of {names}", "", ""]
         lines.append(cells + _score_cells(average, metrics))
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    escaped = ([printable(cell).replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
@@ -193,11 +197,15 @@ def _caption(rank, image, metrics):
         f"{metric} {_rounded(metric, image.restored[metric])} (input {_rounded(metric, image.input[metric])})"
         for metric in dict.fromkeys([ORDERING_METRIC, *metrics])
     ]
-    return f"{rank}.  {image.name}   {',   '.join(scores)}"
+    return f"{rank}.  {printable(image.name)}   {',   '.join(scores)}"
 
 
 def _rounded(metric, value, sign=""):
     return f"{value:{sign}.{2 if metric.startswith('psnr') else 4}f}"
+
+
+def _text(name):
+    return f"'{name}" if name.startswith(_FORMULA_STARTS) else name
 
 
 def _decimal(value):

@@ -87,6 +87,8 @@ class Concertormer(nn.Module):
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, for a network that cannot be built."""
+        if self.expansion % 1:
+            raise ValueError(f"expansion={self.expansion} must be a whole number; only Restormer's may be any")
         require_stages(self, ("width", "expansion", "unshuffle", "encoder_blocks", "decoder_blocks", "middle_blocks"))
         stages = [("encoder_heads", level, heads) for level, heads in enumerate(self.encoder_heads)]
         stages += [("decoder_heads", level, heads) for level, heads in enumerate(self.decoder_heads[::-1])]

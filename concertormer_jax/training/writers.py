@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.pictures import comparison_sheet
+from concertormer_jax.terminal import printable
 from concertormer_jax.training.stages import Stage
 
 METRICS_FILE = "metrics.jsonl"
@@ -55,7 +56,7 @@ class Writer:
     def note(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self._enabled:
-            tqdm.write(text)
+            tqdm.write("\n".join(map(printable, text.split("\n"))))
 
     def progress(self, step: int) -> None:
         """Move the progress bar to `step`."""
