@@ -1,7 +1,7 @@
 """Restoring pictures of any size with one program: in tiles of a fixed canvas, checked, and blended."""
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -96,9 +96,10 @@ class Restorer:
         )
         self._params = jax.device_put(model.params, self.device)
 
-    def choose_canvas(self, sizes) -> None:
+    def choose_canvas(self, sizes: Iterable[tuple[int, int]]) -> None:
         """Restore all pictures of `sizes` (height, width) on one canvas, so that one program serves them all."""
-        if self._tile is None:
+        sizes = list(sizes)
+        if self._tile is None and sizes:
             self._tile = canvas_px(sizes, self._multiple)
 
     def tile_px(self, height: int, width: int) -> int:

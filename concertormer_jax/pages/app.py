@@ -112,6 +112,14 @@ def _result_name(name, photo):
     return f"{path.stem}_restored{suffix}"
 
 
+def _share(text):
+    """A number from 0 to 1; ValueError for any other text."""
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise ValueError(f"strength={text} must lie in [0, 1]")
+    return share
+
+
 def make_server(studio: Studio, model: str, port: int) -> http.server.ThreadingHTTPServer:
     """Return the application's server on the loopback address; port 0 takes a free one. model: its description.
 
@@ -149,7 +157,7 @@ def _handler(studio, html):
                     self._send(studio.preview(int(parts[1]), parts[2]), "image/webp")
                 elif len(parts) == 3 and parts[0] == "picture" and parts[2] == "download":
                     given = urllib.parse.parse_qs(address.query).get("strength", ["1"])[0]
-                    strength = min(max(float(given), 0.0), 1.0)
+                    strength = _share(given)
                     self._send(studio.download(int(parts[1]), strength), "application/octet-stream")
                 else:
                     self._send_json({"error": "no such page"}, HTTPStatus.NOT_FOUND)
