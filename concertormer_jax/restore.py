@@ -1,76 +1,33 @@
 """Restore photographs: `python -m concertormer_jax.restore --ckpt=DIR IN OUT`, for one picture or a folder of them."""
 
 import argparse
+import contextlib
 import dataclasses
 import sys
 import time
 from pathlib import Path
 
 import absl.logging
-import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.decoding import READABLE
-from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
+from concertormer_jax.data.images import image_size
+from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.forward import CompiledBySize, restore_floats
 from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evaluation.pictures import side_by_side
-from concertormer_jax.evaluation.settings import overlap_px, tile_px, tile_setting, tlc_window
 from concertormer_jax.files import written_atomically
+from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.photo import FORMATS, losses, read_photo, require_fits, write_photo
 from concertormer_jax.restore_plan import Plan, plan
 from concertormer_jax.system_memory import require_memory
 from concertormer_jax.terminal import printable
-from concertormer_jax.tiles import restore_tiled, tiled_axes
 
 _MOST_NAMED = 50  # files that are left out are named up to this number
 _BYTES_PER_PIXEL = 44  # beside the picture itself: the result, and what is made of it to be written
-
-
-class PhotoRestorer:
-    """Restores pictures of any size with a loaded checkpoint (`checkpoints.LoadedModel`) on the first device.
-
-    tlc: as in `settings.tlc_window`; tile: as in `settings.tile_setting`. Raises UserError for other values.
-    """
-
-    def __init__(self, model, *, tlc="auto", tile="auto", log=tqdm.write):
-        self._multiple = model.module.multiple
-        self._tile = tile_setting(tile, self._multiple)
-        self.device = jax.devices()[0]
-        window = tlc_window(tlc, model.train_crop_px, self._multiple)
-        module = model.module.clone(tlc_window=window)
-        self._restore = CompiledBySize(restore_floats(module), log, made_from=str(module))
-        self._params = jax.device_put(model.params, self.device)
-
-    def tiling(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return (tile size in pixels, rows of tiles, columns of tiles) for a picture of height x width."""
-        tile = tile_px(self._tile, height, width, self._multiple)
-        rows, columns = tiled_axes(height, width, tile, overlap_px(tile, self._multiple), self._multiple)
-        return tile, len(rows.starts), len(columns.starts)
-
-    def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        """Restore float32 [H, W, 3] in [0, 1]; the result has the same shape and range.
-
-        Raises UserError if the device's memory does not suffice or the network's output is not finite.
-        """
-        tile, rows, columns = self.tiling(*rgb.shape[:2])
-        with (
-            out_of_memory_explained("give smaller tiles, for instance --tile=448."),
-            tqdm(total=rows * columns, unit="tile", leave=False, disable=rows * columns == 1) as bar,
-        ):
-
-            def apply(images):
-                restored, finite = jax.device_get(self._restore(self._params, jax.device_put(images, self.device)))
-                if not finite.all():
-                    raise UserError("--ckpt: the network's output is not finite; its weights are damaged or diverged.")
-                bar.update()
-                return restored
-
-            return restore_tiled(apply, rgb, tile, overlap_px(tile, self._multiple), self._multiple)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +38,7 @@ class Outcome:
     failed: dict[Path, str]
 
 
-def restore_files(restorer: PhotoRestorer, work: Plan, *, log=tqdm.write) -> Outcome:
+def restore_files(restorer: Restorer, work: Plan, *, log=tqdm.write) -> Outcome:
     """Restore every picture of a plan. One that cannot be restored, for whatever reason, does not stop the others.
 
     log: called with lines to print, which hold no character that a terminal acts on.
@@ -90,6 +47,7 @@ def restore_files(restorer: PhotoRestorer, work: Plan, *, log=tqdm.write) -> Out
     """
     for folder in work.folders:
         require_writable(folder)
+    restorer.choose_canvas(_sizes(work))
     restored, failed = [], {}
 
     def say(text):
@@ -112,6 +70,13 @@ def restore_files(restorer: PhotoRestorer, work: Plan, *, log=tqdm.write) -> Out
     return Outcome(tuple(restored), failed)
 
 
+def _sizes(work):
+    """(height, width) of the pictures, without those that cannot be read, of which more is said in their turn."""
+    for job in work.jobs:
+        with contextlib.suppress(UserError):
+            yield image_size(job.before)
+
+
 def _restore_file(restorer, job, say):
     """Restore one file. What its new format cannot hold is found and said before the network is run."""
     start = time.perf_counter()
@@ -123,13 +88,15 @@ def _restore_file(restorer, job, say):
         say(f"note: {job.before} {note}")
     for loss in losses(photo, job.after):
         say(f"note: {job.after}: {loss}")
-    restored = dataclasses.replace(photo, rgb=restorer(photo.rgb))
+    result = restorer(photo.rgb)
+    for note in result.notes:
+        say(f"note: {job.before}: {note}.")
+    restored = dataclasses.replace(photo, rgb=result.rgb)
     write_photo(job.after, restored)
     if job.comparison:
         with written_atomically(job.comparison) as temporary:
             _comparison(photo.rgb, restored.rgb).save(temporary, format="PNG")
-    tile, rows, columns = restorer.tiling(height, width)
-    tiles = f"{rows}x{columns} tiles of {tile} px" if rows * columns > 1 else "whole"
+    tiles = f"{result.tiles} tiles of {result.tile_px} px" if result.tiles > 1 else "whole"
     seconds = time.perf_counter() - start
     say(f"{job.after}: {height}x{width}, {tiles}, {restorer.device.device_kind}, {seconds:.1f} s")
 
@@ -177,7 +144,7 @@ def main(arguments=None) -> None:
         prepare_to_compile()
         # Paths are checked before the checkpoint is read.
         work = plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
-        restorer = PhotoRestorer(load_model(flags.ckpt), tlc=flags.tlc, tile=flags.tile)
+        restorer = Restorer(load_model(flags.ckpt), tlc=flags.tlc, tile=flags.tile)
         outcome = restore_files(restorer, work)
         for line in _closing_lines(work, outcome):
             print(printable(line), file=sys.stderr)

@@ -61,12 +61,12 @@ def page(title: str, content: str, *, style: str = "", script: str = "") -> str:
 <link rel="icon" href="data:,">
 <title>{html.escape(title)}</title>
 <style>
-{_asset("slider.css")}{style}</style>
+{asset("slider.css")}{style}</style>
 </head>
 <body>
 {content}
 <script>
-{_asset("slider.js")}{script}</script>
+{asset("slider.js")}{script}</script>
 </body>
 </html>
 """
@@ -100,5 +100,6 @@ def _address(picture: np.ndarray) -> str:
     return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def _asset(name):
+def asset(name: str) -> str:
+    """The text of a file of this folder."""
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
