@@ -2,7 +2,8 @@
 
 DATA is a prepared set (tfds:NAME), a folder of one of the known sets in any of its layouts, or any folder with input/
 and target/. The output folder gets the restored pictures (restored/), the scores (per_image.csv, results.json,
-results.md) and a sheet of the ten pictures with the lowest PSNR (worst_ten.png); of several sets, each gets a folder.
+results.md), a sheet of the ten pictures with the lowest PSNR (worst_ten.png) and a page with before and after under a
+slider (comparison.html); of several sets, each gets a folder.
 
 `python evaluate.py --predictions=DIR --data=DATA` scores pictures that other software restored, by the same protocol.
 """
