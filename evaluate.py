@@ -8,29 +8,37 @@ slider (comparison.html); of several sets, each gets a folder.
 `python evaluate.py --predictions=DIR --data=DATA` scores pictures that other software restored, by the same protocol.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 from pathlib import Path
 
 import absl.logging
 
+from concertormer_jax.arguments import parse_arguments, whole
 from concertormer_jax.checkpoints import load_model
+from concertormer_jax.data.prepared import PREFIX
 from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
 from concertormer_jax.evaluation.opening import open_sets
-from concertormer_jax.evaluation.outputs import require_writable
+from concertormer_jax.evaluation.outputs import require_writable, results_path
 from concertormer_jax.evaluation.predictions import find_predictions, predictions_folder
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
-from concertormer_jax.metrics import METRICS
+from concertormer_jax.evaluation.settings import tlc_window
+from concertormer_jax.metrics import METRICS, require_known
+from concertormer_jax.paths import local_path
 
 BUNDLED_PHOTOS = Path(__file__).parent / "photos" / "test"
 
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", metavar="DIR", help="training folder, checkpoint or converted weights")
+    parser.add_argument("--ckpt", metavar="DIR", help="training folder, checkpoint or weights file")
     parser.add_argument("--predictions", metavar="DIR", help="pictures to score in place of a network's, by name")
     parser.add_argument("--data", metavar="DATA", help="default: the bundled test photographs, blurred into pairs/")
     parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared sets are; default as in prepare")
@@ -43,14 +51,18 @@ def main(arguments=None) -> None:
     )
     parser.add_argument("--metrics", help=f"default: the protocol's; any of {', '.join(METRICS)}")
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="images per step over all devices; default: one for each"
+        "--batch", type=whole(1, 65536), metavar="N", help="images per step over all devices; default: one for each"
     )
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         if bool(flags.ckpt) == bool(flags.predictions):
             raise UserError("give either --ckpt, a network to score, or --predictions, a folder of restored pictures.")
-        metrics = None if flags.metrics is None else [name for name in flags.metrics.split(",") if name]
+        if flags.data is not None and not flags.data.startswith(PREFIX):
+            flags.data = str(local_path(flags.data, "--data"))
+        metrics = None
+        if flags.metrics:
+            metrics = require_known([name for name in flags.metrics.split(",") if name])
         if flags.ckpt:
             evaluations, output = _network(flags, metrics)
         else:
@@ -65,14 +77,13 @@ def main(arguments=None) -> None:
 
 def _network(flags, metrics):
     prepare_to_compile()
-    model = load_model(flags.ckpt)
     tlc = flags.tlc or "auto"
     data_name = "-".join(Path(flags.data or BUNDLED_PHOTOS).resolve().parts[-2:])
-    if flags.data and flags.data.startswith("tfds:"):
-        data_name = flags.data.removeprefix("tfds:").replace("/", "-")
-    if "://" in (flags.output or flags.ckpt):
-        raise UserError("results are written on this machine: give a folder on it with --output.")
-    output = Path(flags.output or Path(flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}"))
+    if flags.data and flags.data.startswith(PREFIX):
+        data_name = flags.data.removeprefix(PREFIX).replace("/", "-")
+    output = results_path(flags.output, flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}")
+    model = load_model(flags.ckpt, "--ckpt")
+    tlc_window(tlc, model.train_crop_px, model.module.multiple)  # a wrong one is refused before anything is written
     data = flags.data
     if data is None:
         data = str(output / "pairs")
@@ -91,11 +102,11 @@ def _predictions(flags, metrics):
         raise UserError("--predictions needs --data: the set whose inputs were restored.")
     if flags.tlc or flags.batch:
         raise UserError("--tlc and --batch are for a network; leave them out with --predictions.")
+    predictions = local_path(flags.predictions, "--predictions")
     protocol, sets = open_sets(flags.data, flags.protocol, flags.data_dir)
-    output = Path(flags.output or f"{flags.predictions.rstrip('/')}-scores")
+    output = local_path(flags.output or f"{predictions}-scores", "--output")
     paths = {  # of all sets, before the first is scored
-        pairs.name: find_predictions(predictions_folder(flags.predictions, pairs, len(sets) == 1), pairs)
-        for pairs in sets
+        pairs.name: find_predictions(predictions_folder(predictions, pairs, len(sets) == 1), pairs) for pairs in sets
     }
 
     def score(pairs, folder):

@@ -4,19 +4,22 @@ The same command with the same --workdir goes on where the run ended. On several
 each of them.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import logging
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 
 from concertormer_jax import errors
-from concertormer_jax.command_line import parse
-from concertormer_jax.devices import prepare_to_compile
+from concertormer_jax.command_line import define_config, parse
+from concertormer_jax.devices import join_hosts, prepare_to_compile
 from concertormer_jax.training.loop import train
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="A file in configs/.", lock_config=True)
+CONFIG = define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, samples; may be gs://.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other hosts, one process on each.")
 flags.mark_flags_as_required(["config", "workdir"])
@@ -28,7 +31,7 @@ def main(_):
     with errors.reported():
         prepare_to_compile()
         if DISTRIBUTED.value:
-            jax.distributed.initialize()
+            join_hosts()
         if jax.process_index() == 0:
             print(CONFIG.value)
         train(CONFIG.value, WORKDIR.value)

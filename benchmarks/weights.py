@@ -10,9 +10,8 @@ import jax
 import numpy as np
 
 from benchmarks.params import write_params
-from concertormer_jax.convert import params_from_torch, torch_from_params
 from concertormer_jax.models import VARIANTS, create, parameter_shapes
-from concertormer_jax.torch_files import write_state_dict
+from concertormer_jax.weights import params_from_torch, torch_from_params, write_state_dict
 
 
 def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -4,20 +4,26 @@ Writes a picture of the attention maps of one block, those of every group of hea
 dimensional communication, for the middle (--crop) of IMAGE.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 from pathlib import Path
 
 import absl.logging
 import numpy as np
 
+from concertormer_jax.arguments import parse_arguments, whole
 from concertormer_jax.attribution.attention_maps import attention_maps, attention_sheet
 from concertormer_jax.attribution.window import cut_around, middle_window
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.outputs import require_separate, require_writable
+from concertormer_jax.evaluation.outputs import require_separate, require_writable, results_path
 from concertormer_jax.files import written_atomically
+from concertormer_jax.paths import local_path
 
 CROP_PX = 256
 
@@ -28,28 +34,35 @@ def main(arguments=None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
     parser.add_argument("image", metavar="IMAGE", help="a picture")
     parser.add_argument("--stage", default="encoders_0", metavar="NAME", help="default: encoders_0, the first")
-    parser.add_argument("--block", type=int, default=1, metavar="N", help="of the stage; default: 1, the first")
     parser.add_argument(
-        "--crop", type=int, default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}; 0 for the whole picture"
+        "--block", type=whole(1, 1000), default=1, metavar="N", help="of the stage; default: 1, the first"
+    )
+    parser.add_argument(
+        "--crop",
+        type=whole(0, 65536),
+        default=CROP_PX,
+        metavar="PIXELS",
+        help=f"default: {CROP_PX}; 0 for the whole picture",
     )
     parser.add_argument("--output", metavar="FILE.png", help="default: in attention_maps/ in the checkpoint's folder")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         name = f"{Path(flags.image).stem}_{flags.stage}_{flags.block}.png"
-        output = Path(flags.output or Path(flags.ckpt, "attention_maps", name))
+        output = results_path(flags.output, flags.ckpt, "attention_maps", name)
         if output.suffix.lower() != ".png":
             raise UserError(f"--output={output}: must end in .png.")
-        require_separate([output], [flags.image])
-        if flags.crop < 0:
-            raise UserError(f"--crop={flags.crop}: must be at least 0.")
-        picture = read_rgb(flags.image)
+        if output.is_dir():
+            raise UserError(f"--output={output}: is a folder; name a file for the result.")
+        image_path = local_path(flags.image, "IMAGE")
+        require_separate([output], [image_path])
+        picture = read_rgb(image_path)
         cut, _ = cut_around(picture, middle_window(*picture.shape[:2], 1), flags.crop)
         prepare_to_compile()
-        model = load_model(flags.ckpt)
+        model = load_model(flags.ckpt, "--ckpt")
         require_writable(output.parent)
         with out_of_memory_explained("give a smaller --crop."):
             image = cut.astype(np.float32) / 255

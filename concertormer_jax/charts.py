@@ -1,13 +1,24 @@
 """matplotlib, which is optional: only charts need it."""
 
 import importlib.util
+from pathlib import Path
 
 from concertormer_jax.errors import UserError
+from concertormer_jax.evaluation.outputs import require_file_writable
 
 
 def installed() -> bool:
     """Whether charts can be drawn."""
     return importlib.util.find_spec("matplotlib") is not None
+
+
+def require_drawable(wanted_by: str, path) -> None:
+    """Raise UserError where charts cannot be drawn, or not into `path`: its suffix or its place does not allow it."""
+    known = pyplot(wanted_by).Figure().canvas.get_supported_filetypes()
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    if suffix not in known:
+        raise UserError(f"{wanted_by}={path}: must end in one of .{', .'.join(sorted(known))}")
+    require_file_writable(path)
 
 
 def pyplot(wanted_by: str):

@@ -3,13 +3,14 @@
 import contextlib
 import gc
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from concertormer_jax import kept_traces
+from concertormer_jax import background, kept_traces
 from concertormer_jax.errors import UserError
+from concertormer_jax.paths import user_path
 
 _SHARE_CODE = "--xla_tpu_enable_deduplicated_calls"
 
@@ -47,11 +48,31 @@ def run_in_background(lowered: jax.stages.Lowered, *arguments) -> Future:
     """Compile what `jax.jit(...).lower(*arguments)` returned and run it, in a thread of its own.
 
     To compile a program, or read it from the cache, and to run it needs no Python: the next can be traced meanwhile.
+    With several processes it is done before this returns: all must start their programs in the same order.
     """
-    background = ThreadPoolExecutor(max_workers=1)
-    future = background.submit(lambda: lowered.compile()(*arguments))
-    background.shutdown(wait=False)
-    return future
+    if jax.process_count() == 1:
+        return background.run(lambda: lowered.compile()(*arguments))
+    done = Future()
+    done.set_result(lowered.compile()(*arguments))
+    return done
+
+
+def compile_while_listening(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """`lowered.compile()`, from which a signal's handler that raises leaves at once; the compiler goes on alone."""
+    if jax.process_count() > 1:
+        return lowered.compile()
+    return background.run(lowered.compile).result()
+
+
+def join_hosts() -> None:
+    """Join the other processes of a training on several hosts. Raises UserError where JAX finds no cluster."""
+    try:
+        jax.distributed.initialize()
+    except (ValueError, KeyError, TypeError) as error:  # of an environment that says nothing, or not enough
+        raise UserError(
+            f"--distributed: JAX finds no cluster that this process belongs to ({error}); start it on each host of a "
+            "Cloud TPU pod, or by SLURM, Open MPI or Kubernetes, or leave --distributed out on a single host"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -83,9 +104,12 @@ def prepare_to_compile() -> None:
     that stay, and searching them again and again takes a third of its time.
     """
     share_code_on_tpus()
-    if jax.config.jax_compilation_cache_dir is None:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(base, "concertormer_jax"))
+    given = jax.config.jax_compilation_cache_dir
+    if given is None:
+        cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "concertormer_jax"
+    else:
+        cache = user_path(given, "JAX_COMPILATION_CACHE_DIR")
+    jax.config.update("jax_compilation_cache_dir", os.fspath(cache))
     if jax.config.jax_enable_compilation_cache:
-        kept_traces.keep_in(os.path.join(jax.config.jax_compilation_cache_dir, "traces"))
+        kept_traces.keep_in(cache / "traces")
     gc.set_threshold(1_000_000)

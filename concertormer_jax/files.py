@@ -1,11 +1,18 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and folders that one process holds."""
 
 import contextlib
+import errno
+import fcntl
 import os
+import socket
 import tempfile
 from pathlib import Path
 
 from concertormer_jax.disk import explained
+from concertormer_jax.errors import UserError
+from concertormer_jax.paths import is_remote
+
+_CANNOT_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -37,6 +44,41 @@ def written_atomically(path):
 
 
 def write_text(path, text: str) -> None:
-    """Write `text` to `path`, atomically, as UTF-8; bytes of names that are no text become escapes (`\\udcff`)."""
+    """Write `text` to `path`, which may be in a bucket, atomically, as UTF-8.
+
+    Bytes of names that are no text become escapes (`\\udcff`).
+    """
+    if is_remote(path):
+        # A bucket shows an object when all of it has arrived.
+        path.write_bytes(text.encode("utf-8", "backslashreplace"))
+        return
     with written_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def locked(path, refusal: str):
+    """Hold the lock file `path`, whose folder is made if need be; it ends with this process, however that ends.
+
+    In a bucket and on file systems that cannot lock files, nothing is done. Raises UserError when another process
+    holds the lock: `refusal`, in which {holder} stands for that process.
+    """
+    if is_remote(path):
+        yield
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read(200).strip() or "another process"
+            raise UserError(refusal.replace("{holder}", holder)) from error
+        except OSError as error:
+            if error.errno not in _CANNOT_LOCK:
+                raise
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

@@ -5,34 +5,41 @@ Compiles the training step of every stage and the evaluation with TLC ahead of t
 fits, where the memory goes, and how long the compiler thinks that it takes. Times are estimates; nothing is run.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import contextlib
 import json
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from concertormer_jax import errors, files
-from concertormer_jax.command_line import parse
+from concertormer_jax.command_line import define_config, parse
+from concertormer_jax.evaluation.outputs import require_file_writable
+from concertormer_jax.paths import local_path
 from concertormer_jax.planning import advice, chips, programs, report
 from concertormer_jax.planning.compilation import Plan, compile_apart
+from concertormer_jax.values import Whole
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="A file in configs/.", lock_config=True)
+CONFIG = define_config()
 TPU = flags.DEFINE_string("tpu", None, f"A TPU and its topology: {chips.EXAMPLES}.")
 DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu"], "This machine's own device in place of --tpu.")
 ONLY = flags.DEFINE_enum("only", None, ["train", "evaluate"], "Plan one of the two; the default is both.")
 EVALUATE = flags.DEFINE_string("evaluate", "1280x720", "WIDTHxHEIGHT of the evaluated pictures in pixels.")
 TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto (that of evaluate.py), off or pixels.")
 FORWARD = flags.DEFINE_string("forward", None, "WIDTHxHEIGHT: plan only the bare network, one picture on one device.")
-PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles go, of this many rows.", lower_bound=0)
+PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles go, of this many rows.", 0, 10**6)
 TRY = flags.DEFINE_bool("try_suggestions", False, "Compile suggestions for what does not fit, until one fits.")
 OUTPUT = flags.DEFINE_string("output", None, "A file for the plan as JSON.")
+SIDE_PX = Whole(1, 32768)  # of a picture
 flags.mark_flags_as_required(["config"])
 
 
@@ -46,7 +53,10 @@ def plan(config) -> None:
     """Plan `config` as the flags say, and print and write the result. Raises UserError for flags that do not fit."""
     if (TPU.value is None) == (DEVICE.value is None):
         raise errors.UserError("give either --tpu=NAME:TOPOLOGY or --device=cpu|gpu")
+    output = None if OUTPUT.value is None else local_path(OUTPUT.value, "--output")
     tasks = _tasks(config)
+    if output:
+        require_file_writable(output)
     target = chips.tpu(TPU.value) if TPU.value else chips.own(DEVICE.value)
     if ONLY.value != "evaluate" and not FORWARD.value:
         programs.require_trainable(config, len(target.devices))
@@ -59,10 +69,10 @@ def plan(config) -> None:
         if found.tables:
             print("\n" + report.tables(found), flush=True)
         entries.append(report.as_json(found, target.chip, suggestions))
-    if OUTPUT.value:
+    if output is not None:
         content = {"target": target.name, "devices": len(target.devices), "programs": entries}
-        files.write_text(Path(OUTPUT.value), json.dumps(content, indent=2) + "\n")
-        print(f"\nThe plan is in {OUTPUT.value}.")
+        files.write_text(output, json.dumps(content, indent=2) + "\n")
+        print(f"\nThe plan is in {output}.")
 
 
 def _tasks(config) -> list[tuple[str, Callable]]:
@@ -83,8 +93,8 @@ def _tasks(config) -> list[tuple[str, Callable]]:
 
 def _size(flag: str, text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise errors.UserError(f"--{flag}={text}: must be WIDTHxHEIGHT in pixels, such as 1280x720")
+    if not all(re.fullmatch("[0-9]{1,5}", side) and int(side) in SIDE_PX for side in (width, height)):
+        raise errors.UserError(f"--{flag}={text}: must be WIDTHxHEIGHT, each {SIDE_PX} pixels, such as 1280x720")
     return int(width), int(height)
 
 

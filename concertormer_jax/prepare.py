@@ -8,16 +8,22 @@ by looking. Every file is decoded and compared with its partner before anything 
 is started again by the same command.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import os
 from collections.abc import Iterator
 
 from concertormer_jax import errors
+from concertormer_jax.arguments import parse_arguments
 from concertormer_jax.data.prepared import default_data_dir
 from concertormer_jax.datasets.checks import Report, SplitReport
 from concertormer_jax.datasets.descriptions import SETS
 from concertormer_jax.datasets.layouts import Found
 from concertormer_jax.datasets.preparation import described, examine, prepare
+from concertormer_jax.paths import local_path
 from concertormer_jax.terminal import printable
 
 _SHOWN = 20  # errors, and warnings
@@ -88,10 +94,10 @@ def main(arguments=None) -> None:
         "--data-dir", default="", metavar="DIR", help="where prepared sets go; default: ~/tensorflow_datasets"
     )
     parser.add_argument("--dry-run", action="store_true", help="check and report, write nothing")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     with errors.reported():
         description, variant = described(flags.name)
-        found, report = examine(flags.name, flags.source)
+        found, report = examine(flags.name, local_path(flags.source, "--source"))
         print(f"{description.title}: {variant.text}")
         for line in report_lines(found, report):
             print(printable(line))

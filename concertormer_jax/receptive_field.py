@@ -5,6 +5,10 @@ middle of the output, as |gradient|, and the mean of that over the pictures of a
 its middle (--crop). The output folder gets a picture of it, and the radii that hold 50, 90 and 99 % of it as JSON.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import json
 from pathlib import Path
@@ -14,6 +18,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from concertormer_jax.arguments import parse_arguments, whole
 from concertormer_jax.attribution.opening import named_pictures, restoring
 from concertormer_jax.attribution.pictures import receptive_field_picture
 from concertormer_jax.attribution.receptive_field import influence_on_middle, radius_holding
@@ -22,7 +27,7 @@ from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.forward import CompiledBySize
-from concertormer_jax.evaluation.outputs import require_separate, require_writable
+from concertormer_jax.evaluation.outputs import require_separate, require_writable, results_path
 from concertormer_jax.files import write_text, written_atomically
 
 CROP_PX = 256
@@ -35,18 +40,18 @@ def main(arguments=None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
     parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
-    parser.add_argument("--crop", type=int, default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}")
+    parser.add_argument("--crop", type=whole(1, 65536), default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}")
     parser.add_argument("--output", metavar="DIR", help="default: receptive_field/ in the checkpoint's folder")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         pictures = _large_enough(named_pictures(flags.image).values(), flags.crop)
         prepare_to_compile()
-        output = Path(flags.output or Path(flags.ckpt, "receptive_field", Path(flags.image).resolve().stem))
+        output = results_path(flags.output, flags.ckpt, "receptive_field", Path(flags.image).resolve().stem)
         require_separate([output / "receptive_field.png"], pictures)
-        model = load_model(flags.ckpt)
+        model = load_model(flags.ckpt, "--ckpt")
         require_writable(output)
         field = _mean_field(restoring(model), pictures, flags.crop)
         radii = {f"{share:.0%}": radius_holding(field, share) for share in SHARES}
@@ -70,8 +75,6 @@ def main(arguments=None) -> None:
 
 def _large_enough(paths, crop: int) -> list[Path]:
     """Return the pictures. Raises UserError, naming the first that is smaller than `crop` pixels on a side."""
-    if crop < 1:
-        raise UserError(f"--crop={crop}: must be at least 1.")
     for path in paths:
         height, width = image_size(path)
         if min(height, width) < crop:

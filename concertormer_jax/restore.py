@@ -1,5 +1,9 @@
 """Restore photographs: `python -m concertormer_jax.restore --ckpt=DIR IN OUT`, for one picture or a folder of them."""
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import contextlib
 import dataclasses
@@ -12,6 +16,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from concertormer_jax.arguments import parse_arguments
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.decoding import READABLE
 from concertormer_jax.data.images import image_size
@@ -129,7 +134,7 @@ def _closing_lines(work: Plan, outcome: Outcome) -> list[str]:
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m concertormer_jax.restore", description=__doc__)
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
     parser.add_argument("input", metavar="IN", help=f"a picture ({READABLE}) or a folder of them")
     parser.add_argument("output", metavar="OUT", help="the result's name, whose suffix decides its format, or a folder")
     parser.add_argument(
@@ -138,13 +143,13 @@ def main(arguments=None) -> None:
     parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")
     parser.add_argument("--recursive", action="store_true", help="of a folder, also the pictures in its subfolders")
     parser.add_argument("--compare", action="store_true", help="also write before and after side by side")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         prepare_to_compile()
         # Paths are checked before the checkpoint is read.
         work = plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
-        restorer = Restorer(load_model(flags.ckpt), tlc=flags.tlc, tile=flags.tile)
+        restorer = Restorer(load_model(flags.ckpt, "--ckpt"), tlc=flags.tlc, tile=flags.tile)
         outcome = restore_files(restorer, work)
         for line in _closing_lines(work, outcome):
             print(printable(line), file=sys.stderr)

@@ -9,6 +9,7 @@ from concertormer_jax.data.images import IMAGE_SUFFIXES
 from concertormer_jax.data.listing import is_leftover
 from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.outputs import key_of_results, require_separate
+from concertormer_jax.paths import local_path
 from concertormer_jax.photo import FORMATS, output_format
 
 
@@ -49,7 +50,7 @@ def plan(source, destination, *, compare=False, recursive=False) -> Plan:
     original.
     """
     into_folder = str(destination).endswith(os.sep)
-    source, destination = Path(source), Path(destination)
+    source, destination = local_path(source, "IN"), local_path(destination, "OUT")
     if source.is_dir():
         work = _folder(source, destination, recursive)
     elif source.exists() or source.is_symlink():

@@ -9,18 +9,28 @@ behind the paper's tables, which leaves out the two products of the Concertino's
 means. Beside them stands what XLA counts, as half its floating-point operations: it has sums, norms and softmax too.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import json
+import re
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from concertormer_jax import charts, errors, files
+from concertormer_jax.arguments import parse_arguments
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import ABLATIONS, VARIANTS, create, parameter_shapes
 from concertormer_jax.models.costs import COMMUNICATION, OUTSIDE, Cost, costs_of, total
+from concertormer_jax.paths import local_path
 from concertormer_jax.planning.arithmetic import counted_by_xla
+from concertormer_jax.values import Whole
+
+SIDE_PX = Whole(1, 32768)  # of the picture
 
 
 class Summary(NamedTuple):
@@ -149,8 +159,8 @@ def _share(part: Cost, whole: Cost) -> str:
 def _size(text: str) -> tuple[int, int]:
     width, cross, height = text.partition("x")
     height = height if cross else width
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise UserError(f"--size={text}: must be a side or WIDTHxHEIGHT in pixels, such as 256 or 1280x720")
+    if not all(re.fullmatch("[0-9]{1,5}", side) and int(side) in SIDE_PX for side in (width, height)):
+        raise UserError(f"--size={text}: must be a side or WIDTHxHEIGHT, each {SIDE_PX} pixels, such as 1280x720")
     return int(width), int(height)
 
 
@@ -165,15 +175,16 @@ def main(arguments=None) -> None:
     parser.add_argument("--size", default="256", help="of the picture in pixels: a side or WIDTHxHEIGHT")
     parser.add_argument("--json", action="store_true", help="print JSON in place of text")
     parser.add_argument("--chart", metavar="FILE.png", help="write a bar chart (needs matplotlib)")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     with errors.reported():
-        if flags.chart:
-            charts.pyplot("--chart")
+        chart = None if flags.chart is None else local_path(flags.chart, "--chart")
+        if chart:
+            charts.require_drawable("--chart", chart)
         jax.config.update("jax_platforms", "cpu")  # counting needs no device, and every machine counts the same
         summary = summarise(flags.variant, *_size(flags.size))
         print(json.dumps(summary.as_json(), indent=2) if flags.json else summary)
-        if flags.chart:
-            draw(summary, flags.chart)
+        if chart:
+            draw(summary, chart)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ spatial_cdc, channel_cdc, block_4, block_16, single_scale, skip_sum, skip_concat
 Expected hardware: 8 TPU chips or GPUs. These recipes have not been run to their end with this code.
 """
 
+from concertormer_jax.errors import UserError
 from concertormer_jax.models import ABLATIONS
 from configs import gopro
 
@@ -18,7 +19,7 @@ from configs import gopro
 def get_config(name: str = "full"):
     """name: one of `concertormer_jax.models.ABLATIONS`."""
     if name not in ABLATIONS:
-        raise ValueError(f"configs/ablation.py:{name} is unknown; choose {', '.join(ABLATIONS)}")
+        raise UserError(f"configs/ablation.py:{name} is unknown; choose {', '.join(ABLATIONS)}")
     config = gopro.get_config("lite")
     config.model.variant = name
     return config

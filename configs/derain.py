@@ -8,6 +8,7 @@ The paper's figure is 34.60 dB / 0.943 SSIM on Y, the average of Test100, Rain10
 hardware: 8 TPU chips or GPUs. This recipe has not been run to its end with this code.
 """
 
+from concertormer_jax.errors import UserError
 from configs import common
 
 
@@ -25,5 +26,5 @@ def get_config(data: str = "rain13k"):
         config.data.degradation = "rain"
         config.run.cache = True
     elif data != "rain13k":
-        raise ValueError(f"configs/derain.py:{data} is unknown; choose rain13k or synthetic")
+        raise UserError(f"configs/derain.py:{data} is unknown; choose rain13k or synthetic")
     return config

@@ -11,6 +11,7 @@ full one 32.12 / 0.951 on HIDE. Expected hardware: 8 TPU chips or GPUs. This rec
 this code.
 """
 
+from concertormer_jax.errors import UserError
 from configs import common
 
 
@@ -32,5 +33,5 @@ def get_config(schedule: str = "released"):
         config.data.degradation = "frames"
         config.run.cache = True
     else:
-        raise ValueError(f"configs/gopro.py:{schedule} is unknown; choose released, paper, lite or synthetic")
+        raise UserError(f"configs/gopro.py:{schedule} is unknown; choose released, paper, lite or synthetic")
     return config

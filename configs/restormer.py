@@ -8,6 +8,7 @@ The schedule of its paper (arXiv 2111.09881), batches for 8 devices. The papers'
 --tlc=off`). Expected hardware: 8 TPU chips or GPUs. This recipe has not been run to its end with this code.
 """
 
+from concertormer_jax.errors import UserError
 from configs import common
 
 
@@ -16,7 +17,7 @@ def get_config(attention: str = "transposed"):
     config = common.get_config()
     variants = {"transposed": "restormer", "csa": "restormer_csa"}
     if attention not in variants:
-        raise ValueError(f"configs/restormer.py:{attention} is unknown; choose transposed or csa")
+        raise UserError(f"configs/restormer.py:{attention} is unknown; choose transposed or csa")
     config.model.variant = variants[attention]
     config.data.source = "tfds:gopro"
     config.stages.steps = (92_000, 64_000, 48_000, 36_000, 36_000, 24_000)

@@ -68,7 +68,7 @@ def test_every_setting_can_be_set_in_a_config():
     assert module_from(config.model) == create("lite", remat=True).clone(design=expected)
     nothing = runs.override(build("ablation:skip_sum"), {"model.groups": ""})
     assert module_from(nothing.model) == create("gdmlp", remat=True)
-    with pytest.raises(UserError, match=r"config.model: skip='add' is unknown"):
+    with pytest.raises(UserError, match=r"config.model.skip='add' is unknown"):
         module_from(runs.override(config, {"model.skip": "add"}).model)
 
 

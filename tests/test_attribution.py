@@ -260,9 +260,9 @@ def test_the_command_fails_with_one_sentence(tmp_path, loaded, capsys):
         ([picture, "--window=20,20,16"], "a.png: the window 20,20,16 (x,y,size) does not lie within its 30x40 pixels"),
         ([picture, "--window=1,2"], "--window=1,2: must be x,y,size"),
         ([picture, "--crop=8"], "--crop=8: is smaller than the window of 16 pixels"),
-        ([picture, "--steps=0"], "--steps=0: must be at least 1"),
-        ([picture, "--batch=0"], "--batch=0: must be at least 1"),
-        ([picture, "--sigma=0"], "--sigma=0.0: must be more than 0"),
+        ([picture, "--steps=0"], "--steps: '0' must be a whole number from 1"),
+        ([picture, "--batch=0"], "--batch: '0' must be a whole number from 1"),
+        ([picture, "--sigma=nan"], "--sigma: 'nan' must be a number from 0.01"),
         ([picture, "--kernel=8"], "--kernel=8: must be an odd number"),
     ]:
         with pytest.raises(SystemExit) as exit_status:

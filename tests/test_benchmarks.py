@@ -15,10 +15,9 @@ from benchmarks import data_pipeline, growth, jax_worker, params, profile_block,
 from benchmarks.jax_batches import Batches
 from benchmarks.jobs import make_job
 from benchmarks.sides import ROOT, Side
-from concertormer_jax.convert import params_from_torch
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import VARIANTS, create, parameter_shapes
-from concertormer_jax.torch_files import read_state_dict
+from concertormer_jax.weights import params_from_torch, read_state_dict
 
 README = (ROOT / "benchmarks" / "README.md").read_text()
 

@@ -47,8 +47,8 @@ def saved(tmp_path):
     return tmp_path
 
 
-def test_latest_and_best_are_kept(saved):
-    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["2", "4"]
+def test_the_latest_two_and_the_best_are_kept(saved):
+    assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["2", "3", "4"]
 
 
 def test_best_is_loaded_by_default_and_any_by_its_folder(saved):
@@ -64,7 +64,7 @@ def test_best_is_loaded_by_default_and_any_by_its_folder(saved):
 def test_a_step_that_is_not_complete_yet_is_passed_over(saved, monkeypatch):
     """In a bucket a step has its name while it is being written."""
     monkeypatch.setattr(ocp.path.step, "is_path_finalized", lambda folder, **_: folder.name != "2")
-    assert load_model(saved).step == 4
+    assert load_model(saved).step == 3
     monkeypatch.setattr(ocp.path.step, "is_path_finalized", lambda folder: False)
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_model(saved)
@@ -73,7 +73,7 @@ def test_a_step_that_is_not_complete_yet_is_passed_over(saved, monkeypatch):
 def test_latest_is_restored_on_the_given_devices(saved):
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[3])
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state(0))
-    restored = Checkpoints(saved).restore(abstract)
+    restored = Checkpoints(saved).restore(abstract, MODULE)
     assert int(restored.step) == 4
     for leaf in jax.tree.leaves(restored.params):
         assert leaf.sharding == sharding
@@ -110,7 +110,7 @@ def test_missing_empty_and_foreign_directories_are_refused(tmp_path, saved):
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_model(tmp_path / "empty")
     (saved / "checkpoints" / "2" / "model" / "metadata").write_text("{")
-    with pytest.raises(UserError, match="is no checkpoint of this program or is damaged"):
+    with pytest.raises(UserError, match=r"2 is damaged: its metadata is missing or damaged; choose .*3, .*4"):
         load_model(saved)
 
 

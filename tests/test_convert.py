@@ -3,13 +3,23 @@
 import jax
 import numpy as np
 import pytest
+from pth_files import Storage, tensor, write_pth
 from tiny_network import random_params, tiny_network
 from tiny_restormer import tiny_restormer
 
-from concertormer_jax import checkpoints, convert, torch_files
-from concertormer_jax.convert import PUBLISHED, mappings, params_from_torch, torch_from_params, variant_named
+from concertormer_jax import checkpoints, convert
 from concertormer_jax.errors import UserError
-from concertormer_jax.models import create
+from concertormer_jax.evaluation.outputs import results_path
+from concertormer_jax.models import Concertormer, create, variant_name
+from concertormer_jax.weights import params_from_torch, read_state_dict, torch_from_params, write_state_dict
+from concertormer_jax.weights.conversion import (
+    PUBLISHED,
+    mappings,
+    network_of,
+    published_names,
+    published_shapes,
+    variant_named,
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +102,43 @@ def test_query_key_and_value_channels_are_regrouped_and_u_and_z_are_not(params, 
     np.testing.assert_array_equal(published, [*expected, *numbers[32:]])
 
 
-def test_all_names_that_differ_are_listed_in_one_error(state, module):
+def test_names_that_differ_are_counted_and_the_first_are_named(state, module):
     del state["intro.bias"], state["middle_blks.0.norm2.weight"]
     state["intro.scale"] = np.zeros(16)
     state["ending.bias"] = np.zeros(4)
-    with pytest.raises(UserError, match="4 names differ") as error:
+    with pytest.raises(UserError) as error:
         params_from_torch(state, module)
-    for problem in (
-        "missing intro.bias",
-        "missing middle_blks.0.norm2.weight",
-        "surplus intro.scale",
-        "misshapen ending.bias (4,) instead of (3,)",
-    ):
-        assert problem in str(error.value)
+    assert str(error.value) == (
+        "the weights are not those of this network: 2 missing (intro.bias, middle_blks.0.norm2.weight), "
+        "1 surplus (intro.scale), 1 of another shape (ending.bias is (4,) in place of (3,)); "
+        "the names are nearest to those of the variant demo"
+    )
+
+
+def test_the_message_about_many_names_is_short_and_names_the_nearest_variant(module):
+    state = {name: np.zeros(1) for name in published_names()["gopro"]}
+    with pytest.raises(UserError, match=r"surplus .*, \.\.\.\), .*the names are those of the variant gopro$") as error:
+        params_from_torch(state, module)
+    assert len(str(error.value)) < 500
+    with pytest.raises(UserError, match=r"surplus \(\\x1b\[31m") as error:
+        params_from_torch(
+            torch_from_params(random_params(module), module) | {"\x1b[31m" + 999 * "a": np.zeros(1)}, module
+        )
+    assert len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (np.zeros(3, np.int8), "is of the type int8; weights must be of a floating one"),
+        (np.zeros(3, np.complex64), "is of the type complex64"),
+        (np.array([0, 0, np.nan], np.float32), "is not finite"),
+        (np.array([0, 0, 1e300]), "is not finite"),
+    ],
+)
+def test_what_cannot_be_weights_is_refused(state, module, array, reason):
+    with pytest.raises(UserError, match=f"ending.bias {reason}"):
+        params_from_torch(state | {"ending.bias": array}, module)
 
 
 def test_the_way_back_is_as_strict(params, module):
@@ -112,26 +146,77 @@ def test_the_way_back_is_as_strict(params, module):
     del params["intro"]["bias"]
     params["intro"]["scale"] = np.zeros(16)
     params["ending"]["bias"] = np.zeros(4)
-    with pytest.raises(UserError, match="3 names differ") as error:
+    with pytest.raises(UserError, match=r"1 missing \(intro/bias\), 1 surplus \(intro/scale\), 1 of another shape"):
         torch_from_params(params, module)
-    for problem in ("missing intro/bias", "surplus intro/scale", "misshapen ending/bias (4,) instead of (3,)"):
-        assert problem in str(error.value)
 
 
 def test_the_command_converts_to_a_checkpoint_and_back(tmp_path, capsys):
     module = create("demo")
     state = torch_from_params(random_params(module), module)
     published, folder = tmp_path / "published.pth", tmp_path / "converted"
-    torch_files.write_state_dict(published, state)
+    write_state_dict(published, state)
     convert.main([str(published), str(folder)])
-    assert f"{published} -> {folder}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{published}: took 'params'; the network is demo\n{published} -> {folder}" in said
     loaded = checkpoints.load_model(folder)
     assert loaded.module == module
     assert loaded.train_crop_px == 256
-    for suffix in (".pth", ".safetensors"):
-        back = tmp_path / f"back{suffix}"
-        convert.main([str(folder), str(back)])
-        assert_same_tree(torch_files.read_state_dict(back), state)
+    for name in ("back.pth", "back.pt", "back.SAFETENSORS"):
+        convert.main([str(folder), str(tmp_path / name)])
+        assert_same_tree(read_state_dict(tmp_path / name), state)
+        convert.main([str(tmp_path / name), str(tmp_path / f"again-{name}")])
+        assert_same_tree(read_state_dict(tmp_path / f"again-{name}"), state)
+
+
+def test_the_moving_average_is_converted_unless_the_other_is_asked_for(tmp_path, capsys, params, module):
+    average = jax.tree.map(lambda leaf: leaf + 1, params)
+    content = {"params": torch_from_params(params, module), "params_ema": torch_from_params(average, module)}
+    content = {key: {f"module.{name}": array for name, array in state.items()} for key, state in content.items()}
+    write_as_trainers_do(tmp_path / "both.pth", content)
+    for flags, expected, said in (
+        ([], average, "took 'params_ema.module', not 'params.module'; without the prefix 'module.'"),
+        (["--key=params"], params, "took 'params.module', not 'params_ema.module'; without the prefix 'module.'"),
+    ):
+        folder = tmp_path / f"converted{len(flags)}"
+        convert.main([str(tmp_path / "both.pth"), str(folder), *flags])
+        assert f"both.pth: {said}; the network is custom" in capsys.readouterr().out
+        loaded = checkpoints.load_model(folder)
+        assert loaded.module == module, "its size is told by the shapes"
+        assert_same_tree(loaded.params, expected)
+    assert "choose from 'params.module', 'params_ema.module'" in fails(
+        capsys, tmp_path / "both.pth", tmp_path / "out", "--key=model"
+    )
+
+
+def write_as_trainers_do(path, content):
+    """Write a file of several dictionaries of arrays."""
+    storages, described = {}, {}
+    for key, state in content.items():
+        described[key] = {}
+        for name, array in state.items():
+            storage = Storage(array.size, key=str(len(storages)))
+            strides = tuple(stride // 4 for stride in array.strides)
+            described[key][name] = tensor(storage, 0, array.shape, strides)
+            storages[str(len(storages))] = array.tobytes()
+    write_pth(path, described, storages)
+
+
+def test_the_results_of_a_weights_file_go_beside_it(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"")
+    assert results_path(None, tmp_path / "w.pth", "evaluation", "a") == tmp_path / "w-results" / "evaluation" / "a"
+    (tmp_path / "w").mkdir()
+    assert results_path(None, tmp_path / "w", "evaluation", "a") == tmp_path / "w" / "evaluation" / "a"
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors", "weights"])
+def test_a_weights_file_is_loaded_as_a_checkpoint_is(tmp_path, capsys, params, state, module, name):
+    write_state_dict(tmp_path / "w.pth" if name == "weights" else tmp_path / name, state)
+    if name == "weights":
+        (tmp_path / "w.pth").rename(tmp_path / name)
+    loaded = checkpoints.load_model(tmp_path / name)
+    assert (loaded.module, loaded.train_crop_px, loaded.step, loaded.name) == (module, 256, 0, name)
+    assert_same_tree(loaded.params, params)
+    assert "the network is custom" in capsys.readouterr().out
 
 
 def test_a_form_that_was_never_published_has_no_names():
@@ -148,6 +233,36 @@ def test_the_names_say_which_network_they_are_of(variant):
     assert variant_named(names[1:]) == variant, "one is missing, which the error about it should say"
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        *[create(variant) for variant in PUBLISHED],
+        tiny_network(),
+        tiny_network(
+            width=16, encoder_blocks=(2, 1), decoder_blocks=(3, 4), encoder_heads=(2, 1), decoder_heads=(1, 2)
+        ),
+        tiny_network(expansion=3, width=16),
+        tiny_restormer(),
+        tiny_restormer(norm_bias=False),
+    ],
+    ids=lambda module: f"{variant_name(module)}-{module.width}",
+)
+def test_the_shapes_say_the_network(module):
+    shapes = {name: np.broadcast_to(np.float32(0), shape) for name, shape in published_shapes(module).items()}
+    assert network_of(shapes) == module
+    shapes.pop("ending.weight" if isinstance(module, Concertormer) else "output.weight")
+    assert network_of(shapes) == create(variant_named(shapes)), (
+        "the nearest, about which the error can say what is missing"
+    )
+
+
+@pytest.mark.parametrize("name", ["intro.weight", "encoders.0.0.m.temperature", "encoders.0.0.m.dw_u.weight"])
+@pytest.mark.parametrize("shape", [(), (0,), (2**40, 0, 3, 3), (10**6, 3, 3, 3), (1, 10**6, 1, 1, 1)])
+def test_hostile_shapes_are_of_no_network(state, name, shape):
+    state[name] = np.broadcast_to(np.float32(0), shape)
+    assert network_of(state) == create("demo")
+
+
 @pytest.mark.parametrize("norm_bias", [True, False])
 def test_restormer_there_and_back_is_the_identity(norm_bias):
     """(Its published names and shapes: see test_golden.py.)"""
@@ -157,7 +272,7 @@ def test_restormer_there_and_back_is_the_identity(norm_bias):
     assert ("latent.0.norm1.body.bias" in state) == norm_bias
     assert_same_tree(params_from_torch(state, module), params)
     state["patch_embed.proj.bias"] = state.pop("output.weight")
-    with pytest.raises(UserError, match=r"2 names differ.*missing output\.weight; surplus patch_embed\.proj\.bias"):
+    with pytest.raises(UserError, match=r"1 missing \(output\.weight\), 1 surplus \(patch_embed\.proj\.bias\)"):
         params_from_torch(state, module)
 
 
@@ -171,15 +286,16 @@ def fails(capsys, *arguments):
 
 
 def test_the_command_refuses_weights_of_another_variant(tmp_path, capsys, state):
-    torch_files.write_state_dict(tmp_path / "small.pth", state)
+    write_state_dict(tmp_path / "small.pth", state)
     line = fails(capsys, tmp_path / "small.pth", tmp_path / "out", "--variant=demo")
-    assert "choose the variant that they belong to" in line
+    assert "small.pth: the weights are not those of this network" in line
+    assert len(line) < 800
     assert not (tmp_path / "out").exists()
 
 
 def test_the_command_does_not_overwrite_a_folder(tmp_path, capsys):
     module = create("demo")
-    torch_files.write_state_dict(tmp_path / "demo.safetensors", torch_from_params(random_params(module), module))
+    write_state_dict(tmp_path / "demo.safetensors", torch_from_params(random_params(module), module))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "kept.txt").write_text("kept")
     line = fails(capsys, tmp_path / "demo.safetensors", tmp_path / "out", "--variant=demo")
@@ -192,3 +308,47 @@ def test_the_command_names_a_missing_source(tmp_path, capsys, arguments):
     source, destination = (tmp_path / argument for argument in arguments)
     assert f"{source} does not exist" in fails(capsys, source, destination)
     assert not destination.exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "message"),
+    [
+        ("run", "out.bin", "out.bin must end in .pth, .pt or .safetensors"),
+        ("run", "out", "out must end in .pth, .pt or .safetensors"),
+        ("run", "out.onnx", "must end in .pth, .pt or .safetensors"),
+        ("run", "out.pth --key=params", "--variant and --key are for a weights file"),
+        ("run", "out.pth --variant=demo", "--variant and --key are for a weights file"),
+        ("w.pth", "out.ckpt", "out.ckpt must end in .pth, .pt or .safetensors"),
+        ("w.pth", "out.BIN", "must end in .pth, .pt or .safetensors"),
+        ("w.pth", "w.pth", "w.pth exists; choose another name"),
+        ("w.pth", "note.txt", "note.txt exists and is no directory; choose another name"),
+        ("w.pth", "run", "run is not empty; choose a new directory"),
+        ("w.pth", "folder.pth", "folder.pth exists; choose another name"),
+        ("run", "folder.pth", "folder.pth exists; choose another name"),
+        ("note.txt", "out", "note.txt is neither a PyTorch weights file nor safetensors"),
+    ],
+)
+def test_the_command_tells_files_from_folders(tmp_path, capsys, state, params, module, source, destination, message):
+    write_state_dict(tmp_path / "w.pth", state)
+    checkpoints.save_converted(tmp_path / "run", module, params, 256)
+    (tmp_path / "note.txt").write_text("a note")
+    (tmp_path / "folder.pth").mkdir()
+    before = sorted(tmp_path.iterdir())
+    destination, *flags = destination.split()
+    assert message in fails(capsys, tmp_path / source, tmp_path / destination, *flags)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_damaged_weights_file_is_one_sentence(tmp_path, capsys, state, name):
+    write_state_dict(tmp_path / name, state)
+    whole = (tmp_path / name).read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1  # in the numbers
+    for damaged in (b"", whole[:1000], whole[:-1000], bytes(flipped), whole[:-100] + bytes(100), bytes(len(whole))):
+        (tmp_path / name).write_bytes(damaged)
+        line = fails(capsys, tmp_path / name, tmp_path / "out")
+        assert line.startswith(f"error: {tmp_path / name}")
+        with pytest.raises(UserError):
+            checkpoints.load_model(tmp_path / name)
+    assert not (tmp_path / "out").exists()

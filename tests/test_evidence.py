@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import signal
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import training_runs as runs
 from light_network import leave_out_blocks
 from PIL import Image
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.errors import Stopped, UserError
 from concertormer_jax.evidence import __main__ as command
 from concertormer_jax.evidence import chart, tables
 from concertormer_jax.evidence import runs as evidence_runs
@@ -131,8 +133,8 @@ def test_from_end_to_end_and_finished_runs_are_kept(tmp_path, monkeypatch, capsy
 
 
 def test_a_run_that_is_asked_to_stop_leaves_no_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence_runs, "train", lambda config, folder: 1)
-    with pytest.raises(UserError, match="stopped in full, seed 0; the same command goes on"):
+    monkeypatch.setattr(evidence_runs, "train", MagicMock(side_effect=Stopped(signal.SIGTERM)))
+    with pytest.raises(Stopped):
         command.compare(tiny(tmp_path), ["full"], [0], tmp_path / "results")
     assert not list((tmp_path / "results").rglob("result.json"))
 
@@ -173,7 +175,9 @@ def test_chart_of_several_seeds_of_one_and_without_the_reference(tmp_path):
     assert sizes[0] == sizes[1] == sizes[2]
 
 
-@pytest.mark.parametrize(("texts", "message"), [(["a"], "--seeds=a: must be"), ([], "--seeds=: must"), (["-1"], "-1")])
+@pytest.mark.parametrize(
+    ("texts", "message"), [(["a"], "--seeds=a: must be"), ([], "--seeds=: must"), (["4294967296"], "4294967296: must")]
+)
 def test_bad_seeds(texts, message):
     with pytest.raises(UserError, match=message):
         command._numbers(texts)

@@ -13,11 +13,12 @@ import numpy as np
 import optax
 import pytest
 
-from concertormer_jax.convert import mappings, params_from_torch, torch_from_params, write
 from concertormer_jax.models import create
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.training.optimizer import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step
+from concertormer_jax.weights import params_from_torch, torch_from_params
+from concertormer_jax.weights.conversion import mappings, write
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -85,7 +85,7 @@ def test_the_command_fails_with_one_sentence(tmp_path, loaded, capsys, monkeypat
     assert "a.png: has 30x20 pixels; give a smaller --crop than 256" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command.main([*arguments, "--crop=0"])
-    assert "--crop=0: must be at least 1" in capsys.readouterr().err
+    assert "--crop: '0' must be a whole number from 1" in capsys.readouterr().err
     monkeypatch.setattr(command, "restoring", lambda model: jax.tree_util.Partial(lambda images: images * jnp.nan))
     with pytest.raises(SystemExit):
         command.main([*arguments, "--crop=16"])

@@ -1,6 +1,8 @@
 """The written record of a run survives interruption without gaps or repeats."""
 
 import json
+import os
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -33,6 +35,40 @@ def test_a_line_cut_off_by_a_kill_is_dropped(tmp_path):
         file.write('{"step": 3, "val')
     write(tmp_path, 3, 3)
     assert lines(tmp_path) == [{"step": step, "value": step / 2} for step in (1, 2, 3)]
+
+
+def test_a_last_line_without_its_end_of_line_is_kept(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "value": 0.5}\n{"step": 2, "value": 1.0}')
+    write(tmp_path, 3, 3)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("damage", [b"", b"null", b"[]", b"{}", b'{"step": "2"}', b"\xff\xfe{", b'{"step": 2, "v": 1'])
+def test_damaged_lines_are_dropped_with_a_word(tmp_path, capsys, damage):
+    write(tmp_path, 1, 3)
+    first, _, third = (tmp_path / "metrics.jsonl").read_bytes().splitlines()
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([first, damage, third, b""]))
+    write(tmp_path, 4, 4)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3, 4]
+    assert f"{tmp_path / 'metrics.jsonl'}: 1 damaged lines were dropped" in capsys.readouterr().out
+
+
+def test_what_is_whole_is_appended_to_and_not_written_anew(tmp_path):
+    write(tmp_path, 1, 2)
+    before = (tmp_path / "metrics.jsonl").stat()
+    write(tmp_path, 3, 3)
+    assert (tmp_path / "metrics.jsonl").stat().st_ino == before.st_ino
+    assert (tmp_path / "metrics.jsonl").stat().st_size > before.st_size
+
+
+def test_the_file_is_whole_while_lines_are_dropped(tmp_path, monkeypatch):
+    """Whoever reads it, or kills the process, meets the old file or the new one."""
+    write(tmp_path, 1, 3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(os, "replace", MagicMock(side_effect=OSError("killed here")))
+    with pytest.raises(OSError, match="killed here"):
+        Writer(tmp_path, step=1, total_steps=10, enabled=True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_only_the_first_host_writes(tmp_path):

@@ -77,10 +77,10 @@ def start(arguments, devices=8, **settings) -> subprocess.Popen:
     )
 
 
-def finish(process: subprocess.Popen, timeout_s=1200) -> str:
-    """Wait for a command that must succeed; returns its output."""
+def finish(process: subprocess.Popen, timeout_s=1200, status=0) -> str:
+    """Wait for a command that must end with `status`; returns its output."""
     output, _ = process.communicate(timeout=timeout_s)
-    assert process.returncode == 0, output
+    assert process.returncode == status, output
     return output
 
 

@@ -6,6 +6,10 @@ The network sees a square cut out around the window (--crop), since the index de
 output folder gets a sheet for every picture, results.json and results.md.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import absl.logging
 import numpy as np
 from tqdm import tqdm
 
+from concertormer_jax.arguments import number, parse_arguments, whole
 from concertormer_jax.attribution.integrate import KERNEL, SIGMA, STEPS, WINDOW, PathIntegral
 from concertormer_jax.attribution.opening import named_pictures, restoring
 from concertormer_jax.attribution.pictures import attribution_sheet
@@ -22,7 +27,7 @@ from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.outputs import require_separate, require_writable
+from concertormer_jax.evaluation.outputs import require_separate, require_writable, results_path
 from concertormer_jax.files import write_text, written_atomically
 from concertormer_jax.terminal import printable
 
@@ -35,7 +40,7 @@ def main(arguments=None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
     parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
     parser.add_argument(
         "--window",
@@ -44,28 +49,45 @@ def main(arguments=None) -> None:
         "the middle",
     )
     parser.add_argument(
-        "--crop", type=int, default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}; 0 for the whole picture"
+        "--crop",
+        type=whole(0, 65536),
+        default=CROP_PX,
+        metavar="PIXELS",
+        help=f"default: {CROP_PX}; 0 for the whole picture",
     )
     parser.add_argument(
-        "--sigma", type=float, default=SIGMA, metavar="PIXELS", help=f"blur where the path starts; default: {SIGMA}"
+        "--sigma",
+        type=number(0.01, 1000),
+        default=SIGMA,
+        metavar="PIXELS",
+        help=f"blur where the path starts; default: {SIGMA}",
     )
-    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help=f"steps of the path; default: {STEPS}")
     parser.add_argument(
-        "--kernel", type=int, default=KERNEL, metavar="PIXELS", help=f"side of the blur's kernel; default: {KERNEL}"
+        "--steps", type=whole(1, 10**6), default=STEPS, metavar="N", help=f"steps of the path; default: {STEPS}"
     )
-    parser.add_argument("--batch", type=int, default=4, metavar="N", help="steps computed at once; default: 4")
+    parser.add_argument(
+        "--kernel",
+        type=whole(3, 255),
+        default=KERNEL,
+        metavar="PIXELS",
+        help=f"side of the blur's kernel; default: {KERNEL}",
+    )
+    parser.add_argument(
+        "--batch", type=whole(1, 65536), default=4, metavar="N", help="steps computed at once; default: 4"
+    )
     parser.add_argument(
         "--output", metavar="DIR", help="default: attribution/ in the checkpoint's folder, by the picture's name"
     )
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
-        _check(flags)
+        if flags.kernel % 2 == 0:
+            raise UserError(f"--kernel={flags.kernel}: must be an odd number of pixels.")
         prepare_to_compile()
-        output = Path(flags.output or Path(flags.ckpt, "attribution", Path(flags.image).resolve().stem))
+        output = results_path(flags.output, flags.ckpt, "attribution", Path(flags.image).resolve().stem)
         pictures = _windows(flags)
         require_separate([output / f"{name}.png" for name in pictures], [path for path, _ in pictures.values()])
-        model = load_model(flags.ckpt)
+        model = load_model(flags.ckpt, "--ckpt")
         require_writable(output)
         rows = _attribute(flags, model, pictures, output)
         settings = {key: getattr(flags, key) for key in ("sigma", "steps", "kernel", "crop")}
@@ -75,17 +97,6 @@ def main(arguments=None) -> None:
         for sentence in warnings(rows):
             print(printable(f"note: {sentence}"))
         print(f"pictures and tables are in {output}")
-
-
-def _check(flags) -> None:
-    """Raise UserError for numbers that cannot be used."""
-    for key, least in (("steps", 1), ("batch", 1), ("crop", 0)):
-        if getattr(flags, key) < least:
-            raise UserError(f"--{key}={getattr(flags, key)}: must be at least {least}.")
-    if not flags.sigma > 0:
-        raise UserError(f"--sigma={flags.sigma}: must be more than 0.")
-    if flags.kernel < 3 or flags.kernel % 2 == 0:
-        raise UserError(f"--kernel={flags.kernel}: must be an odd number of pixels from 3 up.")
 
 
 def _windows(flags) -> dict[str, tuple[Path, Window]]:

@@ -7,6 +7,7 @@ from jax.tree_util import Partial
 
 from concertormer_jax.data.images import list_images
 from concertormer_jax.errors import UserError
+from concertormer_jax.paths import local_path
 
 
 def restoring(model) -> Partial:
@@ -28,7 +29,7 @@ def named_pictures(source) -> dict[str, Path]:
 
     Raises UserError if there is none, or if two have the same name.
     """
-    source = Path(source)
+    source = local_path(source, "IMAGE")
     if source.is_file():
         return {source.stem: source}
     if not source.exists():

@@ -1,5 +1,6 @@
 """The square window of the picture whose restoration is explained, and the part of the picture around it."""
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ class Window(NamedTuple):
 def parse_window(text: str) -> Window:
     """Read `x,y,size`. Raises UserError for anything else."""
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts) or int(parts[2]) < 1:
+    if len(parts) != 3 or not all(re.fullmatch(r"\s*[0-9]{1,9}\s*", part) for part in parts) or int(parts[2]) < 1:
         raise UserError(f"--window={text}: must be x,y,size in pixels, such as 100,80,16.")
     return Window(*map(int, parts))
 

@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from concertormer_jax import errors
+from concertormer_jax.arguments import parse_arguments, whole
 from concertormer_jax.data.degradations import make_degradation
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.data.rain import Rain
-from concertormer_jax.evaluation.outputs import require_separate
+from concertormer_jax.evaluation.outputs import require_file_writable, require_separate
 from concertormer_jax.files import written_atomically
 
 _CELL = (320, 240)  # width and height of a picture on the sheet, in pixels
@@ -59,12 +60,15 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m concertormer_jax.data.contact_sheet", description=__doc__)
     parser.add_argument("photo", metavar="PHOTO", help="a sharp photograph")
     parser.add_argument("out", metavar="OUT", help="the sheet: .jpg or .png")
-    parser.add_argument("--seed", type=int, default=0, help="another seed draws other paths and drops (default: 0)")
-    flags = parser.parse_args(arguments)
+    parser.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, help="another seed draws other paths and drops (default: 0)"
+    )
+    flags = parse_arguments(parser, arguments)
     with errors.reported():
         if not flags.out.lower().endswith((".jpg", ".jpeg", ".png")):
             raise errors.UserError(f"{flags.out}: must end in .jpg or .png.")
         require_separate([flags.out], [flags.photo])
+        require_file_writable(flags.out)
         photo = read_rgb(flags.photo)
         try:
             sheet = contact_sheet(photo, flags.seed)

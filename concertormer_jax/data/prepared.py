@@ -20,6 +20,7 @@ from concertormer_jax.data.images import decode_rgb
 from concertormer_jax.data.safe_names import checked_name, checked_part
 from concertormer_jax.data.sources import Pairs
 from concertormer_jax.errors import UserError
+from concertormer_jax.paths import user_path
 
 PAIRS_FILE = "pairs.json"
 PREFIX = "tfds:"
@@ -111,7 +112,7 @@ class PreparedSource(Pairs):
 
 def default_data_dir() -> str:
     """Return where tensorflow-datasets keeps its sets: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    return os.fspath(user_path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "TFDS_DATA_DIR"))
 
 
 def prepared_folder(reference: str, data_dir: str = "") -> epath.Path:
@@ -124,7 +125,7 @@ def prepared_folder(reference: str, data_dir: str = "") -> epath.Path:
     config = config.rstrip("/")
     for part in (name, *filter(None, [config])):
         checked_part(part, f"{PREFIX}{reference}")
-    root = epath.Path(os.path.expanduser(data_dir) or default_data_dir())
+    root = user_path(data_dir or default_data_dir(), "data_dir")
     folder = root / name / config if config else root / name
     prepare = f"prepare it with: python -m concertormer_jax.prepare {reference} --source=DIR --data-dir={root}"
     children = _folders(folder)

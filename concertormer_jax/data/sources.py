@@ -24,6 +24,7 @@ from concertormer_jax.data.held_out import hold_out, relative_names
 from concertormer_jax.data.images import image_size
 from concertormer_jax.data.shake import CameraShake
 from concertormer_jax.errors import UserError
+from concertormer_jax.paths import local_path
 
 _MIXTURE_CYCLE = 1000
 
@@ -229,7 +230,7 @@ def open_source(
             f"{place}: only prepared sets are read from a bucket; give tfds:NAME as the source and the bucket's folder "
             "as config.data.data_dir."
         )
-    contents = contents_of(place)
+    contents = contents_of(local_path(place))
     if contents.photographs:
         return PhotoSource(contents.photographs, degradation or CameraShake(), cached=cached)
     require_equal_sizes(contents.pairs)

@@ -1,7 +1,6 @@
 """Preparing a set: found, checked, written. What is not whole never has the name of a prepared set."""
 
 import contextlib
-import fcntl
 import io
 import os
 import shutil
@@ -16,6 +15,8 @@ from concertormer_jax.datasets.descriptions import SETS, SetDescription, Variant
 from concertormer_jax.datasets.layouts import Found, find
 from concertormer_jax.disk import explained
 from concertormer_jax.errors import UserError
+from concertormer_jax.files import locked
+from concertormer_jax.paths import local_path
 
 _INCOMPLETE = "incomplete."  # how tensorflow-datasets calls the folders that it is writing
 
@@ -49,9 +50,7 @@ def prepare(reference: str, report: Report, data_dir: str = "") -> Path:
     OSError, with the file's name and what to do, for one that cannot be read or written.
     """
     description, variant = described(reference)
-    data_dir = os.path.expanduser(data_dir) or default_data_dir()
-    if "://" in data_dir:
-        raise UserError(f"--data-dir={data_dir}: is no local folder; prepare in one and copy it there as a whole.")
+    data_dir = os.fspath(local_path(data_dir or default_data_dir(), "--data-dir"))
     if report.errors:
         raise UserError(f"{description.title} has {len(report.errors)} errors, the first one: {report.errors[0]}")
     import tensorflow_datasets as tfds  # slow, and not needed for checks
@@ -59,7 +58,8 @@ def prepare(reference: str, report: Report, data_dir: str = "") -> Path:
     from concertormer_jax.datasets.builders import BUILDERS, make_builder
 
     folder = Path(data_dir, description.name, variant.name, str(BUILDERS[description.name].VERSION))
-    with _failures_named(folder), _only_one(folder.parent):
+    refusal = f"{folder.parent}: {{holder}} is preparing this set; wait for it or end it."
+    with _failures_named(folder), locked(folder.parent / ".preparing", refusal):
         if folder.exists():  # asked before tensorflow-datasets looks into it, which believes what it finds
             raise UserError(f"{folder}: is prepared already; delete it to prepare it again.")
         _remove_incomplete(folder)
@@ -90,18 +90,6 @@ def _require_space(folder: Path, report: Report) -> None:
             f"{folder}: has room for {free / 2**20:,.1f} MiB but the pictures take {needed / 2**20:,.1f} MiB; free "
             "some space there or name another folder with --data-dir=DIR."
         )
-
-
-@contextlib.contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Hold the lock of `folder`, which ends with the process that holds it, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".preparing", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder}: another process is preparing this set; wait for it or end it.") from error
-        yield
 
 
 def _remove_incomplete(folder: Path) -> None:

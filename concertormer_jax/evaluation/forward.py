@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from concertormer_jax import kept_traces
+from concertormer_jax.devices import compile_while_listening
 
 
 class CompiledBySize:
@@ -30,7 +31,7 @@ class CompiledBySize:
             size = f"{images.shape[1]}x{images.shape[2]}"
             self._log(f"compiling {size} (batch {images.shape[0]}) ...")
             start = time.perf_counter()
-            self._compiled[images.shape] = self._lower(params, images).compile()
+            self._compiled[images.shape] = compile_while_listening(self._lower(params, images))
             self._log(f"compiled {size} in {time.perf_counter() - start:.1f} s")
         return self._compiled[images.shape](params, images)
 

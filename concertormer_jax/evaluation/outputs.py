@@ -8,6 +8,22 @@ from pathlib import Path
 
 from concertormer_jax.data.safe_names import checked_name
 from concertormer_jax.errors import UserError
+from concertormer_jax.paths import is_remote, local_path, user_path
+
+
+def results_path(output: str | None, ckpt: str, *default: str) -> Path:
+    """Where a command's results go: --output, else `default` in the folder --ckpt, or in one beside a weights file.
+
+    Raises UserError when that is not on this machine.
+    """
+    if output is not None:
+        return local_path(output, "--output")
+    folder = user_path(ckpt, "--ckpt")
+    if is_remote(folder):
+        raise UserError(f"{folder} is in a bucket and results are written on this machine; give a folder by --output")
+    if folder.exists() and not folder.is_dir():
+        folder = folder.with_name(f"{folder.stem}-results")
+    return Path(folder, *default)
 
 
 def require_writable(folder) -> None:
@@ -42,6 +58,13 @@ def key_of_results(folder: Path) -> Callable[[Path], str]:
     if _tells_case_apart(existing):
         return lambda path: os.path.join(os.path.realpath(path.parent), path.name)
     return lambda path: unicodedata.normalize("NFC", os.path.join(os.path.realpath(path.parent), path.name)).casefold()
+
+
+def require_file_writable(path) -> None:
+    """Make the folder of `path` if need be and raise UserError unless `path` can be written as a file."""
+    if Path(path).is_dir():
+        raise UserError(f"{path}: is a folder; name a file for the result.")
+    require_writable(Path(path).parent)
 
 
 def restored_path(output, name: str) -> Path:

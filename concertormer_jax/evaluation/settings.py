@@ -8,6 +8,8 @@ from concertormer_jax.tiles import GRID_PX, tile_grid
 TLC_GRID_FACTOR = 1.75
 UNKNOWN_TRAIN_CROP_PX = 256  # the paper's training size, for weights that do not say theirs
 
+LARGEST_PX = 2**20  # of a tile or window
+
 
 def tlc_window(setting: str, train_crop_px: int | None, multiple: int = GRID_PX) -> int | None:
     """Return the TLC window in pixels at full resolution, None for no TLC.
@@ -54,6 +56,8 @@ def _multiple_of(step, flag, text, least):
         value = int(text)
     except ValueError:
         raise UserError(f"{flag}={text}: must be auto, off or a number of pixels.") from None
+    if value > LARGEST_PX:
+        raise UserError(f"{flag}={text}: must be at most {LARGEST_PX} pixels, or off.")
     if value < least or value % step:
         below = value // step * step
         nearest = f"{below} and {below + step}" if below >= least else f"{least}"

@@ -5,16 +5,22 @@ python -m concertormer_jax.evaluation.table RESULTS... [--published RESULTS...] 
 RESULTS is a results.json of evaluate.py or its folder. A cell for which there is no result stays empty.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import dataclasses
 import json
 from pathlib import Path
 
 from concertormer_jax import errors
-from concertormer_jax.evaluation.outputs import require_separate
+from concertormer_jax.arguments import parse_arguments
+from concertormer_jax.evaluation.outputs import require_file_writable, require_separate
 from concertormer_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from concertormer_jax.evaluation.reports import RESULTS_FILE
 from concertormer_jax.files import write_text
+from concertormer_jax.paths import local_path
 from concertormer_jax.terminal import printable
 
 _PAPER_FILE = Path(__file__).parent / "paper.json"
@@ -149,12 +155,15 @@ def main(arguments=None):
     parser.add_argument("trained", nargs="*", metavar="RESULTS", help="results of weights that were trained here")
     parser.add_argument("--published", nargs="+", default=[], metavar="RESULTS", help="results of published weights")
     parser.add_argument("--output", metavar="FILE", help="write the table there too")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     with errors.reported():
+        output = None if flags.output is None else local_path(flags.output, "--output")
+        if output:
+            require_file_writable(output)
         table = results_table(flags.trained, flags.published)
-        if flags.output:
-            require_separate([flags.output], [_file(path) for path in (*flags.trained, *flags.published)])
-            write_text(flags.output, table)
+        if output:
+            require_separate([output], [_file(path) for path in (*flags.trained, *flags.published)])
+            write_text(output, table)
         print(table, end="")
 
 

@@ -6,32 +6,39 @@ against MACs (results.png, where matplotlib is installed). The same command goes
 kept, and more forms or seeds can be added.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import logging
+import re
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from concertormer_jax import charts, errors
-from concertormer_jax.command_line import parse
+from concertormer_jax.command_line import define_config, parse
 from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evidence import chart, runs, tables
 from concertormer_jax.files import write_text
 from concertormer_jax.models import ABLATIONS
+from concertormer_jax.paths import local_path
+from concertormer_jax.training.config_limits import KEYS, require_valid
 from concertormer_jax.training.data import sources_from
 from concertormer_jax.training.loop import claim_workdir
 from concertormer_jax.training.same_data import digests_of
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/evidence.py", "A file in configs/: sizes, data and training of every form.", lock_config=True
-)
+CONFIG = define_config("A file in configs/: sizes, data and training of every form; default: configs/evidence.py.")
 VARIANTS = flags.DEFINE_list("variants", list(ABLATIONS), "The forms, separated by commas.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "The seeds, separated by commas.")
-STEPS = flags.DEFINE_integer("steps", None, "Steps of every run, of configs with one stage.", lower_bound=1)
+STEPS = flags.DEFINE_integer(
+    "steps", None, "Steps of every run, of configs with one stage.", lower_bound=1, upper_bound=10**9
+)
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs and the results.")
 flags.mark_flags_as_required(["output"])
 
@@ -55,10 +62,11 @@ def compare(config, variants: list[str], seeds: list[int], output) -> None:
     The results are of all runs in `output`, also of earlier commands. Raises UserError for bad settings, an output that
     was made with another config, and like `runs.run`.
     """
+    require_valid(config)
     costs = {variant: runs.cost_of(config, variant) for variant in ABLATIONS}
     if unknown := [variant for variant in variants if variant not in costs]:
         raise UserError(f"--variants: {unknown[0]!r} is unknown; choose from {', '.join(ABLATIONS)}")
-    output = Path(output)
+    output = local_path(output, "--output")
     require_writable(output)
     claim_workdir(output, config, begun=True, flag="--output", data=digests_of(*sources_from(config)))
     if not charts.installed():
@@ -68,8 +76,7 @@ def compare(config, variants: list[str], seeds: list[int], output) -> None:
         folder = output / "runs" / f"{variant}-{seed}"
         if runs.finished(folder) is None:
             tqdm.write(f"{variant}, seed {seed}:")
-            if runs.run(config, variant, seed, folder) is None:
-                raise UserError(f"stopped in {variant}, seed {seed}; the same command goes on")
+            runs.run(config, variant, seed, folder)
             report(config, costs, output)
     report(config, costs, output)
     print(tables.markdown(*_table(costs, output), config))
@@ -91,10 +98,11 @@ def _table(costs, output):
 
 
 def _numbers(texts: list[str]) -> list[int]:
-    if not texts or not all(text.isdecimal() for text in texts):
-        raise UserError(f"--seeds={','.join(texts)}: must be whole numbers from 0 up, such as 0,1,2")
+    seed = KEYS["seed"]
+    if not texts or not all(re.fullmatch("[0-9]{1,10}", text) and int(text) in seed for text in texts):
+        raise UserError(f"--seeds={','.join(texts)}: must be {seed}, or several such as 0,1,2")
     return [int(text) for text in texts]
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=partial(parse, default_config="configs/evidence.py"))

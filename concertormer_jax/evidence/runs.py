@@ -90,18 +90,22 @@ def cost_of(config, variant: str) -> Cost:
 def finished(folder) -> Result | None:
     """The result that lies in `folder`, None if there is none yet."""
     path = Path(folder, "result.json")
-    return Result(**json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return Result(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged; remove it to score this run again") from error
 
 
-def run(config, variant: str, seed: int, folder) -> Result | None:
-    """Train and score one form from one seed in `folder`, or go on with what lies there; None if asked to stop.
+def run(config, variant: str, seed: int, folder) -> Result:
+    """Train and score one form from one seed in `folder`, or go on with what lies there.
 
-    Raises UserError like `training.loop.train` and `evaluation.evaluator.evaluate`.
+    Raises UserError and Stopped like `training.loop.train` and `evaluation.evaluator.evaluate`.
     """
     start = time.perf_counter()
     config = config_of(config, variant, seed)
-    if train(config, folder) < sum(config.stages.steps):
-        return None
+    train(config, folder)
     _, held_out = sources_from(config)
     pictures = EvaluationSet("held-out", MiddleCrops(held_out, config.validation.crop_px))
     evaluation = evaluate(load_model(folder), pictures, Path(folder, "evaluation"), tlc="off", metrics=METRICS)

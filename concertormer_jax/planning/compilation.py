@@ -3,11 +3,10 @@
 import dataclasses
 import multiprocessing
 import re
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import jax
 
@@ -83,18 +82,40 @@ class Plan:
 def compile_apart(make: Callable[..., Task], config, target: str, table_rows: int = 0) -> Plan:
     """Compile what `make(config, mesh)` traces for the devices of `target`, in a process of its own.
 
-    The compiler keeps gigabytes for every program; they go back with the process. make, config: can be pickled.
-    Raises UserError when the process was killed.
+    The compiler keeps gigabytes for every program; they go back with the process, which ends with the wait for it.
+    make, config: can be pickled. Raises UserError when the process was killed.
     """
     context = multiprocessing.get_context("spawn")  # JAX has threads, with which a fork may hang
+    answers, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, make, config, target, table_rows), daemon=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: this process ends both
     try:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            return pool.submit(_compile_for, make, config, target, table_rows).result()
-    except BrokenProcessPool as error:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    theirs.close()
+    try:
+        plan, error = answers.recv()
+    except EOFError as end:
         raise UserError(
             f"the compiler for {target} was killed, most likely because this machine has too little memory; "
             "close other programs, or plan one part with --only"
-        ) from error
+        ) from end
+    finally:
+        process.kill()
+        process.join()
+    if error is not None:
+        raise error
+    return plan
+
+
+def _answer(connection, *arguments):
+    """Send what `_compile_for` returns, or raises."""
+    try:
+        answer = _compile_for(*arguments), None
+    except Exception as error:
+        answer = None, error
+    connection.send(answer)
 
 
 def _compile_for(make, config, name, table_rows):

@@ -12,7 +12,6 @@ from concertormer_jax.evaluation.forward import restore_bytes
 from concertormer_jax.evaluation.opening import protocol_of_training
 from concertormer_jax.models import parameter_shapes
 from concertormer_jax.ops.image import padded_size
-from concertormer_jax.training.limits import require_in_range
 from concertormer_jax.training.setup import module_from, trace_step, training_from
 from concertormer_jax.training.stages import make_stages, require_divisible
 
@@ -42,9 +41,10 @@ def training_stages(config):
 
 
 def require_trainable(config, devices: int) -> None:
-    """Raise UserError, as the training itself does, for numbers out of range and batches that do not divide."""
-    require_in_range(config)
-    require_divisible(training_stages(config), devices, config.train.accumulation)
+    """Raise UserError, as the training itself does, for keys that make no sense and batches that do not divide."""
+    stages = training_stages(config)
+    training_from(config, stages)
+    require_divisible(stages, devices, config.train.accumulation)
 
 
 def training_task(config, mesh: Mesh, number: int) -> Task:

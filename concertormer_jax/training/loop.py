@@ -4,26 +4,28 @@ import contextlib
 import functools
 import json
 import math
-import signal
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from etils import epath
 
 from concertormer_jax.checkpoints import Checkpoints, size_of
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.cache import require_memory_for
-from concertormer_jax.devices import data_mesh, out_of_memory_explained, place_batch
-from concertormer_jax.errors import UserError
+from concertormer_jax.devices import compile_while_listening, data_mesh, out_of_memory_explained, place_batch
+from concertormer_jax.errors import Stopped, UserError
+from concertormer_jax.files import locked, write_text
+from concertormer_jax.paths import user_path
+from concertormer_jax.training.config_limits import require_valid
 from concertormer_jax.training.data import data_notes, sources_from
 from concertormer_jax.training.same_data import NAMES_OF_DATA, digests_of, require_same_data, write_digests
 from concertormer_jax.training.setup import lower_step, training_from
 from concertormer_jax.training.stages import Stage, make_stages, require_divisible
 from concertormer_jax.training.start import starting_state
 from concertormer_jax.training.step import TrainState
+from concertormer_jax.training.stop import Stop
 from concertormer_jax.training.validation import Validation
 from concertormer_jax.training.writers import Interval, Writer
 
@@ -39,10 +41,10 @@ def claim_workdir(workdir, config, *, begun: bool, flag: str = "--workdir", data
     have when the folder was made is not compared. Those that name data may, if the data are the same. flag: what named
     the folder; data: from `digests_of`. Raises UserError naming the first key that differs.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = user_path(workdir, flag) / "config.json"
     wanted = json.loads(config.to_json_best_effort())
     if begun and path.exists():
-        stored = json.loads(path.read_text())
+        stored = _read_config(path)
         begin_again = another = f"another {flag}"
         if flag == "--workdir":
             begin_again = f"go on from its weights in another folder: {flag}=NEW --config.init_from={workdir}"
@@ -57,9 +59,17 @@ def claim_workdir(workdir, config, *, begun: bool, flag: str = "--workdir", data
         if data is not None:
             write_digests(workdir, data)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / ".config.json.tmp"
-        temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-        temporary.replace(path)
+        write_text(path, json.dumps(wanted, indent=2) + "\n")
+
+
+def _read_config(path) -> dict:
+    try:
+        stored = json.loads(path.read_text())
+    except ValueError:
+        stored = None
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} is damaged; remove it if this is the command of the run, which writes it anew")
+    return stored
 
 
 def _differences(stored: dict, wanted: dict):
@@ -74,38 +84,6 @@ def _differences(stored: dict, wanted: dict):
     for name in sorted(old.keys() & new.keys()):
         if not name.startswith(_MAY_CHANGE) and name not in NAMES_OF_DATA and old[name] != new[name]:
             yield f"config.{name}", old[name], new[name]
-
-
-class Stop:
-    """Whether a signal or the other hosts ask this run to save and end."""
-
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
-        self.signal = None
-
-    @contextlib.contextmanager
-    def listening(self):
-        """Note SIGTERM and Ctrl-C in place of ending at once, on a single host; a second Ctrl-C does end at once."""
-
-        def note(number, _):
-            if self.signal == number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.signal = number
-
-        # On several hosts JAX's own handler tells the others of SIGTERM, and Ctrl-C, which reaches only one, ends it.
-        numbers = [signal.SIGINT, signal.SIGTERM] if jax.process_count() == 1 else []
-        before = {number: signal.signal(number, note) for number in numbers}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def asked(self, step: int) -> bool:
-        """Whether to stop after `step`; the same answer on every host."""
-        if jax.process_count() > 1:
-            return self._checkpoints.reached_preemption(step)
-        return self.signal is not None
 
 
 class Run(NamedTuple):
@@ -125,20 +103,37 @@ class Run(NamedTuple):
 
 
 def train(config, workdir) -> int:
-    """Train as `config` says, going on from the latest checkpoint in `workdir`; returns the step that was reached.
+    """Train as `config` says, going on from the latest whole checkpoint in `workdir`; returns the last step.
 
-    Raises UserError for a config, data or work folder that cannot be used, and when the loss is not finite.
+    Raises UserError for a config, data or work folder that cannot be used, when another process trains in the folder,
+    and when the loss is not finite. Raises Stopped, when what is new is saved, if a signal asks for it.
     """
+    require_valid(config)
+    workdir = user_path(workdir, "--workdir")
     stages = make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
     training = training_from(config, stages)
     mesh = data_mesh()
     require_divisible(stages, mesh.size, config.train.accumulation)
     source, held_out = sources_from(config)
+    with _only_run(workdir):
+        return _train(config, workdir, stages, training, mesh, source, held_out)
+
+
+def _only_run(workdir):
+    """Hold the work folder against other runs; the hosts of one run share the hold of the first."""
+    if jax.process_index() > 0:
+        return contextlib.nullcontext()
+    refusal = f"{workdir}: {{holder}} is training in this folder; wait for it, end it, or give another --workdir"
+    return locked(workdir / ".lock", refusal)
+
+
+def _train(config, workdir, stages, training, mesh, source, held_out) -> int:
     cache_bytes = require_memory_for(source) if config.run.cache else 0
     checkpoints = Checkpoints(workdir)
-    latest = checkpoints.latest_step()
-    claim_workdir(workdir, config, begun=latest is not None, data=digests_of(source, held_out))
+    claim_workdir(workdir, config, begun=checkpoints.latest_step() is not None, data=digests_of(source, held_out))
     shapes, first_state = starting_state(config, training, checkpoints, mesh)
+    latest = checkpoints.latest_step()
+    checkpoints.open()
 
     model = {
         "size": size_of(training.module),
@@ -170,16 +165,20 @@ def train(config, workdir) -> int:
         config, source, stages, compile_step, validation, validation.input_psnr, checkpoints, writer, mesh, model, stop
     )
     try:
-        with stop.listening(), jax.transfer_guard("disallow"), out_of_memory_explained(_LESS_MEMORY):
-            step = _steps(run, first_state, latest or 0)
-        with jax.transfer_guard("allow"):
-            checkpoints.wait()
-        if stop.signal is not None:
-            writer.note(
-                f"stopped by {signal.Signals(stop.signal).name}; step {step} is saved, the same command goes on"
-            )
-        else:
-            writer.note(f"step {step} is saved in {workdir}")
+        with stop.listening():
+            stopped = None
+            try:
+                with jax.transfer_guard("disallow"), out_of_memory_explained(_LESS_MEMORY):
+                    step = _steps(run, first_state, latest or 0)
+            except Stopped as request:
+                stopped = request
+            with jax.transfer_guard("allow"):
+                checkpoints.wait()
+        if stopped is not None:
+            saved = checkpoints.latest_step()
+            kept = "nothing is saved yet" if saved is None else f"step {saved} is saved"
+            raise Stopped(stopped.number, f"{stopped.text}; {kept}, the same command goes on") from None
+        writer.note(f"step {step} is saved in {workdir}")
         return step
     finally:
         writer.close()
@@ -187,13 +186,22 @@ def train(config, workdir) -> int:
 
 
 def _steps(run: Run, first_state: Callable[[], TrainState], step: int) -> int:
-    """Run all remaining steps from the state that is given; returns the last step that was made (and saved)."""
-    state = None
+    """Run all remaining steps from the state that is given; returns the last step, which is saved.
+
+    Raises Stopped when asked to, with the state saved if there is a new one.
+    """
+    state, saved = None, step
     for stage in run.stages:
         if step >= stage.end:
             continue
-        compiled = run.compile_step(stage)
-        state = first_state() if state is None else state
+        try:
+            with run.stop.at_once():
+                compiled = run.compile_step(stage)
+                state = first_state() if state is None else state
+        except Stopped:
+            if step > saved:
+                _save(run, state, step, validate=False)
+            raise
         batches = _batches(run, stage, step)
         interval = Interval()
         pending = None  # metrics of the step that the device may still be working on
@@ -209,9 +217,10 @@ def _steps(run: Run, first_state: Callable[[], TrainState], step: int) -> int:
             if previous is not None:
                 interval.add(_finite(run, *previous), stage)
             saving = step % run.config.run.checkpoint_every_steps == 0 or step == run.stages[-1].end
-            logging = step % run.config.run.log_every_steps == 0
             stopping = run.stop.asked(step)
-            if saving or logging or stopping or step == stage.end:
+            # What is left of an interval is told, too, where a stage or this process ends.
+            logging = step % run.config.run.log_every_steps == 0 or step == stage.end or stopping
+            if saving or logging:
                 interval.add(_finite(run, *pending), stage)
                 pending = None
             run.writer.progress(step)
@@ -223,10 +232,11 @@ def _steps(run: Run, first_state: Callable[[], TrainState], step: int) -> int:
                 interval = Interval()
             if saving or stopping:
                 paused = time.perf_counter()
-                _save(run, state, step, validate=saving)
+                _save(run, state, step, validate=saving and not stopping)
                 interval.start += time.perf_counter() - paused
-            if stopping:
-                return step
+                saved = step
+            if stopping and step < run.stages[-1].end:
+                raise Stopped(stopping)
     return step
 
 
@@ -235,7 +245,7 @@ def _compile(training, shapes: TrainState, mesh, writer: Writer, stage: Stage):
     writer.note(f"compiling the step of stage {stage.number} ({stage.crop_px} px x {stage.batch}) ...")
     start = time.perf_counter()
     with jax.transfer_guard("allow"):
-        compiled = lower_step(training, shapes, stage, mesh).compile()
+        compiled = compile_while_listening(lower_step(training, shapes, stage, mesh))
     writer.note(f"compiled in {time.perf_counter() - start:.1f} s")
     return compiled
 
@@ -274,11 +284,17 @@ def _finite(run: Run, step: int, metrics: dict, positions: np.ndarray) -> dict[s
 
 
 def _save(run: Run, state: TrainState, step: int, *, validate: bool) -> None:
-    """Validate if asked to, and save."""
-    psnr = None
+    """Validate if asked to, and save. Raises Stopped, with the state saved, when the validation is to be left."""
+    psnr, stopped = None, None
     with jax.transfer_guard("allow"):  # Orbax moves arrays on its own
         if validate:
             params = state.params if state.average is None else state.average
-            psnr, pictures = run.validation(params, SHOWN_PICTURES)
-            run.writer.validation(step, psnr, run.input_psnr, pictures)
+            try:
+                with run.stop.at_once():
+                    psnr, pictures = run.validation(params, SHOWN_PICTURES)
+                run.writer.validation(step, psnr, run.input_psnr, pictures)
+            except Stopped as request:
+                psnr, stopped = None, request
         run.checkpoints.save(state, run.model, psnr)
+    if stopped is not None:
+        raise stopped

@@ -11,7 +11,7 @@ from concertormer_jax import kept_traces
 from concertormer_jax.devices import batch_sharding, replicated
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import Network, create, initial_params
-from concertormer_jax.training.limits import require_in_range
+from concertormer_jax.training.config_limits import require_valid
 from concertormer_jax.training.optimizer import adamw, cosine
 from concertormer_jax.training.stages import Stage
 from concertormer_jax.training.step import TrainState, initial_state, make_train_step
@@ -38,24 +38,26 @@ def module_from(model) -> Network:
         fields["expansion"] = int(fields["expansion"])
     if "groups" in fields:
         fields["groups"] = tuple(name.strip() for name in fields["groups"].split(",") if name.strip())
-    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-    if model.dtype not in dtypes:
-        raise UserError(f"config.model.dtype={model.dtype!r} is unknown; choose one of {', '.join(dtypes)}")
     try:
-        return create(model.variant or None, dtype=dtypes[model.dtype], **fields)
-    except UserError:
-        raise
-    except ValueError as error:
+        return create(model.variant or None, dtype=getattr(jnp, model.dtype), **fields)
+    except UserError as error:
         raise UserError(f"config.model: {error}") from error
+    except ValueError as error:
+        raise UserError(f"config.model.{error}") from error
 
 
 def training_from(config, stages: Sequence[Stage]) -> Training:
     """Build what `config` trains with over all `stages`.
 
-    Raises UserError for a network that cannot be built, and for numbers out of their range.
+    Raises UserError for a network that cannot be built, and for keys that make no sense.
     """
-    require_in_range(config)
+    require_valid(config)
     module = module_from(config.model)
+    if (least := min(stage.crop_px for stage in stages)) < module.multiple:
+        raise UserError(
+            f"config.stages.crop_px={tuple(config.stages.crop_px)}: the network pads pictures to multiples of "
+            f"{module.multiple} pixels; a crop of {least} must be at least as large"
+        )
     made_from = f"{module} {config.optimizer.to_dict()} {config.train.to_dict()} {stages[-1].end}"
     settings = config.optimizer.to_dict()
     schedule = cosine(

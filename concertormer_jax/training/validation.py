@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from concertormer_jax import kept_traces
 from concertormer_jax.data.sources import Mixture, PairSource, PhotoSource
-from concertormer_jax.devices import place_batch
+from concertormer_jax.devices import compile_while_listening, place_batch
 from concertormer_jax.training.step import batch_psnr, to_unit
 
 
@@ -82,7 +82,8 @@ class Validation:
     def _compile(self, params) -> None:
         self._log("compiling the validation ...")
         start = time.perf_counter()
-        self._compiled = kept_traces.lower(self._restore, params, self._batch(0), made_from=self._made_from).compile()
+        lowered = kept_traces.lower(self._restore, params, self._batch(0), made_from=self._made_from)
+        self._compiled = compile_while_listening(lowered)
         self._log(f"compiled in {time.perf_counter() - start:.1f} s")
 
     def __call__(self, params, pictures: int) -> tuple[float, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:

@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.pictures import comparison_sheet
+from concertormer_jax.files import write_text
+from concertormer_jax.paths import is_remote, user_path
 from concertormer_jax.terminal import printable
 from concertormer_jax.training.stages import Stage
 
@@ -40,18 +42,28 @@ class Writer:
     """
 
     def __init__(self, workdir, *, step: int, total_steps: int, enabled: bool):
-        self._workdir = epath.Path(workdir)
+        self._workdir = user_path(workdir)
         self._enabled = enabled
         self._bar = tqdm(
             total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=None if enabled else True
         )
         if enabled:
             self._metrics = self._workdir / METRICS_FILE
-            kept = []
-            if self._metrics.exists():
-                kept = [line for line in self._metrics.read_text().splitlines() if _step_of(line, step + 1) <= step]
-            self._metrics.write_text("".join(f"{line}\n" for line in kept))
+            self._drop_after(step)
             self._board = _board(str(self._workdir / "tensorboard"), step + 1)
+
+    def _drop_after(self, step: int) -> None:
+        """Drop the lines of metrics.jsonl after `step`, and what is no line of it; if there is none, leave the file."""
+        if not self._metrics.exists():
+            return
+        content = self._metrics.read_bytes()
+        lines = content.splitlines()
+        steps = [_step_of(line) for line in lines]
+        if damaged := steps[:-1].count(None):  # the last one is torn when the process is killed while it writes
+            self.note(f"{self._metrics}: {damaged} damaged lines were dropped")
+        kept = b"".join(line + b"\n" for line, its in zip(lines, steps, strict=True) if its is not None and its <= step)
+        if kept != content:
+            write_text(self._metrics, kept.decode())
 
     def note(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -67,9 +79,10 @@ class Writer:
         if not self._enabled:
             return
         line = json.dumps({"step": step, **values})
-        # Some file systems (buckets) cannot append through a path; the file is small enough to be written anew.
-        if str(self._metrics).startswith("gs://"):
-            self._metrics.write_text(self._metrics.read_text() + line + "\n")
+        # A bucket cannot append; the file is small enough to be written anew.
+        if is_remote(self._metrics):
+            before = self._metrics.read_text() if self._metrics.exists() else ""
+            self._metrics.write_text(before + line + "\n")
         else:
             with open(self._metrics, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -105,11 +118,13 @@ class Writer:
             self._board.close()
 
 
-def _step_of(line: str, broken: int) -> int:
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of metrics.jsonl, None if it is not one."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:  # the process was killed while it wrote the line
-        return broken
+        step = json.loads(line.decode())["step"]
+    except (ValueError, TypeError, KeyError):
+        return None
+    return step if type(step) is int else None
 
 
 def _save_picture(picture: Image.Image, path: epath.Path) -> None:

@@ -41,7 +41,7 @@ def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m docs.figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
     parser.add_argument("--output", default=str(ROOT / "docs" / "tour"), metavar="DIR", help="default: docs/tour")
     parser.add_argument("--only", metavar="NAMES", help="some of the figures, separated by commas")
     flags = parser.parse_args(arguments)

@@ -1,10 +1,12 @@
 """The names of Restormer's published weights."""
 
 from concertormer_jax.models import Restormer
-from concertormer_jax.published import Mapping, convolution, depthwise, pointwise, same
+from concertormer_jax.weights.mappings import Mapping, convolution, depthwise, pointwise, same
+
+MAX_LEVELS = 8  # of a network that is told by its shapes
 
 
-def mappings(module: Restormer) -> list[Mapping]:
+def mappings_of(module: Restormer) -> list[Mapping]:
     """Every array of `module` under its published name."""
     levels = module.levels
     found = convolution("patch_embed.proj", "intro", bias=False) + convolution("output", "ending", bias=False)
@@ -45,3 +47,32 @@ def _block(name: str, path: tuple[str, ...], index: int, norm_bias: bool) -> lis
         if norm_bias:
             found.append(same(f"{name}.{norm}.body.bias", (*path, norm, "bias"), index))
     return found
+
+
+def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict:
+    """The fields of the network of which these are the published names and shapes, but for the default expansion.
+
+    Raises LookupError when they are not a Restormer's.
+    """
+
+    def count(stage):
+        return len({name[len(stage) + 1 :].split(".")[0] for name in shapes if name.startswith(f"{stage}.")})
+
+    def heads(stage):
+        return shapes[f"{stage}.0.attn.temperature"][0]
+
+    levels = min(sum(name.startswith("down") for name in shapes), MAX_LEVELS)
+    encoders = [f"encoder_level{i + 1}" for i in range(levels)]
+    decoders = [f"decoder_level{levels - i}" for i in range(levels)]
+    return {
+        "network": "Restormer",
+        "width": shapes["patch_embed.proj.weight"][0],
+        "encoder_blocks": tuple(map(count, encoders)),
+        "middle_blocks": count("latent"),
+        "decoder_blocks": tuple(map(count, decoders)),
+        "refinement_blocks": count("refinement"),
+        "encoder_heads": tuple(map(heads, encoders)),
+        "middle_heads": heads("latent"),
+        "decoder_heads": tuple(map(heads, decoders)),
+        "norm_bias": "latent.0.norm1.body.bias" in shapes,
+    }

@@ -1,0 +1,28 @@
+"""Ctrl-C and SIGTERM while a command is still importing what it needs, which takes seconds.
+
+A command imports this module first. Inside `errors.reported` other handlers take over.
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from concertormer_jax.errors import STOPPING, Stopped
+
+_PACKAGE = Path(__file__).parent
+
+
+def _leave(number, _):
+    print(Stopped(number).text, file=sys.stderr, flush=True)
+    os._exit(128 + number)  # nothing was begun
+
+
+def _is_command(file: str | None) -> bool:
+    """Whether `file`, which this process runs, is a command of this software."""
+    return file is not None and _PACKAGE.parent in Path(file).resolve().parents
+
+
+if _is_command(getattr(sys.modules["__main__"], "__file__", None)):
+    for _number in STOPPING:
+        signal.signal(_number, _leave)

@@ -1,0 +1,128 @@
+"""Which of the dictionaries in a weights file is meant, and which of its names are the network's.
+
+Trainers save the weights under many keys, several times (with a moving average), with prefixes before their names, and
+with counters between them. One rule for all: every dictionary of tensors in the file, and in it every prefix before
+the names of a known network, is a candidate. Those with at least half as many of these names as the best are
+considered; of these the moving average is taken, since that is what is evaluated, else the only one.
+"""
+
+import re
+from collections import Counter, deque
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+
+from concertormer_jax.errors import UserError
+from concertormer_jax.weights.torch_pickle import Tensor, shown
+
+MAX_DEPTH = 4  # of dictionaries in dictionaries
+MAX_KEY = 100  # characters in the key of a dictionary
+MAX_PREFIXES = 8  # that are considered in one dictionary
+COUNTERS = ("total_ops", "total_params")  # that a counter of operations (thop) leaves in every layer
+OPTIMIZER = re.compile(r"optimizer|optim_|(?:^|\.)optim(?:\.|$)", re.IGNORECASE)
+AVERAGE = re.compile(r"(?:^|[^A-Za-z])ema(?:[^A-Za-z]|$)|EMA|Ema|averaged")
+
+
+class Selection(NamedTuple):
+    """The tensors that are meant, by the network's names, and what to say of the choice ("" for a plain file)."""
+
+    tensors: dict[str, Tensor | np.ndarray]
+    remark: str
+
+
+class _Candidate(NamedTuple):
+    key: str  # the way to the dictionary, joined by dots; "" for the file itself
+    prefix: str  # before the network's names
+    tensors: dict
+    hits: int  # names of a known network
+
+    @property
+    def label(self) -> str:
+        return ".".join(part for part in (self.key, self.prefix.rstrip(".")) if part)
+
+
+def select(content, path, known: Collection[str], key: str | None = None) -> Selection:
+    """Choose among the dictionaries of tensors in a file's `content`; `path` is its name in messages.
+
+    known: the names of the weights of all known networks; with none, every dictionary is considered. key: the way to a
+    dictionary, joined by dots. Raises UserError when there is no such dictionary, or when several are equally meant.
+    """
+    dictionaries = _dictionaries(content)
+    if not dictionaries:
+        raise UserError(f"{path} holds no dictionary of tensors")
+    candidates = [candidate for way, tensors in dictionaries.items() for candidate in _candidates(way, tensors, known)]
+    most = max(candidate.hits for candidate in candidates)
+    considered = [candidate for candidate in candidates if 2 * candidate.hits >= most]
+    if key is not None:
+        named = [c for c in candidates if c.label == key] or [c for c in candidates if c.key == key]
+        if not named:
+            raise UserError(f"{path} holds no dictionary of tensors {key!r}; choose from {_listed(candidates)}")
+        chosen = max(named, key=lambda candidate: candidate.hits)
+    else:
+        meant = [candidate for candidate in considered if AVERAGE.search(candidate.label)] or considered
+        if len(meant) > 1:
+            raise UserError(f"{path} holds several networks, {_listed(meant)}; convert one with --key=NAME")
+        (chosen,) = meant
+    return _selection(chosen, [candidate for candidate in considered if candidate is not chosen])
+
+
+def _dictionaries(content) -> dict[str, dict]:
+    """The tensors of every dictionary in `content` that holds any, by the way to it."""
+    found, seen, queue = {}, set(), deque([("", content, 0)] if type(content) is dict else [])
+    while queue:
+        way, value, depth = queue.popleft()
+        if id(value) in seen or OPTIMIZER.search(way):
+            continue
+        seen.add(id(value))
+        tensors = {name: tensor for name, tensor in value.items() if isinstance(tensor, Tensor | np.ndarray)}
+        if tensors:
+            found.setdefault(way, tensors)
+        if depth < MAX_DEPTH:
+            inner = [(name, child) for name, child in value.items() if type(child) is dict and len(name) <= MAX_KEY]
+            queue.extend((f"{way}.{name}" if way else name, child, depth + 1) for name, child in inner)
+    return found
+
+
+def _candidates(way, tensors, known) -> list[_Candidate]:
+    parts = max((name.count(".") for name in known), default=0)
+    hits = Counter()
+    for name in tensors:
+        pieces = name.rsplit(".", parts + 1)[-parts - 1 :]
+        for start in range(len(pieces)):
+            ours = ".".join(pieces[start:])
+            if ours in known:
+                hits[name.removesuffix(ours)] += 1
+                break
+    if not hits:
+        return [_Candidate(way, "", tensors, 0)]
+    return [_Candidate(way, prefix, tensors, count) for prefix, count in hits.most_common(MAX_PREFIXES)]
+
+
+def _selection(chosen: _Candidate, others: list[_Candidate]) -> Selection:
+    """Take the network's tensors out of the chosen dictionary, and say what else there is."""
+    prefixes = {chosen.prefix, *(other.prefix for other in others if other.key == chosen.key)}
+    kept, counters, surplus = {}, 0, []
+    for name, tensor in chosen.tensors.items():
+        owner = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
+        if name.rsplit(".", 1)[-1] in COUNTERS:
+            counters += 1
+        elif owner == chosen.prefix:
+            kept[name.removeprefix(owner)] = tensor
+        elif owner is None:
+            surplus.append(name)
+    remarks = []
+    if chosen.key or others:
+        remarks.append(f"took {_listed([chosen])}" + (f", not {_listed(others)}" if others else ""))
+    if chosen.prefix:
+        remarks.append(f"without the prefix '{shown(chosen.prefix)}'")
+    if counters:
+        remarks.append(f"left out {counters:,} counters ({', '.join(COUNTERS)})")
+    if surplus:
+        remarks.append(f"left out {len(surplus):,} other tensors ('{shown(surplus[0])}', ...)")
+    return Selection(kept, "; ".join(remarks))
+
+
+def _listed(candidates: list[_Candidate]) -> str:
+    labels = [f"'{shown(candidate.label)}'" if candidate.label else "what has no key" for candidate in candidates]
+    return ", ".join(labels[:6]) + (f" and {len(labels) - 6} more" if len(labels) > 6 else "")
