@@ -53,7 +53,7 @@ def make_degradation(
     sensor = {"shot_noise": shot_noise, "read_noise": read_noise, "jpeg_quality": tuple(jpeg_quality)}
     path = {"min_length_px": min_length_px, "max_length_px": max_length_px}
     choices = []
-    for name in names.split(","):
+    for name in map(str.strip, names.split(",")):
         if name not in DEGRADATIONS:
             raise UserError(f"degradation {name!r} is unknown; choose one of {', '.join(DEGRADATIONS)}.")
         try:
