@@ -19,13 +19,14 @@ from tqdm import tqdm
 from concertormer_jax.arguments import parse_arguments
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.decoding import READABLE
-from concertormer_jax.data.images import image_size
+from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evaluation.pictures import side_by_side
 from concertormer_jax.files import written_atomically
 from concertormer_jax.inference.restorer import Restorer
+from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
 from concertormer_jax.photo import FORMATS, losses, read_photo, require_fits, write_photo
 from concertormer_jax.restore_plan import Plan, plan
 from concertormer_jax.system_memory import require_memory
@@ -115,6 +116,15 @@ def _comparison(before, after) -> Image.Image:
     return side_by_side([np.rint(255 * rgb).astype(np.uint8) for rgb in (before, after)], ["before", "after"])
 
 
+def _write_page(work, outcome):
+    done = [job for job in work.jobs if job.after in set(outcome.restored)]
+    shown = done[:PAGE_PICTURES]
+    note = f"the first {len(shown)} of {len(done)} pictures" if len(done) > len(shown) else ""
+    pictures = (Compared(printable(job.before.name), read_rgb(job.before), read_rgb(job.after)) for job in shown)
+    write_comparison(work.page, "Before and after", pictures, note=note)
+    print(printable(f"{work.page}: before and after under a slider; it opens in any browser"))
+
+
 def _closing_lines(work: Plan, outcome: Outcome) -> list[str]:
     """What to say at the end: what of the folder was left out, and every picture that failed."""
     lines = []
@@ -142,7 +152,9 @@ def main(arguments=None) -> None:
     )
     parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")
     parser.add_argument("--recursive", action="store_true", help="of a folder, also the pictures in its subfolders")
-    parser.add_argument("--compare", action="store_true", help="also write before and after side by side")
+    parser.add_argument(
+        "--compare", action="store_true", help="also write before and after side by side, and a page with sliders"
+    )
     flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
@@ -151,6 +163,8 @@ def main(arguments=None) -> None:
         work = plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
         restorer = Restorer(load_model(flags.ckpt, "--ckpt"), tlc=flags.tlc, tile=flags.tile)
         outcome = restore_files(restorer, work)
+        if work.page and outcome.restored:
+            _write_page(work, outcome)
         for line in _closing_lines(work, outcome):
             print(printable(line), file=sys.stderr)
         if outcome.failed:

@@ -12,6 +12,8 @@ from concertormer_jax.evaluation.outputs import key_of_results, require_separate
 from concertormer_jax.paths import local_path
 from concertormer_jax.photo import FORMATS, output_format
 
+PAGE_FILE = "comparison.html"
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -26,11 +28,13 @@ class Job:
 class Plan:
     """Everything that one call does.
 
-    left_out: files in the folder that are no pictures by their names; hidden: how many more have hidden names.
-    deeper: how many pictures lie in subfolders that were not asked for.
+    page: where the page with all comparisons goes, if anywhere. left_out: files in the folder that are no pictures by
+    their names; hidden: how many more have hidden names. deeper: how many pictures lie in subfolders that were not
+    asked for.
     """
 
     jobs: tuple[Job, ...]
+    page: Path | None = None
     left_out: tuple[Path, ...] = ()
     hidden: int = 0
     deeper: int = 0
@@ -60,6 +64,10 @@ def plan(source, destination, *, compare=False, recursive=False) -> Plan:
     else:
         raise UserError(f"{source}: no such picture or folder; check the path.")
     work = dataclasses.replace(work, jobs=_with_distinct_results(work.jobs, compare, key_of_results(destination)))
+    if compare:
+        first = work.jobs[0].after
+        page = destination / PAGE_FILE if source.is_dir() else first.with_name(f"{first.stem}_compare.html")
+        work = dataclasses.replace(work, page=page)
     outputs = [path for job in work.jobs for path in (job.after, job.comparison) if path]
     require_separate(outputs, [job.before for job in work.jobs])
     return work

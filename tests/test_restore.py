@@ -86,6 +86,7 @@ def test_the_command_restores_and_says_what_it_did(tmp_path, loaded, capsys):
     printed = capsys.readouterr().out
     assert "compiling 128x128" in printed
     assert f"{tmp_path / 'out.webp'}: 200x300, 12 tiles of 128 px, cpu, " in printed
+    assert (tmp_path / "out_compare.html").read_text().count('src="data:image/webp') == 2
     both = read(tmp_path / "out_compare.png")
     np.testing.assert_array_equal(both[-200:, :300], both[-200:, -300:])
 

@@ -17,12 +17,11 @@ from concertormer_jax.evaluation.pictures import comparison_sheet
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.scores import Average, Evaluation, difference
 from concertormer_jax.files import write_text, written_atomically
-from concertormer_jax.pages.comparison import Compared, write_comparison
+from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
 from concertormer_jax.terminal import printable
 
 RESULTS_FILE = "results.json"
 WORST = 10
-PAGE_PICTURES = 50
 PAGE_FILE = "comparison.html"
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 

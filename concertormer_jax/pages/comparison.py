@@ -12,6 +12,7 @@ from PIL import Image
 
 from concertormer_jax.files import write_text
 
+PAGE_PICTURES = 50  # on one page: more would make it slow to open
 LARGEST_SIDE_PX = 1280
 QUALITY = 82  # of WebP: 50 pairs of 1280x720 take about 15 MB
 
