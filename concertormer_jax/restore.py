@@ -19,7 +19,7 @@ from tqdm import tqdm
 from concertormer_jax.arguments import parse_arguments
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.decoding import READABLE
-from concertormer_jax.data.images import image_size, read_rgb
+from concertormer_jax.data.images import image_size
 from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.outputs import require_writable
@@ -113,14 +113,21 @@ def _about_its_name(path, photo):
 
 
 def _comparison(before, after) -> Image.Image:
-    return side_by_side([np.rint(255 * rgb).astype(np.uint8) for rgb in (before, after)], ["before", "after"])
+    return side_by_side([_bytes(before), _bytes(after)], ["before", "after"])
+
+
+def _bytes(rgb):
+    return np.rint(255 * rgb).astype(np.uint8)
 
 
 def _write_page(work, outcome):
     done = [job for job in work.jobs if job.after in set(outcome.restored)]
     shown = done[:PAGE_PICTURES]
     note = f"the first {len(shown)} of {len(done)} pictures" if len(done) > len(shown) else ""
-    pictures = (Compared(printable(job.before.name), read_rgb(job.before), read_rgb(job.after)) for job in shown)
+    pictures = (
+        Compared(printable(job.before.name), *(_bytes(read_photo(path).rgb) for path in (job.before, job.after)))
+        for job in shown
+    )
     write_comparison(work.page, "Before and after", pictures, note=note)
     print(printable(f"{work.page}: before and after under a slider; it opens in any browser"))
 
@@ -152,9 +159,7 @@ def main(arguments=None) -> None:
     )
     parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")
     parser.add_argument("--recursive", action="store_true", help="of a folder, also the pictures in its subfolders")
-    parser.add_argument(
-        "--compare", action="store_true", help="also write before and after side by side, and a page with sliders"
-    )
+    parser.add_argument("--compare", action="store_true", help="also write before and after, as pictures and as a page")
     flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
