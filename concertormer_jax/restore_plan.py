@@ -34,10 +34,10 @@ class Plan:
     """
 
     jobs: tuple[Job, ...]
-    page: Path | None = None
     left_out: tuple[Path, ...] = ()
     hidden: int = 0
     deeper: int = 0
+    page: Path | None = None
 
     @property
     def folders(self) -> tuple[Path, ...]:
