@@ -146,7 +146,7 @@ def loaded(monkeypatch):
 
     model = SimpleNamespace(module=SimpleNamespace(multiple=16), params={})
     monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
-    monkeypatch.setattr(command, "load_model", lambda directory, name: model)
+    monkeypatch.setattr(command, "load_model", lambda *_: model)
     monkeypatch.setattr(command, "attention_maps", maps)
     return seen
 

@@ -201,7 +201,7 @@ def loaded(monkeypatch):
     module = SimpleNamespace(apply=lambda variables, images: (None, restore(images)), clone=lambda remat: module)
     model = SimpleNamespace(module=module, params={}, name="two convolutions")
     monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
-    monkeypatch.setattr(command, "load_model", lambda directory, name: model)
+    monkeypatch.setattr(command, "load_model", lambda *_: model)
 
 
 def save(path, height, width):

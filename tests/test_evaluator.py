@@ -26,7 +26,7 @@ SIZES = [(64, 64), (70, 40), (64, 64), (7, 130), (50, 60), (1, 1), (64, 64)]
 def loaded(monkeypatch):
     """Let the command load a fake network, and leave the settings of the process alone."""
     monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
-    monkeypatch.setattr(command, "load_model", lambda directory, name: fake_model(0.8437))
+    monkeypatch.setattr(command, "load_model", lambda *_: fake_model(0.8437))
 
 
 def read(path):

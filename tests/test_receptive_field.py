@@ -37,7 +37,7 @@ def loaded(monkeypatch):
     )
     model = SimpleNamespace(module=module, params={}, name="two means")
     monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
-    monkeypatch.setattr(command, "load_model", lambda directory, name: model)
+    monkeypatch.setattr(command, "load_model", lambda *_: model)
 
 
 def test_the_command_tells_the_radii(tmp_path, loaded, capsys):

@@ -23,7 +23,7 @@ def restorer(factor=1.0, **options):
 def loaded(monkeypatch):
     """Let the command load a fake network, and leave the settings of the process alone."""
     monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
-    monkeypatch.setattr(command, "load_model", lambda directory, name: fake_model())
+    monkeypatch.setattr(command, "load_model", lambda *_: fake_model())
 
 
 def save(path, size, mode="RGB", **options):

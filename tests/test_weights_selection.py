@@ -71,7 +71,7 @@ def test_what_is_left_out_is_counted():
     assert number == 1
     assert remark == (
         "without the prefix 'module.'; left out 3 counters (total_ops, total_params); "
-        "left out 2 other tensors ('n_averaged', ...)"
+        "left out 'n_averaged' and 1 more, not under that prefix"
     )
 
 

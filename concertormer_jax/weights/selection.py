@@ -119,7 +119,8 @@ def _selection(chosen: _Candidate, others: list[_Candidate]) -> Selection:
     if counters:
         remarks.append(f"left out {counters:,} counters ({', '.join(COUNTERS)})")
     if surplus:
-        remarks.append(f"left out {len(surplus):,} other tensors ('{shown(surplus[0])}', ...)")
+        more = f" and {len(surplus) - 1:,} more" if len(surplus) > 1 else ""
+        remarks.append(f"left out '{shown(surplus[0])}'{more}, not under that prefix")
     return Selection(kept, "; ".join(remarks))
 
 

@@ -75,7 +75,7 @@ class TorchFile:
         if len(self.sizes) != len(members):
             raise self._refused("two members of one name")
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise self._refused("compressed members, which PyTorch does not write")
+            raise self._refused("compressed members, which torch.save does not write")
         if any(member.compress_size != member.file_size for member in members):
             raise self._refused("members of two sizes")
         if sum(self.sizes.values()) > self.size:
