@@ -96,8 +96,7 @@ class Checkpoints:
                 self._damaged[step] = str(reason)
                 del self._models[step]
         _require_one_step_on_all_hosts(step)
-        if self._damaged:
-            self._put_damaged_aside(step)
+        self._put_damaged_aside(step)
 
         def placed(array, like):
             return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
@@ -120,8 +119,8 @@ class Checkpoints:
         return "; ".join(f"{step} is damaged ({reason})" for step, reason in sorted(self._damaged.items()))
 
     def _put_damaged_aside(self, step: int) -> None:
-        """Give what is damaged a name that is no step, now that `step` is known to be whole."""
-        if jax.process_index() == 0:
+        """Give what is damaged a name that is no step, now that `step` is known to be whole. All hosts call this."""
+        if self._damaged and jax.process_index() == 0:
             self._log(f"{self._folder}: {self._named_damages()}; put aside, going on from step {step}")
             for damaged in self._damaged:
                 aside = self._folder / f"{damaged}.damaged"
@@ -174,11 +173,13 @@ class Checkpoints:
         """Turn the failure of this save, or of the one before in the background, into one sentence."""
         try:
             yield
-        except (OSError, ValueError) as error:  # the file system's, and TensorStore's with the reason in the text
+        except Exception as error:  # Orbax and TensorStore raise several kinds, with the reason in the text
             if "No space left" in str(error) or "Disk quota" in str(error):
                 reason = "no space is left for the checkpoint; free some and start again"
-            else:
+            elif isinstance(error, OSError | ValueError):
                 reason = f"the checkpoint cannot be written ({first_words(error)}); start again when it can"
+            else:
+                raise
             raise UserError(f"{self._folder}: {reason}, the last whole one is kept") from error
 
     def close(self) -> None:

@@ -19,8 +19,11 @@ def _leave(number, _):
 
 
 def _is_command(file: str | None) -> bool:
-    """Whether `file`, which this process runs, is a command of this software."""
-    return file is not None and _PACKAGE.parent in Path(file).resolve().parents
+    """Whether `file`, which this process runs, is a command of this software: in the package or beside it."""
+    if file is None:
+        return False
+    path = Path(file).resolve()
+    return _PACKAGE in path.parents or path.parent == _PACKAGE.parent
 
 
 if _is_command(getattr(sys.modules["__main__"], "__file__", None)):

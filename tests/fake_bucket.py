@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import trustme
 
+FORBIDDEN = "forbidden"  # a bucket to which nobody has access
 HOSTS = ("www.googleapis.com", "storage.googleapis.com")
 
 
@@ -98,6 +99,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         query = {name: values[-1] for name, values in parse_qs(url.query, keep_blank_values=True).items()}
         body = self._body()
+        if FORBIDDEN in re.split(r"[/:]", url.path):
+            return self._answer(403, {"error": {"code": 403, "message": "no permission for this bucket"}})
         with self.server.lock:
             for method, pattern, action in _ROUTES:
                 match = re.fullmatch(pattern, url.path)

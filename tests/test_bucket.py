@@ -73,6 +73,12 @@ def test_a_finished_run_is_found_again(bucket, killed_and_resumed, settings):
     assert f"going on from step {LAST_STEP}" in output
 
 
+def test_a_bucket_without_access_is_one_sentence(bucket, settings):
+    output = runs.finish(runs.start(runs.command("gs://forbidden/x", settings), **bucket.environment), status=2)
+    assert output.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in output
+
+
 def test_its_checkpoint_is_evaluated(bucket, killed_and_resumed, settings, tmp_path):
     synthesize(settings["data.source"], tmp_path / "pairs")
     command = [sys.executable, str(runs.ROOT / "evaluate.py"), f"--ckpt={WORKDIR}", f"--data={tmp_path / 'pairs'}"]

@@ -1,6 +1,9 @@
 """What processes tell the compiler for TPUs."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -26,3 +29,21 @@ def test_equal_operations_are_written_once_unless_the_user_says_otherwise(monkey
     for _ in range(2):
         share_code_on_tpus()
     assert os.environ["LIBTPU_INIT_ARGS"] == expected
+
+
+def cache_of(setting, home):
+    """(exit status, output) of a process that prepares to compile."""
+    script = "import jax; from concertormer_jax import devices, errors\nwith errors.reported():\n"
+    script += " devices.prepare_to_compile(); print(jax.config.jax_compilation_cache_dir)"
+    environment = os.environ | {"HOME": str(home), "JAX_COMPILATION_CACHE_DIR": setting}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    return ended.returncode, (ended.stdout or ended.stderr).strip()
+
+
+def test_the_cache_of_programs_is_where_the_user_says(tmp_path):
+    assert cache_of("~/programs", tmp_path) == (0, str(tmp_path / "programs"))
+    status, said = cache_of("s3://bucket/programs", tmp_path)
+    assert status == 2
+    assert said.startswith("error: JAX_COMPILATION_CACHE_DIR=s3://bucket/programs: is no path that can be used here")

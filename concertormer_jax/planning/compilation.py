@@ -88,13 +88,14 @@ def compile_apart(make: Callable[..., Task], config, target: str, table_rows: in
     context = multiprocessing.get_context("spawn")  # JAX has threads, with which a fork may hang
     answers, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(theirs, make, config, target, table_rows), daemon=True)
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: this process ends both
+    # It inherits the mask: Ctrl-C, which reaches both, is left to this process, to which it comes after the start.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         process.start()
     finally:
-        signal.signal(signal.SIGINT, before)
-    theirs.close()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     try:
+        theirs.close()
         plan, error = answers.recv()
     except EOFError as end:
         raise UserError(

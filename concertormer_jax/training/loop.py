@@ -214,14 +214,14 @@ def _steps(run: Run, first_state: Callable[[], TrainState], step: int) -> int:
             with run.stop.at_once():
                 compiled = run.compile_step(stage)
                 state = first_state() if state is None else state
+                batches = _batches(run, stage, step)
+                batch = next(batches)
         except Stopped:
             if step > saved:
                 _save(run, state, step, validate=False)
             raise
-        batches = _batches(run, stage, step)
         interval = Interval()
         pending = None  # metrics of the step that the device may still be working on
-        batch = next(batches)
         while step < stage.end:
             state, metrics = compiled(state, batch["images"])
             previous, pending = pending, (step, metrics, batch["position"])
