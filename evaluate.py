@@ -28,7 +28,7 @@ from concertormer_jax.evaluation.predictions import find_predictions, prediction
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
 from concertormer_jax.metrics import METRICS
-from concertormer_jax.paths import local_path
+from concertormer_jax.paths import local_path, user_path
 
 BUNDLED_PHOTOS = Path(__file__).parent / "photos" / "test"
 
@@ -77,7 +77,7 @@ def _network(flags, metrics):
     if flags.data and flags.data.startswith(PREFIX):
         data_name = flags.data.removeprefix(PREFIX).replace("/", "-")
     output = results_path(flags.output, flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}")
-    model = load_model(flags.ckpt, "--ckpt")
+    model = load_model(user_path(flags.ckpt, "--ckpt"))
     data = flags.data
     if data is None:
         data = str(output / "pairs")

@@ -34,7 +34,7 @@ from concertormer_jax.models import (
     parameter_shapes,
     variant_name,
 )
-from concertormer_jax.paths import local_path
+from concertormer_jax.paths import local_path, user_path
 from concertormer_jax.published import Mapping, convolution
 
 # The train size to which Concertormer's published grid factors of the local converter refer, and Restormer's crops.
@@ -226,7 +226,7 @@ def main(arguments=None) -> None:
     with errors.reported():
         if flags.destination.endswith((".pth", ".safetensors")):
             destination = local_path(flags.destination, "DESTINATION")
-            loaded = checkpoints.load_model(flags.source, "SOURCE")
+            loaded = checkpoints.load_model(user_path(flags.source, "SOURCE"))
             torch_files.write_state_dict(destination, torch_from_params(loaded.params, loaded.module))
         else:
             state_dict = torch_files.read_state_dict(local_path(flags.source, "SOURCE"))

@@ -23,7 +23,7 @@ from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evaluation.pictures import side_by_side
 from concertormer_jax.evaluation.settings import overlap_px, tile_px, tile_setting, tlc_window
 from concertormer_jax.files import written_atomically
-from concertormer_jax.paths import local_path
+from concertormer_jax.paths import local_path, user_path
 from concertormer_jax.photo import FORMATS, losses, output_format, read_photo, write_photo
 from concertormer_jax.tiles import restore_tiled, tiled_axes
 
@@ -152,7 +152,7 @@ def main(arguments=None) -> None:
     with reported():
         prepare_to_compile()
         plan(flags.input, flags.output)  # paths are checked before the checkpoint is read
-        restorer = PhotoRestorer(load_model(flags.ckpt, "--ckpt"), tlc=flags.tlc, tile=flags.tile)
+        restorer = PhotoRestorer(load_model(user_path(flags.ckpt, "--ckpt")), tlc=flags.tlc, tile=flags.tile)
         restore_files(restorer, flags.input, flags.output, compare=flags.compare)
 
 

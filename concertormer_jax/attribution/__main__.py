@@ -28,6 +28,7 @@ from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.outputs import require_writable, results_path
 from concertormer_jax.files import write_text, written_atomically
+from concertormer_jax.paths import user_path
 
 CROP_PX = 256
 
@@ -67,7 +68,7 @@ def main(arguments=None) -> None:
         prepare_to_compile()
         output = results_path(flags.output, flags.ckpt, "attribution", Path(flags.image).resolve().stem)
         pictures = _windows(flags)
-        model = load_model(flags.ckpt, "--ckpt")
+        model = load_model(user_path(flags.ckpt, "--ckpt"))
         require_writable(output)
         rows = _attribute(flags, model, pictures, output)
         settings = {key: getattr(flags, key) for key in ("sigma", "steps", "kernel", "crop")}
