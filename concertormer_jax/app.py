@@ -4,17 +4,23 @@ Drop a photograph, see it before and after under a slider, choose how strongly, 
 served on the loopback address; no picture and no request leaves the machine.
 """
 
+from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
+
+# isort: split
+
 import argparse
 import html
 import webbrowser
 
 import absl.logging
 
+from concertormer_jax.arguments import parse_arguments, whole
 from concertormer_jax.checkpoints import load_model
 from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import reported
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.pages.app import Studio, make_server
+from concertormer_jax.paths import user_path
 
 PORT = 7860
 
@@ -24,14 +30,14 @@ def main(arguments=None) -> None:
         prog="python -m concertormer_jax.app", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
-    parser.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}; 0 for any that is free")
+    parser.add_argument("--port", type=whole(0, 65535), default=PORT, help=f"default: {PORT}; 0 for any that is free")
     parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")
     parser.add_argument("--no-browser", action="store_true", help="only say the address, do not open it")
-    flags = parser.parse_args(arguments)
+    flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         prepare_to_compile()
-        model = load_model(flags.ckpt)
+        model = load_model(user_path(flags.ckpt, "--ckpt"))
         Restorer(model, tlc=flags.tlc)  # a bad flag is refused before the page opens
         studio = Studio(lambda tile: Restorer(model, tlc=flags.tlc, tile=tile))
         server = make_server(studio, html.escape(model.name), flags.port)

@@ -23,7 +23,7 @@ from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.outputs import require_separate, require_writable, results_path
 from concertormer_jax.files import written_atomically
-from concertormer_jax.paths import local_path
+from concertormer_jax.paths import local_path, user_path
 
 CROP_PX = 256
 
@@ -62,7 +62,7 @@ def main(arguments=None) -> None:
         picture = read_rgb(image_path)
         cut, _ = cut_around(picture, middle_window(*picture.shape[:2], 1), flags.crop)
         prepare_to_compile()
-        model = load_model(flags.ckpt, "--ckpt")
+        model = load_model(user_path(flags.ckpt, "--ckpt"))
         require_writable(output.parent)
         with out_of_memory_explained("give a smaller --crop."):
             image = cut.astype(np.float32) / 255

@@ -27,6 +27,7 @@ from concertormer_jax.evaluation.pictures import side_by_side
 from concertormer_jax.files import written_atomically
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
+from concertormer_jax.paths import user_path
 from concertormer_jax.photo import FORMATS, losses, read_photo, require_fits, write_photo
 from concertormer_jax.restore_plan import Plan, plan
 from concertormer_jax.system_memory import require_memory
@@ -166,7 +167,7 @@ def main(arguments=None) -> None:
         prepare_to_compile()
         # Paths are checked before the checkpoint is read.
         work = plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
-        restorer = Restorer(load_model(flags.ckpt, "--ckpt"), tlc=flags.tlc, tile=flags.tile)
+        restorer = Restorer(load_model(user_path(flags.ckpt, "--ckpt")), tlc=flags.tlc, tile=flags.tile)
         outcome = restore_files(restorer, work)
         if work.page and outcome.restored:
             _write_page(work, outcome)

@@ -29,6 +29,7 @@ from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.outputs import require_separate, require_writable, results_path
 from concertormer_jax.files import write_text, written_atomically
+from concertormer_jax.paths import user_path
 from concertormer_jax.terminal import printable
 
 CROP_PX = 256
@@ -87,7 +88,7 @@ def main(arguments=None) -> None:
         output = results_path(flags.output, flags.ckpt, "attribution", Path(flags.image).resolve().stem)
         pictures = _windows(flags)
         require_separate([output / f"{name}.png" for name in pictures], [path for path, _ in pictures.values()])
-        model = load_model(flags.ckpt, "--ckpt")
+        model = load_model(user_path(flags.ckpt, "--ckpt"))
         require_writable(output)
         rows = _attribute(flags, model, pictures, output)
         settings = {key: getattr(flags, key) for key in ("sigma", "steps", "kernel", "crop")}
