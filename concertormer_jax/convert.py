@@ -46,6 +46,8 @@ def _convert(source, destination, variant, key):
     suffix = destination.suffix.lower()
     if suffix in WRITTEN_SUFFIXES:
         destination = local_path(destination, "DESTINATION")
+    if source.suffix.lower() in (*WRITTEN_SUFFIXES, *OTHER_FILE_SUFFIXES):
+        source = local_path(source, "SOURCE")
     if not source.exists():
         raise UserError(f"{source} does not exist; give a weights file or a checkpoint directory")
     if source.is_dir() and (variant or key):
