@@ -47,7 +47,7 @@ def main(arguments=None) -> None:
         name = f"{Path(flags.image).stem}_{flags.stage}_{flags.block}.png"
         output = results_path(flags.output, flags.ckpt, "attention_maps", name)
         if output.suffix.lower() != ".png":
-            raise UserError(f"--output={output}: must end in .png.")
+            raise UserError(f"--output={flags.output}: must end in .png.")
         if flags.crop < 0:
             raise UserError(f"--crop={flags.crop}: must be at least 0.")
         picture = read_rgb(local_path(flags.image, "IMAGE"))
