@@ -9,6 +9,7 @@ import threading
 from concertormer_jax import background
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+OWN_PROCESS = threading.Event()  # set where a command is all that this process does
 _CLOUD = ("tensorflow", "google")  # whose clients of buckets raise kinds of their own
 
 
@@ -69,7 +70,8 @@ def _signals_raise():
 
 def _end(status: int, text: str, cause: BaseException):
     print(text, file=sys.stderr, flush=True)
-    if background.busy():  # a compiler at work would crash where the process takes down what it uses
+    # A compiler at work would crash where the process takes down what it uses.
+    if OWN_PROCESS.is_set() and background.busy():
         sys.stdout.flush()
         os._exit(status)
     raise SystemExit(status) from cause
