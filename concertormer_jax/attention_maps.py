@@ -54,7 +54,7 @@ def main(arguments=None) -> None:
         name = f"{Path(flags.image).stem}_{flags.stage}_{flags.block}.png"
         output = results_path(flags.output, flags.ckpt, "attention_maps", name)
         if output.suffix.lower() != ".png":
-            raise UserError(f"--output={output}: must end in .png.")
+            raise UserError(f"--output={flags.output}: must end in .png.")
         if output.is_dir():
             raise UserError(f"--output={output}: is a folder; name a file for the result.")
         image_path = local_path(flags.image, "IMAGE")

@@ -10,6 +10,7 @@ from concertormer_jax import background
 from concertormer_jax.terminal import printable
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+OWN_PROCESS = threading.Event()  # set where a command is all that this process does
 _CLOUD = ("tensorflow", "google")  # whose clients of buckets raise kinds of their own
 
 
@@ -71,7 +72,8 @@ def _signals_raise():
 
 def _end(status: int, text: str, cause: BaseException):
     print(printable(text), file=sys.stderr, flush=True)
-    if background.busy():  # a compiler at work would crash where the process takes down what it uses
+    # A compiler at work would crash where the process takes down what it uses.
+    if OWN_PROCESS.is_set() and background.busy():
         sys.stdout.flush()
         os._exit(status)
     raise SystemExit(status) from cause

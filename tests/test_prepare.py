@@ -282,7 +282,7 @@ def test_unknown_names_are_refused(tmp_path, reference, message):
 
 def test_buckets_are_prepared_locally(tmp_path):
     _, report = preparation.examine("hide", write_set("hide", "original", tmp_path))
-    with pytest.raises(UserError, match=r"--data-dir=gs://bucket/sets: is no local folder"):
+    with pytest.raises(UserError, match=r"--data-dir=gs://bucket/sets: must be on this machine"):
         preparation.prepare("hide", report, "gs://bucket/sets")
 
 
