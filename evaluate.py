@@ -2,7 +2,8 @@
 
 DATA is a prepared set (tfds:NAME), a folder of one of the known sets in any of its layouts, or any folder with input/
 and target/. The output folder gets the restored pictures (restored/), the scores (per_image.csv, results.json,
-results.md) and a sheet of the ten pictures with the lowest PSNR (worst_ten.png); of several sets, each gets a folder.
+results.md), a sheet of the ten pictures with the lowest PSNR (worst_ten.png) and a page with before and after under a
+slider (comparison.html); of several sets, each gets a folder.
 
 `python evaluate.py --predictions=DIR --data=DATA` scores pictures that other software restored, by the same protocol.
 """
@@ -30,7 +31,7 @@ from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
 from concertormer_jax.evaluation.settings import tlc_window
 from concertormer_jax.metrics import METRICS, require_known
-from concertormer_jax.paths import local_path
+from concertormer_jax.paths import local_path, user_path
 
 BUNDLED_PHOTOS = Path(__file__).parent / "photos" / "test"
 
@@ -81,7 +82,7 @@ def _network(flags, metrics):
     if flags.data and flags.data.startswith(PREFIX):
         data_name = flags.data.removeprefix(PREFIX).replace("/", "-")
     output = results_path(flags.output, flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}")
-    model = load_model(flags.ckpt, "--ckpt")
+    model = load_model(user_path(flags.ckpt, "--ckpt"))
     tlc_window(tlc, model.train_crop_px, model.module.multiple)  # a wrong one is refused before anything is written
     data = flags.data
     if data is None:

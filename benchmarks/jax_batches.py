@@ -3,8 +3,9 @@
 import os
 
 from benchmarks.worker import serve
+from concertormer_jax.data.folders import find_pairs
 from concertormer_jax.data.pipeline import batches
-from concertormer_jax.data.sources import PairSource, find_pairs
+from concertormer_jax.data.sources import PairSource
 
 
 class Batches:

@@ -21,9 +21,9 @@ from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.outputs import require_writable, results_path
+from concertormer_jax.evaluation.outputs import require_separate, require_writable, results_path
 from concertormer_jax.files import written_atomically
-from concertormer_jax.paths import local_path
+from concertormer_jax.paths import local_path, user_path
 
 CROP_PX = 256
 
@@ -54,13 +54,15 @@ def main(arguments=None) -> None:
         name = f"{Path(flags.image).stem}_{flags.stage}_{flags.block}.png"
         output = results_path(flags.output, flags.ckpt, "attention_maps", name)
         if output.suffix.lower() != ".png":
-            raise UserError(f"--output={output}: must end in .png.")
+            raise UserError(f"--output={flags.output}: must end in .png.")
         if output.is_dir():
             raise UserError(f"--output={output}: is a folder; name a file for the result.")
-        picture = read_rgb(local_path(flags.image, "IMAGE"))
+        image_path = local_path(flags.image, "IMAGE")
+        require_separate([output], [image_path])
+        picture = read_rgb(image_path)
         cut, _ = cut_around(picture, middle_window(*picture.shape[:2], 1), flags.crop)
         prepare_to_compile()
-        model = load_model(flags.ckpt, "--ckpt")
+        model = load_model(user_path(flags.ckpt, "--ckpt"))
         require_writable(output.parent)
         with out_of_memory_explained("give a smaller --crop."):
             image = cut.astype(np.float32) / 255

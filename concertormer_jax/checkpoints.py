@@ -255,14 +255,13 @@ def save_converted(directory, module: Network, params, train_crop_px: int) -> No
         manager.save(0, args=ocp.args.Composite(**items))
 
 
-def load_model(directory, name: str = "") -> LoadedModel:
+def load_model(directory) -> LoadedModel:
     """Load the network for use: from a training folder (its best step, else the latest), one step's folder in it,
     converted weights, or a weights file. With a moving average, that is loaded. Parameters are NumPy arrays.
 
-    name: the flag or key that named `directory`. Raises UserError when there is no checkpoint or it is damaged; the
-    message names the whole ones beside it.
+    Raises UserError when there is no checkpoint or it is damaged; the message names the whole ones beside it.
     """
-    path = user_path(directory, name)
+    path = user_path(directory)
     if not path.exists():
         raise UserError(f"{directory} does not exist; give a training folder, a checkpoint or a weights file")
     if not path.is_dir():

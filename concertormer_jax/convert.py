@@ -44,14 +44,18 @@ def main(arguments=None) -> None:
 
 def _convert(source, destination, variant, key):
     source, destination = user_path(source, "SOURCE"), user_path(destination, "DESTINATION")
+    suffix = destination.suffix.lower()
+    if suffix in WRITTEN_SUFFIXES:
+        destination = local_path(destination, "DESTINATION")
+    if source.suffix.lower() in (*WRITTEN_SUFFIXES, *OTHER_FILE_SUFFIXES):
+        source = local_path(source, "SOURCE")
     if not source.exists():
         raise UserError(f"{source} does not exist; give a weights file or a checkpoint directory")
     if source.is_dir() and (variant or key):
         raise UserError(f"--variant and --key are for a weights file, and {source} is a checkpoint directory")
-    to_file = source.is_dir() or destination.suffix.lower() in (*WRITTEN_SUFFIXES, *OTHER_FILE_SUFFIXES)
+    to_file = source.is_dir() or suffix in (*WRITTEN_SUFFIXES, *OTHER_FILE_SUFFIXES)
     if to_file:
         require_written_suffix(destination)
-        destination = local_path(destination, "DESTINATION")
         if destination.is_dir() or os.path.realpath(destination) == os.path.realpath(source):
             raise UserError(f"{destination} exists; choose another name")
     elif destination.exists() and not destination.is_dir():

@@ -7,8 +7,10 @@ import sys
 import threading
 
 from concertormer_jax import background
+from concertormer_jax.terminal import printable
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+OWN_PROCESS = threading.Event()  # set where a command is all that this process does
 _CLOUD = ("tensorflow", "google")  # whose clients of buckets raise kinds of their own
 
 
@@ -31,6 +33,7 @@ def reported():
     Files that cannot be read or written (`OSError`: permission, disk full, missing) are reported in the same way,
     since the operating system's message names the file and the reason, and so is what a bucket's client raises.
     Ctrl-C and SIGTERM end the command with one sentence and the status that a shell gives to them, 130 and 143.
+    Characters of names that a terminal would act on are shown as escapes.
     """
     with _signals_raise():
         try:
@@ -68,8 +71,9 @@ def _signals_raise():
 
 
 def _end(status: int, text: str, cause: BaseException):
-    print(text, file=sys.stderr, flush=True)
-    if background.busy():  # a compiler at work would crash where the process takes down what it uses
+    print(printable(text), file=sys.stderr, flush=True)
+    # A compiler at work would crash where the process takes down what it uses.
+    if OWN_PROCESS.is_set() and background.busy():
         sys.stdout.flush()
         os._exit(status)
     raise SystemExit(status) from cause

@@ -8,6 +8,7 @@ import socket
 import tempfile
 from pathlib import Path
 
+from concertormer_jax.disk import explained
 from concertormer_jax.errors import UserError
 from concertormer_jax.paths import is_remote
 
@@ -22,7 +23,8 @@ def written_atomically(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    # The beginning of the name suffices to tell whose the file is, and a long name has no room for more.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:32]}-", suffix=path.suffix)
     os.close(handle)
     try:
         yield Path(temporary)
@@ -32,19 +34,26 @@ def written_atomically(path):
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        # Of the system's own errors, those of writing name no file, or the temporary one.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            raise explained(OSError(error.errno, error.strerror), path) from error
         raise
 
 
 def write_text(path, text: str) -> None:
-    """Write `text` to `path`, which may be in a bucket, atomically, as UTF-8."""
+    """Write `text` to `path`, which may be in a bucket, atomically, as UTF-8.
+
+    Bytes of names that are no text become escapes (`\\udcff`).
+    """
     if is_remote(path):
-        path.write_text(text)  # a bucket shows an object when all of it has arrived
+        # A bucket shows an object when all of it has arrived.
+        path.write_bytes(text.encode("utf-8", "backslashreplace"))
         return
     with written_atomically(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from concertormer_jax.errors import STOPPING, Stopped
+from concertormer_jax.errors import OWN_PROCESS, STOPPING, Stopped
 
 _PACKAGE = Path(__file__).parent
 
@@ -27,5 +27,6 @@ def _is_command(file: str | None) -> bool:
 
 
 if _is_command(getattr(sys.modules["__main__"], "__file__", None)):
+    OWN_PROCESS.set()
     for _number in STOPPING:
         signal.signal(_number, _leave)

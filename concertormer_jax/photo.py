@@ -2,21 +2,30 @@
 
 import dataclasses
 import io
-import struct
-import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image
 
-from concertormer_jax import sixteen_bit
+from concertormer_jax import encoders
+from concertormer_jax.data.decoding import decode_file
 from concertormer_jax.errors import UserError
 from concertormer_jax.files import written_atomically
+from concertormer_jax.metadata import (
+    NO_METADATA,
+    Metadata,
+    into_jpeg,
+    into_png,
+    pillow_options,
+    without_what_does_not_fit,
+)
 
 FORMATS = {
     ".png": "PNG",
     ".jpg": "JPEG",
     ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
     ".webp": "WEBP",
     ".tif": "TIFF",
     ".tiff": "TIFF",
@@ -26,14 +35,10 @@ _SAVE_OPTIONS = {
     "PNG": {},
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "WEBP": {"lossless": True, "exact": True},
-    "TIFF": {},
 }
 _DEEP_FORMATS = ("PNG", "TIFF")  # that can hold 16 bits per channel
-# How a TIFF stores its pixels stands in the same directory as what EXIF says about the picture.
-_STORAGE_TAGS = frozenset(
-    {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325, 330}
-    | {332, 338, 339, 347, 512, 513, 514, 529, 530, 531, 532, 700, 33723, 34377, 34675}
-)
+_LONGEST_SIDE_PX = {"JPEG": 65500, "WEBP": 16383, "PNG": 2**31 - 1, "TIFF": 2**31 - 1}
+_TIFF_TAGS_BYTES = 2**24  # left for what is not pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Photo:
     rgb: float32 [H, W, 3] in [0, 1]; a grey picture has three equal channels.
     alpha: uint8 or uint16 [H, W] (by `bits`), or None.
     grey: whether the file holds grey; bits: 8 or 16 per channel.
-    exif: the EXIF block with orientation 1, as bytes, empty for none; icc_profile: likewise.
+    metadata: EXIF, profile and so on, of the upright picture; file_format: that of the file's content, "" for none.
     notes: sentences on what of the file was not taken over.
     """
 
@@ -51,32 +56,34 @@ class Photo:
     alpha: np.ndarray | None = None
     grey: bool = False
     bits: int = 8
-    exif: bytes = b""
-    icc_profile: bytes = b""
+    metadata: Metadata = NO_METADATA
+    file_format: str = ""
     notes: tuple[str, ...] = ()
 
 
 def read_photo(path) -> Photo:
-    """Read a PNG, JPEG, WebP or TIFF of 8 or 16 bits, grey or colour, with or without alpha, turned upright.
+    """Read a picture of any kind that `decoding.decode_file` knows, turned upright.
 
     Colours other than RGB (palette, CMYK, ...) become RGB. Of several frames or pages the first is read.
-    Raises UserError naming the file if it is missing, no such picture, corrupt, truncated, or of more than 16 bits.
+    Raises UserError like `decode_file`.
     """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's on sizes and damaged EXIF; the latter becomes a note
-            with Image.open(io.BytesIO(data)) as image:
-                return _photo(image, data)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; check the path.") from error
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not a picture, or its header is corrupt; replace or remove it.") from error
-    except Exception as error:  # a corrupt file makes Pillow raise OSError, SyntaxError, struct.error, IndexError, ...
-        if isinstance(error, OSError) and error.errno:  # the operating system's: permission, a folder, ...
-            raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its mode.") from error
-        raise UserError(f"{path}: cannot be decoded ({error}); replace or remove it.") from error
+    decoded = decode_file(path)
+    samples, notes = decoded.samples, decoded.notes
+    if decoded.frames > 1:
+        notes = (f"holds {decoded.frames} frames or pages; only the first is restored.", *notes)
+    channels = samples.shape[2]
+    bits = 8 * samples.itemsize
+    rgb = np.empty((*samples.shape[:2], 3), np.float32)
+    np.divide(samples[:, :, : 3 if channels > 2 else 1], np.float32(2**bits - 1), out=rgb)
+    return Photo(
+        rgb=rgb,
+        alpha=samples[:, :, -1].copy() if channels in (2, 4) else None,
+        grey=channels < 3,
+        bits=bits,
+        metadata=decoded.metadata,
+        file_format=decoded.file_format,
+        notes=notes,
+    )
 
 
 def write_photo(path, photo: Photo) -> None:
@@ -86,33 +93,45 @@ def write_photo(path, photo: Photo) -> None:
     `losses` says what a format cannot hold. Raises UserError naming the file if it cannot be written.
     """
     path = Path(path)
+    require_fits(photo, path)
     file_format = output_format(path)
+    metadata, _ = without_what_does_not_fit(photo.metadata, file_format)
     deep = photo.bits == 16 and file_format in _DEEP_FORMATS
     samples = _samples(photo, 16 if deep else 8, with_alpha=file_format != "JPEG")
     try:
-        with written_atomically(path) as temporary:
-            if not deep:
-                image = Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
-                metadata = {"exif": photo.exif, "icc_profile": photo.icc_profile}
-                metadata = {name: value for name, value in metadata.items() if value}
-                image.save(temporary, format=file_format, **_SAVE_OPTIONS[file_format], **metadata)
-            elif file_format == "PNG":
-                temporary.write_bytes(sixteen_bit.png(samples, photo.exif, photo.icc_profile))
-            else:
-                if samples.shape[2] == 2:  # few programs read grey with alpha from a TIFF
-                    samples = samples[:, :, [0, 0, 0, 1]]
-                temporary.write_bytes(sixteen_bit.tiff(samples, photo.exif, photo.icc_profile))
+        with written_atomically(path) as temporary, open(temporary, "wb") as file:
+            for part in _encoded(samples, file_format, metadata):
+                file.write(part)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{path}: cannot be written ({reason}); name another place or format.") from error
 
 
 def output_format(path) -> str:
-    """Return Pillow's name of the format that the suffix of `path` stands for. Raises UserError for any other."""
-    try:
-        return FORMATS[Path(path).suffix.lower()]
-    except KeyError:
-        raise UserError(f"{path}: unknown picture format; let the name end in one of {', '.join(FORMATS)}.") from None
+    """Return Pillow's name of the format that the suffix of `path` stands for.
+
+    Raises UserError for any other suffix, and for a format that the installed Pillow cannot write.
+    """
+    file_format = FORMATS.get(Path(path).suffix.lower())
+    if file_format is None:
+        raise UserError(f"{path}: unknown picture format; let the name end in one of {', '.join(FORMATS)}.")
+    Image.init()
+    if file_format not in Image.SAVE:
+        raise UserError(f"{path}: the installed Pillow cannot write {file_format}; name a .png, or install another.")
+    return file_format
+
+
+def require_fits(photo: Photo, path) -> None:
+    """Raise UserError if the format of `path` cannot hold a picture of this size."""
+    file_format = output_format(path)
+    height, width = photo.rgb.shape[:2]
+    most = _LONGEST_SIDE_PX[file_format]
+    if max(height, width) > most:
+        raise UserError(f"{path}: a {file_format} has at most {most} pixels a side, not {width}x{height}; name a .png.")
+    channels = (1 if photo.grey else 3) + (photo.alpha is not None)
+    size = height * width * channels * photo.bits // 8
+    if file_format == "TIFF" and size + _TIFF_TAGS_BYTES > encoders.MOST_TIFF_BYTES:
+        raise UserError(f"{path}: a TIFF holds at most 4 GB, not the {size / 1e9:.1f} of this picture; name a .png.")
 
 
 def losses(photo: Photo, path) -> tuple[str, ...]:
@@ -123,92 +142,31 @@ def losses(photo: Photo, path) -> tuple[str, ...]:
         lost.append("JPEG has no alpha channel; it is left out.")
     if photo.bits == 16 and file_format not in _DEEP_FORMATS:
         lost.append(f"{file_format} has 8 bits per channel; the picture had 16.")
-    return tuple(lost)
+    return (*lost, *without_what_does_not_fit(photo.metadata, file_format)[1])
 
 
-def _photo(image, data):
-    notes = []
-    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # MPO: a camera's JPEG with previews behind it
-        notes.append(f"holds {image.n_frames} frames or pages; only the first is restored.")
-    bits = _bits_per_channel(image, data)
-    image.load()
-    grey = _is_grey(image, bits, data)
-    samples = sixteen_bit.decode(data) if bits == 16 else _samples_of_8_bits(image, grey)
-    information = image.getexif()
-    samples = _upright(samples, information.get(ExifTags.Base.Orientation, 1))
-    exif, problem = _exif_bytes(information)
-    peak = np.float32(2**bits - 1)
-    colour = samples[:, :, :1] if grey else samples[:, :, :3]
-    return Photo(
-        rgb=np.ascontiguousarray(np.broadcast_to(colour / peak, (*samples.shape[:2], 3))),
-        alpha=samples[:, :, -1].copy() if samples.shape[2] in (2, 4) else None,
-        grey=grey,
-        bits=bits,
-        exif=exif,
-        # The profile of a CMYK or LAB file does not describe the RGB that is made of it.
-        icc_profile=(image.info.get("icc_profile") or b"") if image.mode not in ("CMYK", "LAB") else b"",
-        notes=(*notes, *problem),
-    )
-
-
-def _bits_per_channel(image, data):
-    if image.format not in FORMATS.values() and image.format != "MPO":
-        raise ValueError(f"{image.format} is not one of {', '.join(sorted(set(FORMATS.values())))}")
-    if image.format == "PNG":
-        return 16 if data[24] == 16 else 8  # the header's bit depth
-    if image.format != "TIFF":
-        return 8
-    bits = max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
-    integers = set(image.tag_v2.get(TiffImagePlugin.SAMPLEFORMAT, (1,))) == {1}
-    if bits <= 8 and integers:
-        return 8
-    photometric = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
-    if bits == 16 and integers and photometric in (1, 2):  # black is zero, RGB
-        return 16
-    raise ValueError("only grey or RGB of 8 or 16 bits can be read from a TIFF of more than 8 bits")
-
-
-def _is_grey(image, bits, data):
-    if image.format == "PNG" and bits == 16:  # Pillow opens grey with alpha of 16 bits as RGBA
-        return data[25] in (0, 4)  # the header's colour type
-    return image.mode in ("1", "L", "LA", "I;16", "I;16B")
-
-
-def _samples_of_8_bits(image, grey):
-    has_alpha = image.has_transparency_data
-    samples = np.asarray(image.convert(("LA" if has_alpha else "L") if grey else ("RGBA" if has_alpha else "RGB")))
-    return samples[:, :, None] if samples.ndim == 2 else samples
-
-
-def _upright(samples, orientation):
-    """Turn [H, W, C] as stored into the picture that EXIF orientation 1 to 8 means."""
-    if orientation in (5, 6, 7, 8):  # the stored rows are the displayed columns
-        samples = samples.transpose(1, 0, 2)
-    if orientation in (3, 4, 7, 8):
-        samples = samples[::-1]
-    if orientation in (2, 3, 6, 7):
-        samples = samples[:, ::-1]
-    return samples
-
-
-def _exif_bytes(information):
-    for tag in _STORAGE_TAGS & information.keys():
-        del information[tag]
-    if ExifTags.Base.Orientation in information:
-        information[ExifTags.Base.Orientation] = 1
-    if not information:
-        return b"", ()
-    try:
-        return information.tobytes(), ()
-    except (struct.error, TypeError, ValueError, KeyError, AttributeError, OverflowError):
-        return b"", ("its EXIF block is damaged; it is left out.",)
+def _encoded(samples, file_format, metadata):
+    """The parts of the file one after the other."""
+    if file_format == "TIFF":
+        return encoders.tiff(samples, metadata)
+    if samples.dtype == np.uint16:
+        return [into_png(encoders.deep_png(samples), metadata)]
+    encoded = io.BytesIO()
+    image = Image.fromarray(samples[:, :, 0] if samples.shape[2] == 1 else samples)
+    if file_format == "PNG":
+        image.save(encoded, format="PNG")
+        return [into_png(encoded.getvalue(), metadata)]
+    image.save(encoded, format=file_format, **_SAVE_OPTIONS[file_format], **pillow_options(metadata, file_format))
+    return [into_jpeg(encoded.getvalue(), metadata) if file_format == "JPEG" else encoded.getvalue()]
 
 
 def _samples(photo, bits, with_alpha):
     """Quantise to uint8 or uint16 [H, W, C], C = 1 to 4."""
     peak, kind = (65535, np.uint16) if bits == 16 else (255, np.uint8)
     colour = photo.rgb.mean(axis=2, keepdims=True) if photo.grey else photo.rgb
-    samples = np.rint(np.clip(colour, 0, 1) * np.float32(peak)).astype(kind)
+    scaled = np.clip(colour, 0, 1)
+    scaled *= np.float32(peak)
+    samples = np.rint(scaled, out=scaled).astype(kind)
     if photo.alpha is None or not with_alpha:
         return samples
     alpha = photo.alpha if photo.bits == bits else ((photo.alpha.astype(np.uint32) + 128) // 257).astype(kind)

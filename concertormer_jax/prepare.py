@@ -24,6 +24,7 @@ from concertormer_jax.datasets.descriptions import SETS
 from concertormer_jax.datasets.layouts import Found
 from concertormer_jax.datasets.preparation import described, examine, prepare
 from concertormer_jax.paths import local_path
+from concertormer_jax.terminal import printable
 
 _SHOWN = 20  # errors, and warnings
 _RECIPES = {"rain13k": "derain", "pairs": "custom"}  # the others are called like the set
@@ -99,7 +100,7 @@ def main(arguments=None) -> None:
         found, report = examine(flags.name, local_path(flags.source, "--source"))
         print(f"{description.title}: {variant.text}")
         for line in report_lines(found, report):
-            print(line)
+            print(printable(line))
         if report.errors:
             raise errors.UserError(
                 f"{flags.source}: has {len(report.errors)} errors and nothing was written; mend the files named above."

@@ -27,8 +27,9 @@ from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
 from concertormer_jax.evaluation.forward import CompiledBySize
-from concertormer_jax.evaluation.outputs import require_writable, results_path
+from concertormer_jax.evaluation.outputs import require_separate, require_writable, results_path
 from concertormer_jax.files import write_text, written_atomically
+from concertormer_jax.paths import user_path
 
 CROP_PX = 256
 SHARES = (0.5, 0.9, 0.99)
@@ -50,7 +51,8 @@ def main(arguments=None) -> None:
         pictures = _large_enough(named_pictures(flags.image).values(), flags.crop)
         prepare_to_compile()
         output = results_path(flags.output, flags.ckpt, "receptive_field", Path(flags.image).resolve().stem)
-        model = load_model(flags.ckpt, "--ckpt")
+        require_separate([output / "receptive_field.png"], pictures)
+        model = load_model(user_path(flags.ckpt, "--ckpt"))
         require_writable(output)
         field = _mean_field(restoring(model), pictures, flags.crop)
         radii = {f"{share:.0%}": radius_holding(field, share) for share in SHARES}

@@ -5,156 +5,176 @@ from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C w
 # isort: split
 
 import argparse
+import contextlib
 import dataclasses
+import sys
 import time
 from pathlib import Path
 
 import absl.logging
-import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from concertormer_jax.arguments import parse_arguments
 from concertormer_jax.checkpoints import load_model
-from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
+from concertormer_jax.data.decoding import READABLE
+from concertormer_jax.data.images import image_size
+from concertormer_jax.devices import prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.forward import CompiledBySize, restore_floats
 from concertormer_jax.evaluation.outputs import require_writable
 from concertormer_jax.evaluation.pictures import side_by_side
-from concertormer_jax.evaluation.settings import overlap_px, tile_px, tile_setting, tlc_window
 from concertormer_jax.files import written_atomically
-from concertormer_jax.paths import local_path
-from concertormer_jax.photo import FORMATS, losses, output_format, read_photo, write_photo
-from concertormer_jax.tiles import restore_tiled, tiled_axes
+from concertormer_jax.inference.restorer import Restorer
+from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
+from concertormer_jax.paths import user_path
+from concertormer_jax.photo import FORMATS, losses, read_photo, require_fits, write_photo
+from concertormer_jax.restore_plan import Plan, plan
+from concertormer_jax.system_memory import require_memory
+from concertormer_jax.terminal import printable
+
+_MOST_NAMED = 50  # files that are left out are named up to this number
+_BYTES_PER_PIXEL = 44  # beside the picture itself: the result, and what is made of it to be written
 
 
-class PhotoRestorer:
-    """Restores pictures of any size with a loaded checkpoint (`checkpoints.LoadedModel`) on the first device.
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a plan: the results that were written, and why the other pictures have none."""
 
-    tlc: as in `settings.tlc_window`; tile: as in `settings.tile_setting`. Raises UserError for other values.
+    restored: tuple[Path, ...]
+    failed: dict[Path, str]
+
+
+def restore_files(restorer: Restorer, work: Plan, *, log=tqdm.write) -> Outcome:
+    """Restore every picture of a plan. One that cannot be restored, for whatever reason, does not stop the others.
+
+    log: called with lines to print, which hold no character that a terminal acts on.
+    Raises UserError before the first picture if a folder for results cannot be written, and if a plan's only picture
+    cannot be restored.
     """
+    for folder in work.folders:
+        require_writable(folder)
+    restorer.choose_canvas(_sizes(work))
+    restored, failed = [], {}
 
-    def __init__(self, model, *, tlc="auto", tile="auto", log=tqdm.write):
-        self._multiple = model.module.multiple
-        self._tile = tile_setting(tile, self._multiple)
-        self.device = jax.devices()[0]
-        window = tlc_window(tlc, model.train_crop_px, self._multiple)
-        module = model.module.clone(tlc_window=window)
-        self._restore = CompiledBySize(restore_floats(module), log, made_from=str(module))
-        self._params = jax.device_put(model.params, self.device)
+    def say(text):
+        log(printable(text))
 
-    def tiling(self, height: int, width: int) -> tuple[int, int, int]:
-        """Return (tile size in pixels, rows of tiles, columns of tiles) for a picture of height x width."""
-        tile = tile_px(self._tile, height, width, self._multiple)
-        rows, columns = tiled_axes(height, width, tile, overlap_px(tile, self._multiple), self._multiple)
-        return tile, len(rows.starts), len(columns.starts)
-
-    def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        """Restore float32 [H, W, 3] in [0, 1]; the result has the same shape and range.
-
-        Raises UserError if the device's memory does not suffice or the network's output is not finite.
-        """
-        tile, rows, columns = self.tiling(*rgb.shape[:2])
-        with (
-            out_of_memory_explained("give smaller tiles, for instance --tile=448."),
-            tqdm(total=rows * columns, unit="tile", leave=False, disable=rows * columns == 1) as bar,
-        ):
-
-            def apply(images):
-                restored, finite = jax.device_get(self._restore(self._params, jax.device_put(images, self.device)))
-                if not finite.all():
-                    raise UserError("--ckpt: the network's output is not finite; its weights are damaged or diverged.")
-                bar.update()
-                return restored
-
-            return restore_tiled(apply, rgb, tile, overlap_px(tile, self._multiple), self._multiple)
-
-
-def restore_files(restorer: PhotoRestorer, source, destination, *, compare=False, log=tqdm.write) -> list[Path]:
-    """Restore the picture `source` to `destination`, or every picture in the folder `source` into the folder it names.
-
-    A picture may also go into a folder that exists; in folders it keeps its name. With `compare`, a picture of before
-    and after is written beside each result. Returns the results' paths. In a folder, a picture that cannot be restored
-    does not stop the others; UserError with their number follows at the end.
-    """
-    jobs = plan(source, destination)
-    require_writable(jobs[0][1].parent)
-    failures = []
-    for before, after in jobs:
+    for job in work.jobs:
         try:
-            log(_restore_file(restorer, before, after, compare))
-        except UserError as error:
-            if len(jobs) == 1:
-                raise
-            log(f"error: {error}")
-            failures.append(before)
-    if failures:
-        raise UserError(f"{len(failures)} of {len(jobs)} pictures could not be restored, the first is {failures[0]}.")
-    return [after for _, after in jobs]
+            _restore_file(restorer, job, say)
+            restored.append(job.after)
+        except Exception as error:  # also one that nobody foresaw: the other pictures may be well
+            reason = str(error)
+            if not isinstance(error, UserError):
+                reason = f"could not be restored ({type(error).__name__}: {error})."
+            if not reason.startswith((str(job.before), str(job.after))):
+                reason = f"{job.before}: {reason}"
+            if len(work.jobs) == 1:
+                raise UserError(reason) from error
+            failed[job.before] = reason
+            say(f"error: {reason}")
+    return Outcome(tuple(restored), failed)
 
 
-def plan(source, destination) -> list[tuple[Path, Path]]:
-    """Return (picture, result) for all that is to be done; UserError if a path is missing or a result an original."""
-    source, destination = local_path(source, "IN"), local_path(destination, "OUT")
-    if source.is_dir():
-        if destination.is_file():
-            raise UserError(f"{destination}: is a file, but {source} is a folder; name a folder for the results.")
-        named = (path for path in source.iterdir() if not path.name.startswith("."))
-        pictures = sorted(path for path in named if path.suffix.lower() in FORMATS and path.is_file())
-        if not pictures:
-            raise UserError(f"{source}: holds no pictures; expected files that end in {', '.join(FORMATS)}.")
-        jobs = [(path, destination / path.name) for path in pictures]
-    elif source.is_file():
-        jobs = [(source, destination / source.name if destination.is_dir() else destination)]
-        output_format(jobs[0][1])
-    else:
-        raise UserError(f"{source}: no such picture or folder; check the path.")
-    for before, after in jobs:
-        if after.exists() and after.samefile(before):
-            raise UserError(f"{after}: would overwrite the original; name another place for the result.")
-    return jobs
+def _sizes(work):
+    """(height, width) of the pictures, without those that cannot be read, of which more is said in their turn."""
+    for job in work.jobs:
+        with contextlib.suppress(UserError):
+            yield image_size(job.before)
 
 
-def _restore_file(restorer, before, after, compare):
-    """Restore one file and return a line on it."""
+def _restore_file(restorer, job, say):
+    """Restore one file. What its new format cannot hold is found and said before the network is run."""
     start = time.perf_counter()
-    photo = read_photo(before)
-    restored = dataclasses.replace(photo, rgb=restorer(photo.rgb))
-    write_photo(after, restored)
-    if compare:
-        with written_atomically(after.with_name(f"{after.stem}_compare.png")) as temporary:
-            _comparison(photo.rgb, restored.rgb).save(temporary, format="PNG")
+    photo = read_photo(job.before)
+    require_fits(photo, job.after)
     height, width = photo.rgb.shape[:2]
-    tile, rows, columns = restorer.tiling(height, width)
-    tiles = f"{rows}x{columns} tiles of {tile} px" if rows * columns > 1 else "whole"
+    require_memory(height * width * _BYTES_PER_PIXEL, f"{job.before}: restoring {width}x{height} pixels")
+    for note in (*photo.notes, *_about_its_name(job.before, photo)):
+        say(f"note: {job.before} {note}")
+    for loss in losses(photo, job.after):
+        say(f"note: {job.after}: {loss}")
+    result = restorer(photo.rgb)
+    for note in result.notes:
+        say(f"note: {job.before}: {note}.")
+    restored = dataclasses.replace(photo, rgb=result.rgb)
+    write_photo(job.after, restored)
+    if job.comparison:
+        with written_atomically(job.comparison) as temporary:
+            _comparison(photo.rgb, restored.rgb).save(temporary, format="PNG")
+    tiles = f"{result.tiles} tiles of {result.tile_px} px" if result.tiles > 1 else "whole"
     seconds = time.perf_counter() - start
-    notes = "".join(f"\n  note: {before} {note}" for note in photo.notes)
-    notes += "".join(f"\n  note: {after}: {loss}" for loss in losses(photo, after))
-    return f"{after}: {height}x{width}, {tiles}, {restorer.device.device_kind}, {seconds:.1f} s{notes}"
+    say(f"{job.after}: {height}x{width}, {tiles}, {restorer.device.device_kind}, {seconds:.1f} s")
+
+
+def _about_its_name(path, photo):
+    named = FORMATS.get(path.suffix.lower(), photo.file_format)
+    return () if photo.file_format in (named, "MPO") else (f"is a {photo.file_format} by its content.",)
 
 
 def _comparison(before, after) -> Image.Image:
-    return side_by_side([np.rint(255 * rgb).astype(np.uint8) for rgb in (before, after)], ["before", "after"])
+    return side_by_side([_bytes(before), _bytes(after)], ["before", "after"])
+
+
+def _bytes(rgb):
+    return np.rint(255 * rgb).astype(np.uint8)
+
+
+def _write_page(work, outcome):
+    done = [job for job in work.jobs if job.after in set(outcome.restored)]
+    shown = done[:PAGE_PICTURES]
+    note = f"the first {len(shown)} of {len(done)} pictures" if len(done) > len(shown) else ""
+    pictures = (
+        Compared(printable(job.before.name), *(_bytes(read_photo(path).rgb) for path in (job.before, job.after)))
+        for job in shown
+    )
+    write_comparison(work.page, "Before and after", pictures, note=note)
+    print(printable(f"{work.page}: before and after under a slider; it opens in any browser"))
+
+
+def _closing_lines(work: Plan, outcome: Outcome) -> list[str]:
+    """What to say at the end: what of the folder was left out, and every picture that failed."""
+    lines = []
+    if work.left_out:
+        names = ", ".join(str(path) for path in work.left_out[:_MOST_NAMED])
+        more = f" and {len(work.left_out) - _MOST_NAMED} more" if len(work.left_out) > _MOST_NAMED else ""
+        lines.append(f"left out {len(work.left_out)} files whose names are not those of pictures: {names}{more}")
+    if work.hidden:
+        lines.append(f"left out {work.hidden} hidden files")
+    if work.deeper:
+        lines.append(f"left out {work.deeper} pictures in subfolders; --recursive takes them too")
+    if outcome.failed:
+        lines.append(f"error: {len(outcome.failed)} of {len(work.jobs)} pictures could not be restored:")
+        lines += [f"  {reason}" for reason in outcome.failed.values()]
+    return lines
 
 
 def main(arguments=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m concertormer_jax.restore", description=__doc__)
     parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
-    parser.add_argument("input", metavar="IN", help="a picture (PNG, JPEG, WebP, TIFF) or a folder of them")
+    parser.add_argument("input", metavar="IN", help=f"a picture ({READABLE}) or a folder of them")
     parser.add_argument("output", metavar="OUT", help="the result's name, whose suffix decides its format, or a folder")
     parser.add_argument(
         "--tile", default="auto", metavar="PIXELS", help="tile size, a multiple of 64; auto; off for none"
     )
     parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")
-    parser.add_argument("--compare", action="store_true", help="also write before and after side by side")
+    parser.add_argument("--recursive", action="store_true", help="of a folder, also the pictures in its subfolders")
+    parser.add_argument("--compare", action="store_true", help="also write before and after, as pictures and as a page")
     flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
         prepare_to_compile()
-        plan(flags.input, flags.output)  # paths are checked before the checkpoint is read
-        restorer = PhotoRestorer(load_model(flags.ckpt, "--ckpt"), tlc=flags.tlc, tile=flags.tile)
-        restore_files(restorer, flags.input, flags.output, compare=flags.compare)
+        # Paths are checked before the checkpoint is read.
+        work = plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
+        restorer = Restorer(load_model(user_path(flags.ckpt, "--ckpt")), tlc=flags.tlc, tile=flags.tile)
+        outcome = restore_files(restorer, work)
+        if work.page and outcome.restored:
+            _write_page(work, outcome)
+        for line in _closing_lines(work, outcome):
+            print(printable(line), file=sys.stderr)
+        if outcome.failed:
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":

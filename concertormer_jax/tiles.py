@@ -64,35 +64,37 @@ def tiled_axis(length: int, tile: int, overlap: int, grid: int = GRID_PX) -> Til
     return TiledAxis(tile, starts, weights.astype(np.float32))
 
 
-def tiled_axes(
-    height: int, width: int, tile: int, overlap: int, multiple: int = GRID_PX
-) -> tuple[TiledAxis, TiledAxis]:
-    """Return the tiles along both axes of a picture of height x width.
+def fixed_axis(length: int, tile: int, overlap: int, multiple: int = GRID_PX) -> TiledAxis:
+    """`tiled_axis` for a length of any number of pixels, padded so that every tile has `tile` of them.
 
-    multiple: that of the network. An axis longer than `tile` is padded to a multiple of `tile_grid(multiple)` pixels,
-    another one to a multiple of `multiple`.
+    multiple: that of the network; a length above `tile` is padded to a multiple of `tile_grid(multiple)` pixels.
     """
     grid = tile_grid(multiple)
-    padded = [padded_size(length, grid if length > tile else multiple) for length in (height, width)]
-    return tuple(tiled_axis(length, tile, overlap, grid) for length in padded)
+    return tiled_axis(max(tile, padded_size(length, grid)), tile, overlap, grid)
 
 
-def restore_tiled(apply, image: np.ndarray, tile: int, overlap: int, multiple: int = GRID_PX) -> np.ndarray:
-    """Restore a picture of any size tile by tile and blend the tiles in float32.
+def whole_axis(length: int, multiple: int = GRID_PX) -> TiledAxis:
+    """One tile of the whole length, padded to a multiple of `multiple` pixels."""
+    padded = padded_size(length, multiple)
+    return TiledAxis(padded, (0,), np.ones((1, padded), np.float32))
 
-    apply: function of float32 [1, h, w, 3] that returns an array of the same shape. h and w are `tile` or, along an
-        axis of the picture that is shorter, its length rounded up to `multiple`, so that few shapes occur.
-    image: float32 [H, W, 3]; it is padded by reflection, as the network does (to its `multiple`).
-    tile, overlap: pixels, as in `tiled_axis`. Returns float32 [H, W, 3].
-    """
-    height, width, _ = image.shape
-    rows, columns = tiled_axes(height, width, tile, overlap, multiple)
-    padding = [(0, a.starts[-1] + a.size - length) for a, length in zip((rows, columns), image.shape, strict=False)]
-    padded = np.pad(image, (*padding, (0, 0)), mode="reflect")
-    blended = np.zeros(padded.shape, np.float32)
-    for top, row_weights in zip(rows.starts, rows.weights, strict=True):
-        for left, column_weights in zip(columns.starts, columns.weights, strict=True):
-            window = (slice(top, top + rows.size), slice(left, left + columns.size))
-            restored = np.asarray(apply(padded[window][None]))[0]
-            blended[window] += restored * (row_weights[:, None] * column_weights)[:, :, None]
-    return blended[:height, :width]
+
+def cut(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    """Cut a tile out of [H, W, C]; what lies beyond the picture is its reflection, as the network pads it."""
+    return _cut_axis(_cut_axis(image, top, height, axis=0), left, width, axis=1)
+
+
+def _cut_axis(image, start, size, axis):
+    length = image.shape[axis]
+    if start + size <= length:
+        return image[start : start + size] if axis == 0 else image[:, start : start + size]
+    return np.take(image, np.pad(np.arange(length), (0, start + size - length), mode="reflect")[start:], axis)
+
+
+def add(
+    blended: np.ndarray, tile: np.ndarray, top: int, left: int, row_weights: np.ndarray, column_weights: np.ndarray
+) -> None:
+    """Add a tile [h, w, C], weighted, to the picture [H, W, C] in place; what lies beyond the picture is left out."""
+    inside = blended[top : top + tile.shape[0], left : left + tile.shape[1]]
+    rows, columns = inside.shape[:2]
+    inside += tile[:rows, :columns] * (row_weights[:rows, None] * column_weights[:columns])[:, :, None]

@@ -74,18 +74,22 @@ class OneOf:
 
 @dataclasses.dataclass(frozen=True)
 class NamesOf:
-    """Different `names` separated by commas, or none."""
+    """Some of `names` separated by commas: different ones or none, or with `repeated` one or more in any number."""
 
     names: tuple[str, ...]
+    repeated: bool = False
 
     def __contains__(self, value) -> bool:
         if not isinstance(value, str):
             return False
         given = [name.strip() for name in value.split(",") if name.strip()]
-        return set(given) <= set(self.names) and len(set(given)) == len(given)
+        if not set(given) <= set(self.names):
+            return False
+        return len(given) > 0 if self.repeated else len(set(given)) == len(given)
 
     def __str__(self):
-        return f"different names of {', '.join(self.names)}, separated by commas"
+        kind = "one or more" if self.repeated else "different names"
+        return f"{kind} of {', '.join(self.names)}, separated by commas"
 
 
 @dataclasses.dataclass(frozen=True)

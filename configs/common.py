@@ -24,7 +24,10 @@ def get_config() -> ConfigDict:
     config.model.middle_heads = placeholder(int)
     config.model.decoder_heads = placeholder(tuple)
     config.model.refinement_blocks = placeholder(int)  # behind the finest decoder, of Restormer only
-    config.model.expansion = placeholder(int)  # hidden channels of a block, as a multiple of its width
+    config.model.expansion = placeholder(float)  # hidden channels of a block per channel; whole but for Restormer
+    config.model.unshuffle = placeholder(int)  # side of the squares of pixels that are one position of the finest level
+    config.model.attention = placeholder(str)  # of Restormer only: transposed or concerto
+    config.model.norm_bias = placeholder(bool)  # of Restormer's layer norms
     # What the blocks are made of (models/design.py says more); None for the variant's.
     config.model.groups = placeholder(
         str
@@ -41,13 +44,16 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     # Prepared sets (tfds:NAME, made by `python -m concertormer_jax.prepare`) and folders, separated by commas. A folder
-    # with input/ and target/ holds pairs; any other holds sharp photographs, which are degraded anew for every crop.
+    # holds pairs in input/ and target/ or folders named alike (data/folder_names.py), also below it; or else sharp
+    # photographs, which are degraded anew for every crop.
     config.data.source = ""
     config.data.data_dir = ""  # where prepared sets are; "" for ~/tensorflow_datasets or $TFDS_DATA_DIR
     config.data.shares = ()  # share of the samples that comes from each folder; () for in proportion to their images
     config.data.flip = True  # mirror at random
     config.data.rotate = True  # turn by quarter turns at random
-    config.data.degradation = "shake"  # of photographs: shake, frames, rain or noise (data/degradations.py)
+    # Of photographs: shake, frames, rain or noise (data/degradations.py). Of several, separated by commas, each crop
+    # gets one.
+    config.data.degradation = "shake"
     config.data.blur_min_px = 3.0  # shortest path of the camera (shake, frames), in pixels
     config.data.blur_max_px = 14.0  # longest
     config.data.shot_noise = 2e-4  # largest variance at full intensity, in linear light in [0, 1]
@@ -75,8 +81,10 @@ def get_config() -> ConfigDict:
     config.optimizer.clip_norm = 0.01  # largest global norm of the gradient
 
     config.validation = ConfigDict()
-    config.validation.source = ""  # folder as in data.source; "" holds images of data.source out of the training
-    config.validation.fraction = 0.05  # of the images to hold out, whole sequences where names show them
+    # As data.source, of prepared sets the split validation, else test; "" holds images of data.source out. What is
+    # validated on is left out of the training.
+    config.validation.source = ""
+    config.validation.fraction = 0.05  # of the images to hold out, whole sequences where names show short ones
     config.validation.images = 32  # at most, evenly spaced
     config.validation.crop_px = 256  # side of the middle crop that is restored
 

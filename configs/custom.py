@@ -3,8 +3,9 @@
     python train.py --config=configs/custom.py --workdir=runs/mine --config.data.source=FOLDER[,FOLDER...] \
         [--config.init_from=CHECKPOINT]
 
-A folder with input/ and target/ holds pairs; any other holds sharp photographs to blur. With `init_from` of the full
-network's converted weights, set --config.model.variant=gopro. One GPU, or a few cores with a smaller network.
+A folder with input/ and target/, blur/ and sharp/ or the like holds pairs; any other holds sharp photographs to blur.
+With `init_from` of the full network's converted weights, set --config.model.variant=gopro. One GPU, or a few cores with
+a smaller network.
 """
 
 from configs import common

@@ -27,6 +27,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax  # after the environment that it reads
+from browser import browser  # noqa: F401  (a fixture of several files)
 
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops import attention, concerto, windows
+from concertormer_jax.ops import attention, concerto, reference, windows
+from concertormer_jax.ops.attention import Communication
 from concertormer_jax.ops.platforms import traced_for
 
 
@@ -13,11 +14,11 @@ def only_spatial_ripieno_values():
     """Weights for two channels: keys see the first, values the second, and no communication or channel attention."""
     none = jnp.zeros((2, 4))
     one_head = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1)
-    return concerto.Weights(
+    return reference.AttentionWeights(
         to_q=none.at[0].set(1),
         to_kv=jnp.concatenate([none.at[0].set(1), none.at[1].set(1)], axis=1),
         temperature=jnp.ones((4, 1)),
-        talking={
+        cdc={
             "ripieno_spatial": one_head,
             "ripieno_channel": one_head,
             "concertino_channel": jnp.zeros((1, 64, 64, 1)),
@@ -64,9 +65,9 @@ def halves(monkeypatch):
     """Halves of the queries at every size; the numbers of queries and keys of each spatial attention, as they come."""
     seen = []
 
-    def spatial_attention(q, k, v, temperature, communicate):
+    def spatial_attention(q, k, v, temperature, communication):
         seen.append((q.shape[-2], k.shape[-2]))
-        return attention.spatial_attention(q, k, v, temperature, communicate)
+        return attention.spatial_attention(q, k, v, temperature, communication)
 
     monkeypatch.setattr(concerto, "LARGE", 1)
     monkeypatch.setattr(concerto, "spatial_attention", spatial_attention)
@@ -76,11 +77,11 @@ def halves(monkeypatch):
 def random_weights(heads, channels, size):
     """Weights for features of `size` channels, so small that no softmax takes one value alone."""
     hidden = 4 * heads * channels
-    shapes = concerto.Weights(
+    shapes = reference.AttentionWeights(
         to_q=(size, hidden),
         to_kv=(size, 2 * hidden),
         temperature=(4, heads),
-        talking={
+        cdc={
             "ripieno_spatial": (3, 3, heads, heads),
             "ripieno_channel": (3, 3, heads, heads),
             "concertino_channel": (heads, 64, 64, heads),
@@ -93,7 +94,7 @@ def random_weights(heads, channels, size):
     return jax.tree.map(
         lambda shape: jnp.asarray(rng.normal(scale=0.3, size=shape), jnp.float32),
         shapes,
-        is_leaf=lambda leaf: isinstance(leaf, tuple) and not isinstance(leaf, concerto.Weights),
+        is_leaf=lambda leaf: isinstance(leaf, tuple) and not isinstance(leaf, reference.AttentionWeights),
     )
 
 
@@ -116,24 +117,6 @@ def test_halves_of_queries_and_of_heads_make_the_whole(halves):
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4 * float(jnp.abs(plain).max()))
 
     jax.tree.map(same, cut, whole)
-
-
-def test_observed_maps_are_whole(halves):
-    x = jax.random.normal(jax.random.key(0), (1, 16, 16, 5))
-    told = {}
-
-    def observe(group, before, after):
-        assert group not in told
-        told[group] = before.shape, after.shape
-
-    concerto.concerto_attention(x, x, random_weights(2, 3, 5), True, heads=2, observe=observe)
-    shapes = {
-        "ripieno_spatial": (1, 4, 2, 64, 64),
-        "ripieno_channel": (1, 4, 2, 3, 3),
-        "concertino_channel": (1, 64, 2, 3, 3),
-        "concertino_spatial": (1, 6, 64, 64),
-    }
-    assert told == {group: (shape, shape) for group, shape in shapes.items()}
 
 
 @pytest.mark.parametrize("shifted", [True, False])
@@ -166,7 +149,7 @@ def test_queries_and_keys_are_normalised():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 6, 4))
     temperature = jnp.array([0.5, 2.0])[:, None]
     seen = []
-    attended = attention.spatial_attention(q, k, v, temperature, lambda logits: seen.append(logits) or logits)
+    attended = attention.spatial_attention(q, k, v, temperature, Communication(lambda maps: seen.append(maps) or maps))
     expected = cosine(q, k) * temperature[..., None]
     np.testing.assert_allclose(seen[0], expected, atol=1e-5)
     np.testing.assert_allclose(attended, jax.nn.softmax(expected) @ v, atol=1e-5)
@@ -174,14 +157,18 @@ def test_queries_and_keys_are_normalised():
 
 def channel_attention(q, k, v, temperature, communicate):
     """`attention.channel_attention` of all heads at once."""
-    (attended,) = attention.channel_attention([(q, k, v)], temperature, communicate)
+    (attended,) = attention.channel_attention([(q, k, v)], temperature, Communication(communicate))
     return attended
 
 
 def channel_attention_by_heads(q, k, v, temperature, communicate):
     """`channel_attention` as on a TPU."""
-    logits = attention.logits_by_heads(q, k, temperature)
-    return attention.softmax_mix_by_heads(len(temperature), communicate(logits), v)
+    with traced_for("tpu"):
+        return channel_attention(q, k, v, temperature, communicate)
+
+
+def spatial_attention(q, k, v, temperature, communicate):
+    return attention.spatial_attention(q, k, v, temperature, Communication(communicate))
 
 
 def test_channel_attention_is_spatial_attention_of_each_heads_transposed_features():
@@ -194,7 +181,7 @@ def test_channel_attention_is_spatial_attention_of_each_heads_transposed_feature
     def heads(features):
         return features.reshape(2, 7, 3, 4).transpose(0, 2, 3, 1)
 
-    expected = attention.spatial_attention(heads(q), heads(k), heads(v), temperature, communicate)
+    expected = spatial_attention(heads(q), heads(k), heads(v), temperature, communicate)
     for attend in (channel_attention, channel_attention_by_heads):
         np.testing.assert_allclose(heads(attend(q, k, v, temperature, communicate)), expected, atol=1e-5)
 
@@ -207,7 +194,7 @@ def test_channel_attention_of_halves_of_the_heads_is_that_of_all():
         return (logits + logits[:, ::-1] ** 2).reshape(2, 4, 16)
 
     halves = list(zip(*(jnp.split(features, 2, axis=-1) for features in (q, k, v)), strict=True))
-    attended = attention.channel_attention(halves, temperature, communicate)
+    attended = attention.channel_attention(halves, temperature, Communication(communicate))
     expected = channel_attention(q, k, v, temperature, communicate)
     np.testing.assert_allclose(jnp.concatenate(attended, axis=-1), expected, atol=1e-5)
 
@@ -229,8 +216,8 @@ def plain_channel_attention(q, k, v, temperature, communicate):
 @pytest.mark.parametrize(
     ("ours", "plain", "shape", "fewer"),  # what there are fewer of, over which the derivatives sum: shapes [..., A, K]
     [
-        (attention.spatial_attention, plain_spatial_attention, (2, 3, 6, 5), "features"),
-        (attention.spatial_attention, plain_spatial_attention, (2, 3, 5, 6), "maps"),
+        (spatial_attention, plain_spatial_attention, (2, 3, 6, 5), "features"),
+        (spatial_attention, plain_spatial_attention, (2, 3, 5, 6), "maps"),
         (channel_attention, plain_channel_attention, (2, 3, 12), "features"),  # [..., K, m c] of m = 3 heads
         (channel_attention, plain_channel_attention, (2, 6, 12), "maps"),
         (channel_attention_by_heads, plain_channel_attention, (4, 3, 12), "features"),
@@ -255,7 +242,7 @@ def test_derivatives_are_those_of_the_formula(monkeypatch, ours, plain, shape, f
     assert chosen == {fewer == "features"}
 
 
-@pytest.mark.parametrize("attend", [attention.spatial_attention, channel_attention])
+@pytest.mark.parametrize("attend", [spatial_attention, channel_attention])
 def test_communicated_maps_may_be_rows(attend):
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 1, 6, 4))
     temperature = jnp.full((1, 1), 2.0)
@@ -282,7 +269,7 @@ def test_absurd_logits_give_no_absurd_numbers():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 6, 4))
 
     def total(qkv):
-        return attention.spatial_attention(*qkv, jnp.full((1, 1), 1e6), lambda logits: logits).sum()
+        return spatial_attention(*qkv, jnp.full((1, 1), 1e6), lambda logits: logits).sum()
 
     value, gradient = jax.value_and_grad(total)((q, k, v))
     assert np.isfinite(value)
@@ -292,13 +279,13 @@ def test_absurd_logits_give_no_absurd_numbers():
 def test_logits_of_bfloat16_features_are_accumulated_in_float32():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 6, 200), jnp.bfloat16)
     seen = []
-    attended = attention.spatial_attention(q, k, v, jnp.ones(1), lambda logits: seen.append(logits) or logits)
+    attended = spatial_attention(q, k, v, jnp.ones(1), lambda logits: seen.append(logits) or logits)
     assert seen[0].dtype == jnp.float32
     np.testing.assert_allclose(seen[0], cosine(q, k), atol=1e-5)
     assert attended.dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize("attend", [attention.spatial_attention, channel_attention])
+@pytest.mark.parametrize("attend", [spatial_attention, channel_attention])
 def test_zero_features_have_finite_results_and_gradients(attend):
     def mean(qkv):
         return attend(*qkv, jnp.ones((1, 1)), lambda logits: logits).mean()

@@ -130,7 +130,7 @@ def test_truncated_and_unreadable_files_are_named(gopro):
     errors = check_in(gopro, "gopro").errors
     assert len(errors) == 2
     assert matching(errors, rf"target/{name_of(48)}: cannot be decoded .*truncated")
-    assert matching(errors, rf"input/{name_of(49)}: not a picture")
+    assert matching(errors, rf"input/{name_of(49)}: is empty")
 
 
 def test_truncated_jpeg_is_named(tmp_path):

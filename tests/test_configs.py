@@ -11,12 +11,22 @@ from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.rain import Rain
 from concertormer_jax.data.shake import CameraShake, FrameAverage
 from concertormer_jax.training import loop
+from concertormer_jax.training.data import sources_from
 from configs import common
 
-ON_PHOTOGRAPHS = ["gopro:paper", "gopro:lite", "gopro:synthetic", "derain:synthetic", "custom", "demo", "evidence"]
+ON_PHOTOGRAPHS = [
+    "gopro:paper",
+    "gopro:lite",
+    "gopro:synthetic",
+    "derain:synthetic",
+    "custom",
+    "demo",
+    "evidence",
+    "pocket",
+]
 ON_SETS = ["gopro", "realblur_r", "realblur_j", "derain", "reds", "sidd"]  # trained in test_protocols_end_to_end.py
 OTHER_NETWORKS = ["restormer", "restormer:csa"]  # trained in test_other_networks.py
-RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS, *OTHER_NETWORKS]
+RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS, *OTHER_NETWORKS, "pocket:decay"]
 DUMPS = Path(__file__).parent / "golden" / "configs"
 
 
@@ -50,7 +60,7 @@ def test_recipe_changes_values_and_never_keys(recipe):
 def test_recipe_trains_two_steps_when_shrunk(recipe, tmp_path, monkeypatch):
     leave_out_blocks(monkeypatch)
     runs.write_photos(tmp_path / "photos")
-    shrunk = runs.TINY_RUN | runs.ONE_STAGE | {"data.source": str(tmp_path / "photos")}
+    shrunk = runs.TINY_RUN | runs.ONE_STAGE | {"data.source": str(tmp_path / "photos"), "optimizer.constant_steps": 0}
     assert loop.train(runs.override(build(recipe), shrunk), tmp_path / "run") == 2
     assert load_model(tmp_path / "run").step == 2
 
@@ -64,7 +74,7 @@ def test_photographs_are_degraded_as_the_recipe_says(recipe, kind, tmp_path):
         "data.shot_noise": 0.1,
         "data.jpeg_quality": (20, 30),
     }
-    training, validation = loop.sources_from(runs.override(build(recipe), keys))
+    training, validation = sources_from(runs.override(build(recipe), keys))
     expected = kind(max_length_px=9.0, shot_noise=0.1, jpeg_quality=(20, 30))
     assert training.degradation == expected
     assert validation.sources[0].degradation == expected
@@ -72,7 +82,7 @@ def test_photographs_are_degraded_as_the_recipe_says(recipe, kind, tmp_path):
 
 def test_rain_is_drawn_over_photographs(tmp_path):
     runs.write_photos(tmp_path)
-    training, _ = loop.sources_from(runs.override(build("derain:synthetic"), {"data.source": str(tmp_path)}))
+    training, _ = sources_from(runs.override(build("derain:synthetic"), {"data.source": str(tmp_path)}))
     assert training.degradation == Rain()
 
 
@@ -84,6 +94,7 @@ def test_rain_is_drawn_over_photographs(tmp_path):
         ("gopro", "lite ", "released, paper, lite or synthetic"),
         ("derain", "rain", "rain13k or synthetic"),
         ("restormer", "concerto", "transposed or csa"),
+        ("pocket", "decaying", "constant or decay"),
     ],
 )
 def test_unknown_argument_is_refused(name, argument, known):

@@ -349,6 +349,19 @@ def test_degradations_are_made_by_name():
         make_degradation("rain", jpeg_quality=(3,))
 
 
+def test_of_several_degradations_each_picture_gets_one_in_its_place():
+    sharp = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    quiet = {"shot_noise": 0, "read_noise": 0, "min_length_px": 9, "max_length_px": 9}
+    mixed = make_degradation("noise,shake,frames", **quiet)
+    assert mixed.margin_px == make_degradation("frames", **quiet).margin_px
+    rng, margin = np.random.default_rng(1), mixed.margin_px
+    middle = sharp[margin:-margin, margin:-margin]
+    results = [mixed(sharp, rng) for _ in range(60)]
+    assert {result.shape for result in results} == {middle.shape}
+    kept = sum(np.array_equal(result, middle) for result in results)
+    assert 10 <= kept <= 30  # a third: "noise" without noise gives the picture itself
+
+
 def test_pairs_are_synthesised_by_any_degradation(tmp_path, request):
     photo = read_rgb(list_images(request.config.rootpath / "photos" / "test")[0])[:80, :90]
     (tmp_path / "photos").mkdir()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops import gdmlp
+from concertormer_jax.ops import gdmlp, reference
 
 WIDTH, HIDDEN = 3, 6
 
@@ -18,7 +18,7 @@ def given(rows, attended):
     )
     if not attended:
         there = kernels[2] = None
-    return residual, x, there, gdmlp.Weights(*kernels)
+    return residual, x, there, reference.MLPWeights(*kernels)
 
 
 @pytest.mark.parametrize("attended", [True, False])

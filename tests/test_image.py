@@ -43,7 +43,7 @@ def test_downsample_refuses_other_factors(size, factor):
 
 def test_pixel_shuffle_has_pytorchs_channel_order():
     features = draw(2, 3, 5, 8)
-    shuffled = pixel_shuffle(features)
+    shuffled = pixel_shuffle(features, 2)
     assert shuffled.shape == (2, 6, 10, 2)
     for channel in range(2):
         for down in range(2):
@@ -55,7 +55,7 @@ def test_pixel_shuffle_has_pytorchs_channel_order():
 
 def test_pixel_unshuffle_is_the_inverse_of_pixel_shuffle():
     features = draw(2, 3, 5, 8)
-    np.testing.assert_array_equal(pixel_unshuffle(pixel_shuffle(features)), features)
+    np.testing.assert_array_equal(pixel_unshuffle(pixel_shuffle(features, 2), 2), features)
 
 
 @pytest.mark.parametrize(("size", "expected"), [(1, 16), (16, 16), (17, 32)])

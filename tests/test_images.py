@@ -1,11 +1,22 @@
 """Picture files: what is read, what is listed, what is refused."""
 
+import os
+import socket
+import struct
+from pathlib import Path
+
+import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
+from concertormer_jax import encoders
+from concertormer_jax.data.decoding import decode_file
 from concertormer_jax.data.images import image_size, list_images, read_rgb, write_png
 from concertormer_jax.errors import UserError
+from concertormer_jax.metadata import png_chunk
+from concertormer_jax.photo import read_photo
 
 
 @pytest.fixture
@@ -128,3 +139,122 @@ def test_missing_and_empty_folder_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: holds no pictures"):
         list_images(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "size"), [(".png", (48, 32)), (".webp", (48, 32)), (".gif", (48, 32)), (".tif", (48, 32))]
+)
+def test_several_frames_are_refused_for_training(tmp_path, suffix, size):
+    frames = [Image.fromarray(np.full((*size, 3), value, np.uint8)) for value in (0, 100, 200)]
+    path = tmp_path / f"moving{suffix}"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    for function in (read_rgb, image_size):
+        with pytest.raises(UserError, match=rf"moving\{suffix}: holds 3 pictures"):
+            function(path)
+    photo = read_photo(path)
+    assert photo.rgb.shape[:2] == size
+    assert not photo.rgb.any()
+    assert "3 frames" in photo.notes[0]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
+@pytest.mark.parametrize("suffix", [".png", ".gif", ".bmp", ".avif", ".webp", ".jpg", ".tif"])
+def test_training_sees_what_is_restored(tmp_path, picture, suffix, mode):
+    if suffix == ".jpg" and mode in ("RGBA", "P"):
+        mode = "CMYK"
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(picture).convert(mode).save(path)
+    np.testing.assert_array_equal(read_rgb(path), np.rint(read_photo(path).rgb * 255))
+
+
+def test_16_bits_of_colour_are_rounded_alike_for_training_and_restoration(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (5, 7, 3), np.uint16)
+    path = tmp_path / "a.png"
+    path.write_bytes(encoders.deep_png(deep))
+    np.testing.assert_array_equal(read_rgb(path), np.rint(deep / 257))
+    np.testing.assert_array_equal(read_rgb(path), np.rint(read_photo(path).rgb * 255))
+
+
+def test_16_bit_transparency_by_one_colour_is_seen(tmp_path):
+    deep = np.array([[[5], [300]]], np.uint16)
+    content = encoders.deep_png(deep)
+    (tmp_path / "a.png").write_bytes(content[:33] + png_chunk(b"tRNS", b"\0\5") + content[33:])
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.alpha.tolist() == [[0, 65535]]
+    assert photo.grey
+
+
+def test_anything_but_a_regular_file_is_refused_at_once(tmp_path, picture):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "folder.png").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(tmp_path / "socket.png"))
+        for path, kind in (
+            (tmp_path / "pipe.png", "a named pipe"),
+            (tmp_path / "folder.png", "a folder"),
+            (tmp_path / "socket.png", "a socket"),
+            (Path("/dev/zero"), "a device"),
+        ):
+            for function in (read_rgb, image_size, read_photo):
+                with pytest.raises(UserError, match=rf"{path.name}: is {kind}, not a picture"):
+                    function(path)
+    write_png(tmp_path / "a.png", picture)
+    (tmp_path / "link.png").symlink_to("a.png")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "link.png"), picture)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (b"", "is empty"),
+        (b"\0\0\0\x18ftypheic", "is a HEIC, .*: pip install pillow-heif"),
+        (b"\0\0\0\x18ftypmif1", "is a HEIC, .*: pip install pillow-heif"),
+        (b"P6 1 1 255\n\1\2\3", r"not a picture \(PNG, JPEG"),
+    ],
+)
+def test_what_is_no_picture_here_is_told_what_it_needs(tmp_path, start, said):
+    (tmp_path / "a.jpg").write_bytes(start)
+    for function in (read_rgb, image_size):
+        with pytest.raises(UserError, match=rf"a\.jpg: {said}"):
+            function(tmp_path / "a.jpg")
+
+
+def test_the_suffix_does_not_decide(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "a.png", format="BMP")
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), picture)
+
+
+def test_a_photograph_of_200_megapixels_is_no_bomb(tmp_path):
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 16320, 12240, 8, 2, 0, 0, 0))
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", b""))
+    assert image_size(tmp_path / "a.png") == (12240, 16320)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_more_pixels_than_the_memory_holds_are_refused_with_what_to_do(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".png":
+        header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0))
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", b""))
+    else:
+        Image.new("L", (4, 5)).save(path)
+        with tifffile.TiffFile(path, mode="r+b") as opened:
+            for tag in (256, 257):
+                opened.pages[0].tags[tag].overwrite(2**31 - 1)
+    with pytest.raises(UserError, match=rf"a\{suffix}: decoding 2147483647x2147483647 pixels needs .* GiB of memory"):
+        read_rgb(path)
+
+
+def test_a_huge_picture_is_decoded(tmp_path):
+    Image.new("1", (13400, 13400), 1).save(tmp_path / "a.png")  # 179.6 million pixels, beyond Pillow's own limit
+    pixels = decode_file(tmp_path / "a.png").samples
+    assert pixels.shape == (13400, 13400, 1)
+    assert pixels[::1000].min() == 255
+
+
+def test_an_avif_of_more_than_8_bits_loses_some_and_that_is_said(tmp_path):
+    deep = np.full((16, 16, 3), 600, np.uint16)
+    (tmp_path / "a.avif").write_bytes(imagecodecs.avif_encode(deep, bitspersample=10))
+    assert read_photo(tmp_path / "a.avif").notes == ("has 10 bits per channel, of which 8 are read.",)
+    Image.new("RGB", (16, 16)).save(tmp_path / "b.avif")
+    assert read_photo(tmp_path / "b.avif").notes == ()

@@ -13,6 +13,7 @@ from concertormer_jax.devices import to_run_once
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import VARIANTS, create, initial_params, parameter_shapes
 from concertormer_jax.ops import concerto
+from concertormer_jax.ops.image import downsample
 
 
 def count(module):
@@ -157,6 +158,22 @@ def test_outputs_are_coarsest_first_and_the_coarse_ones_padded():
     assert [output.shape for output in shapes] == [(2, 16, 16, 3), (2, 32, 32, 3), (2, 64, 64, 3), (2, 100, 75, 3)]
 
 
+def test_unshuffled_pictures_come_back_in_their_places():
+    """With no kernel in its endings a network adds a bias to each of the 2x2 pixels of a position, at every scale."""
+    module = tiny_network(unshuffle=2)
+    assert module.multiple == 32
+    params = random_params(module)
+    assert params["intro"]["kernel"].shape == (3, 3, 12, 8)
+    for ending in ("endings_0", "ending"):
+        params[ending]["kernel"] *= 0
+    images = random_images(1, 32, 64, 3)
+    coarse, restored = jax.jit(module.apply)({"params": params}, images)
+    for output, picture, name in ((restored, images, "ending"), (coarse, downsample(images, 2), "endings_0")):
+        bias = params[name]["bias"].reshape(3, 2, 2).transpose(1, 2, 0)  # channel = c * 4 + dy * 2 + dx
+        rows, columns = np.indices(output.shape[1:3])
+        np.testing.assert_allclose(output[0] - picture[0], bias[rows % 2, columns % 2], atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (37, 53)])
 def test_any_size(params, size):
     restored = jax.jit(tiny_network().apply)({"params": params}, random_images(1, *size, 3))[-1]
@@ -259,6 +276,8 @@ def test_a_field_of_a_variant_can_be_overridden():
         ({"encoder_blocks": (0,)}, r"encoder_blocks=\(0,\) must be at least 1"),
         ({"middle_blocks": 0}, "middle_blocks=0 must be at least 1"),
         ({"width": 0}, "width=0 must be at least 1"),
+        ({"unshuffle": 0}, "unshuffle=0 must be at least 1"),
+        ({"unshuffle": 2, "tlc_window": 16}, "tlc_window=16 must be a positive multiple of 32"),
         ({"tlc_window": 24}, "tlc_window=24 must be a positive multiple of 16"),
         ({"tlc_window": 0}, "tlc_window=0 must be a positive multiple of 16"),
     ],

@@ -184,7 +184,7 @@ def test_process_ends_with_batches_still_being_read(request, source):
     code = f"""
 import time
 from concertormer_jax.data import pipeline, sources
-source = sources.open_source({str(source.sources[0].items[0].input.parent)!r})
+source = sources.open_source({str(source.sources[0].items[0].target.parent)!r})
 crop = source.crop
 source.crop = lambda *arguments: time.sleep(0.05) or crop(*arguments)
 iterator = pipeline.batches(

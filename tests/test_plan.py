@@ -282,7 +282,7 @@ def test_the_command_plans_for_this_machine(tmp_path):
     assert min(train["flops"], train["bytes"], evaluation["flops"], evaluation["bytes"]) > 0
     assert (train["steps"], evaluation["steps"]) == (2, None)
     assert "stage 1 (16 px x 8): fits" in done.stdout
-    assert "evaluation (24x40, TLC windows of 64 px): fits" in done.stdout
+    assert "evaluation (24x40, TLC windows of 64 px, protocol pairs): fits" in done.stdout
     assert "by kind" in done.stdout
 
 

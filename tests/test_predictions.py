@@ -123,7 +123,13 @@ def test_the_command_needs_no_checkpoint(folder, capsys):
     printed = capsys.readouterr().out
     assert re.search(r"\| pictures in \S+/made \| gopro \| gopro \| 3 \| unknown \|", printed)
     output = folder / "made-scores"
-    assert {path.name for path in output.iterdir()} == {"per_image.csv", "results.json", "results.md", "worst_ten.png"}
+    assert {path.name for path in output.iterdir()} == {
+        "comparison.html",
+        "per_image.csv",
+        "results.json",
+        "results.md",
+        "worst_ten.png",
+    }
 
 
 @pytest.mark.parametrize(

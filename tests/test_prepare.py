@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -13,9 +14,9 @@ import pytest
 from dataset_fixtures import LAYOUTS, blurred, encoded, pairs_of, sharp_picture, write_set
 
 from concertormer_jax import prepare
+from concertormer_jax.data.held_out import hold_out, sequence_of
 from concertormer_jax.data.images import decode_rgb, write_png
 from concertormer_jax.data.prepared import open_prepared, prepared_folder, read_pairs_file
-from concertormer_jax.data.sources import hold_out, sequence_of
 from concertormer_jax.datasets import preparation
 from concertormer_jax.datasets.descriptions import SETS
 from concertormer_jax.errors import UserError
@@ -281,7 +282,7 @@ def test_unknown_names_are_refused(tmp_path, reference, message):
 
 def test_buckets_are_prepared_locally(tmp_path):
     _, report = preparation.examine("hide", write_set("hide", "original", tmp_path))
-    with pytest.raises(UserError, match=r"--data-dir=gs://bucket/sets: is no local folder"):
+    with pytest.raises(UserError, match=r"--data-dir=gs://bucket/sets: must be on this machine"):
         preparation.prepare("hide", report, "gs://bucket/sets")
 
 
@@ -316,3 +317,82 @@ def test_next_command_is_one_that_exists(request, tmp_path, reference, command):
     assert command in text
     for config in re.findall(r"--config=(\S+)", text):
         assert (request.config.rootpath / config).is_file()
+
+
+@pytest.mark.parametrize("limit", [10, 1000, 20_000])
+def test_file_that_cannot_be_written_is_named_with_what_to_do(tmp_path, capsys, limit):
+    source = write_set("hide", "original", tmp_path / "source")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))  # the system then refuses larger files
+    try:
+        with pytest.raises(SystemExit) as caught:
+            run("hide", "--source", source, "--data-dir", tmp_path / "sets")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.code == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(rf"error: {tmp_path}/sets/hide/\S+: File too large; raise the limit of a file's size \(", error)
+    run("hide", "--source", source, "--data-dir", tmp_path / "sets")
+    assert len(open_prepared("hide", "test", data_dir=str(tmp_path / "sets"))) == 4
+
+
+@pytest.mark.parametrize("failing", ["write", "close"])
+def test_full_disk_is_named_with_what_to_do(tmp_path, capsys, monkeypatch, failing):
+    from concertormer_jax.datasets import builders
+
+    class Full(builders.array_record_module.ArrayRecordWriter):
+        def full(self, *_):
+            raise RuntimeError("write() failed: No space left on device; writing somewhere")
+
+    setattr(Full, failing, Full.full)
+    monkeypatch.setattr(builders.array_record_module, "ArrayRecordWriter", Full)
+    source = write_set("hide", "original", tmp_path / "source")
+    with pytest.raises(SystemExit):
+        run("hide", "--source", source, "--data-dir", tmp_path / "sets")
+    error = capsys.readouterr().err.splitlines()[-1]
+    message = rf"error: {tmp_path}/sets/hide/incomplete\S+/hide-test\.array_record-\S+: No space left on device; free "
+    assert re.search(message, error)
+
+
+def test_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    source = write_set("hide", "original", tmp_path / "source")
+    _, report = preparation.examine("hide", source)
+    needed = sum(part.bytes for part in report.splits.values())
+    for free, fits in ((needed - 1, False), (needed, True)):
+        usage = preparation.shutil._ntuple_diskusage(0, 0, free)
+        monkeypatch.setattr(preparation.shutil, "disk_usage", lambda _, usage=usage: usage)
+        if fits:
+            preparation.prepare("hide", report, str(tmp_path / "sets"))
+        else:
+            with pytest.raises(UserError, match=r"sets/hide: has room for 0\.\d MiB but .* free some space there or"):
+                preparation.prepare("hide", report, str(tmp_path / "sets"))
+            assert not list((tmp_path / "sets").rglob("*1.0.0"))
+
+
+def test_unwritable_place_is_named(tmp_path, capsys):
+    source = write_set("hide", "original", tmp_path / "source")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        run("hide", "--source", source, "--data-dir", tmp_path / "file")
+    assert re.search(r"error: .*/file\S*: Not a directory; name another folder", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("reference", ["pairs/../../x", "pairs//x", "pairs/..", "pairs/a\nb", "pairs/a/b"])
+def test_names_of_own_sets_are_names(tmp_path, reference):
+    with pytest.raises(UserError, match=r"is no name that a file can have|is a path in place of a name"):
+        preparation.examine(reference, write_set("pairs", "input_target", tmp_path / "source"))
+
+
+def test_list_that_is_no_text_is_named(tmp_path):
+    source = write_set("realblur_j", "original", tmp_path)
+    (source / "RealBlur_J_test_list.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"RealBlur_J_test_list\.txt: is no text; download it again"):
+        preparation.examine("realblur_j", source)
+
+
+def test_thumbnails_of_a_network_drive_hide_no_blocks_and_lists(tmp_path):
+    for name, file in (("sidd", "ValidationNoisyBlocksSrgb.mat"), ("realblur_j", "RealBlur_J_train_list.txt")):
+        source = write_set(name, "original", tmp_path / name)
+        (source / "@eaDir" / file).mkdir(parents=True)
+        found, _ = preparation.examine(name, source)
+        assert not found.unpaired and len(found.pairs["test"]) == len([p for p in pairs_of(name) if p.split == "test"])

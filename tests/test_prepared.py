@@ -1,6 +1,11 @@
 """Prepared sets as sources: the same samples as the folders they were made of, and nothing that is not whole."""
 
+import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,13 +13,15 @@ from dataset_fixtures import pairs_of, write_set
 from training_runs import override
 
 from concertormer_jax.data import prepared
+from concertormer_jax.data.folders import find_pairs
 from concertormer_jax.data.pipeline import batches
-from concertormer_jax.data.prepared import open_prepared, prepared_folder, read_pairs_file
-from concertormer_jax.data.sources import Mixture, find_pairs, open_source, split_source
+from concertormer_jax.data.prepared import VALIDATION, open_prepared, prepared_folder, read_pairs_file
+from concertormer_jax.data.sources import Mixture, open_source, split_source
 from concertormer_jax.datasets.opening import open_evaluation_sets
 from concertormer_jax.datasets.preparation import examine, prepare
 from concertormer_jax.errors import UserError
-from concertormer_jax.training.loop import sources_from
+from concertormer_jax.evaluation.outputs import restored_path
+from concertormer_jax.training.data import data_notes, sources_from
 from configs import custom
 
 
@@ -39,6 +46,14 @@ def own_copy(sets, tmp_path):
     """The prepared GoPro, to be damaged."""
     shutil.copytree(sets / "prepared" / "gopro", tmp_path / "gopro")
     return tmp_path
+
+
+def change(data_dir, edit):
+    """Edit what pairs.json of the GoPro below `data_dir` holds."""
+    path = data_dir / "gopro/blur/1.0.0" / prepared.PAIRS_FILE
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
 
 
 def samples(source, host_count=1, **settings):
@@ -259,9 +274,6 @@ def test_evaluation_refuses_what_has_no_test_set(sets, tmp_path):
 
 
 def test_reader_imports_no_tensorflow(request, sets):
-    import subprocess
-    import sys
-
     code = f"""
 import sys
 from concertormer_jax.data.prepared import open_prepared
@@ -275,3 +287,112 @@ def test_pairs_file_lists_every_record(sets):
     content = read_pairs_file(prepared_folder("gopro", str(sets / "prepared")))
     assert {split: len(pairs) for split, pairs in content["pairs"].items()} == {"train": 6, "validation": 3, "test": 6}
     assert all(size > 0 for size in content["files"].values())
+
+
+def test_validation_reads_what_is_held_out_for_it(sets):
+    source = open_source("tfds:gopro", data_dir=str(sets / "prepared"), validation=True)
+    stored = open_prepared("gopro", "validation", data_dir=str(sets / "prepared"))
+    assert source.items == stored.items and len(source) == 3
+    assert re.search(r"^3 pairs of .*/gopro/blur/1\.0\.0, split validation, such as GOPR", source.describe())
+    tests = open_source("tfds:hide", data_dir=str(sets / "prepared"), validation=True)
+    assert {item.split for item in tests.items} == {"test"} and len(tests) == 4
+    assert "split test, such as " in tests.describe() and "a test set; a score on test" in tests.describe()
+
+
+def test_what_is_validated_on_is_left_out_of_the_training(sets):
+    settings = {"data.source": "tfds:gopro", "data.data_dir": str(sets / "prepared")}
+    config = override(custom.get_config(), settings | {"validation.source": "tfds:gopro/blur"})
+    training, validation = sources_from(config)
+    assert {item.split for item in training.items} == {"train"} and len(training) == 6
+    assert {item.split for item in validation.items} == {"validation"} and len(validation) == 3
+    notes = data_notes(training, validation, config)
+    assert [note.split(" pairs of ")[0] for note in notes] == ["training on 6", "validating on 3"]
+
+    elsewhere = override(config, {"validation.source": "tfds:hide"})
+    training, validation = sources_from(elsewhere)
+    assert (len(training), len(validation)) == (9, 4)
+
+    folder = sets / "gopro" / "GoPro" / "train"
+    config = override(config, {"data.source": str(folder), "validation.source": f"{folder}/,tfds:hide"})
+    with pytest.raises(UserError, match=r"config\.data\.source=.*train: config\.validation\.source=.* holds all its"):
+        sources_from(config)
+
+
+def test_set_with_training_pairs_alone_cannot_be_validated_on(own_copy):
+    change(own_copy, lambda content: content["pairs"].pop("validation") and content["pairs"].pop("test"))
+    with pytest.raises(UserError, match="tfds:gopro: has no validation or test split; it has train"):
+        open_prepared("gopro", VALIDATION, data_dir=str(own_copy))
+
+
+HOSTILE_NAMES = [
+    *("../../x", "/etc/x", "a/../../x", "..", ".", "", "a//b", "/", "a/", "a\\..\\x", "a\nb", "a\x1b[31mb", "\x00"),
+    *("a" * 300, 7, None, ["a"], "a/../b", "C:\\x", "\ud800"),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_names_that_came_with_a_set_stay_below_a_folder(own_copy, name):
+    def rename(content):
+        content["pairs"]["test"][0][0] = name
+
+    change(own_copy, rename)
+    with pytest.raises(UserError, match=r"pairs\.json: .* is no name that a file can have here"):
+        open_evaluation_sets("tfds:gopro", str(own_copy))
+    if isinstance(name, str):
+        with pytest.raises(UserError, match="is no name that a file can have here"):
+            restored_path(own_copy / "out", name)
+
+
+@pytest.mark.parametrize("name", ["../up", "/etc", "a/b", "..", ""])
+@pytest.mark.parametrize("kind", ["pairs", "files"])
+def test_names_of_splits_and_files_are_names_too(own_copy, kind, name):
+    def rename(content):
+        content[kind][name] = content[kind].pop(next(iter(content[kind])))
+
+    change(own_copy, rename)
+    with pytest.raises(UserError, match=r"pairs\.json: .* is (no name|a path)"):
+        open_prepared("gopro", data_dir=str(own_copy))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"pairs": [], "files": {}}', '{"pairs": {"a": [[1]]}, "files": {}}', "1e999"]
+)
+def test_pairs_file_of_another_form_is_damaged(own_copy, text):
+    (own_copy / "gopro/blur/1.0.0" / prepared.PAIRS_FILE).write_text(text)
+    with pytest.raises(UserError, match=r"pairs\.json: is damaged"):
+        open_prepared("gopro", data_dir=str(own_copy))
+
+
+def test_reading_a_set_imports_nothing_that_it_names(own_copy, request):
+    folder = own_copy / "gopro/blur/1.0.0"
+    for file in ("features.json", "dataset_info.json"):
+        text = (folder / file).read_text().replace("tensorflow_datasets.core.features", "evil")
+        (folder / file).write_text(text)
+    assert "evil" in (folder / "features.json").read_text()
+    (own_copy / "evil").mkdir()
+    for path in (own_copy / "evil" / "__init__.py", own_copy / "evil" / "features_dict.py"):
+        path.write_text(f"open({str(own_copy / 'imported')!r}, 'w')")
+    code = f"""
+from concertormer_jax.data.prepared import open_prepared
+open_prepared("gopro", "test", data_dir={str(own_copy)!r}).whole(0)
+"""
+    environment = os.environ | {"PYTHONPATH": str(own_copy)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=request.config.rootpath, env=environment)
+    assert not (own_copy / "imported").exists()
+
+
+def test_records_of_another_size_are_refused(own_copy):
+    def shrink(content):
+        content["pairs"]["test"][0][1] = 16
+
+    change(own_copy, shrink)
+    with pytest.raises(UserError, match=r"is not as large as pairs\.json says"):
+        source = open_prepared("gopro", "test", data_dir=str(own_copy))
+        for index in range(len(source)):
+            source.whole(index)
+
+
+def test_missing_file_of_a_split_is_noticed(own_copy):
+    change(own_copy, lambda content: content["files"].pop(next(file for file in content["files"] if "-test." in file)))
+    with pytest.raises(UserError, match=r"pairs\.json lists not all files of test"):
+        open_prepared("gopro", "test", data_dir=str(own_copy))

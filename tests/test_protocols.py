@@ -1,10 +1,17 @@
 """Each benchmark's protocol: the numbers that decide whether a score can be set beside a published one."""
 
-import pytest
+import importlib
 
+import jax
+import pytest
+import training_runs as runs
+from dataset_fixtures import write_set
+
+from concertormer_jax.devices import data_mesh
 from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.opening import set_name
+from concertormer_jax.evaluation.opening import protocol_of_training, set_name
 from concertormer_jax.evaluation.protocols import PAIRS, PROTOCOLS, protocol_named
+from concertormer_jax.planning.programs import evaluation_task
 
 RGB = ("psnr_rgb", "ssim_rgb_3d")
 REALBLUR = ("psnr_realblur", "ssim_realblur")
@@ -62,3 +69,45 @@ def test_an_unknown_protocol_is_refused_with_the_known_ones():
 )
 def test_sets_are_called_as_in_the_protocol(protocol, row, count, name):
     assert set_name(PROTOCOLS[protocol], row, count) == name
+
+
+@pytest.mark.parametrize("path", sorted((runs.ROOT / "configs").glob("*.py")), ids=lambda path: path.stem)
+def test_plan_and_evaluation_take_the_same_window(path):
+    """A recipe's plan compiles the windows that `evaluate.py` takes for the benchmark that the recipe trains for."""
+    if path.stem in ("__init__", "common"):
+        return
+    config = importlib.import_module(f"configs.{path.stem}").get_config()
+    crop = max(config.stages.crop_px)
+    protocol = protocol_of_training(config.data.source)
+    prepared = config.data.source.startswith("tfds:")
+    assert protocol.name == (path.stem if path.stem in PROTOCOLS else "gopro" if prepared else "pairs")
+    names = runs.override(config, runs.TINY_NETWORK | runs.WITHOUT_ATTENTION | {"model.dtype": "float32"})
+    task = evaluation_task(names, data_mesh(jax.devices()[:1]), 24, 40, "auto")
+    window = protocol.tlc_window("auto", crop)
+    assert task.name == (
+        f"evaluation (24x40, {f'TLC windows of {window} px' if window else 'without TLC'}, protocol {protocol.name})"
+    )
+    assert window == {"hide": 512, "reds": 512, "sidd": None, "realblur_r": 320, "realblur_j": 320}.get(
+        path.stem, 448 if prepared else PAIRS.tlc_window("auto", crop)
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("tfds:gopro/blur_gamma", "gopro"),
+        ("tfds:rain13k,tfds:rain13k/", "derain"),
+        ("tfds:pairs/mine", "pairs"),
+        ("tfds:gopro,tfds:reds", "pairs"),
+        ("tfds:gopro,photos/train,tfds:pairs/mine", "gopro"),
+        ("gone", "pairs"),
+        ("", "pairs"),
+    ],
+)
+def test_protocol_follows_from_what_is_trained_on(source, name):
+    assert protocol_of_training(source).name == name
+
+
+def test_protocol_follows_from_a_benchmarks_folder(tmp_path):
+    write_set("reds", "original", tmp_path)
+    assert protocol_of_training(f"{tmp_path}/train").name == "reds"

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -51,6 +52,7 @@ def test_all_files_are_written_and_agree(tmp_path):
     result = evaluate(fake_model(1.5), pairs, output, metrics=["ssim_rgb_2d", "psnr_y"])
     write_reports(result, output)
     assert sorted(path.name for path in output.iterdir()) == [
+        "comparison.html",
         "per_image.csv",
         "restored",
         "results.json",
@@ -74,6 +76,11 @@ def test_all_files_are_written_and_agree(tmp_path):
         # The ten worst are there, none of the others: each has two bars of 30 and gaps of 16 beside its own height.
         worst = sorted(result.images, key=lambda image: image.restored["psnr_rgb"])[:10]
         assert sheet.height == 8 + sum(image.height + 76 for image in worst)
+    page = (output / "comparison.html").read_text()
+    ranked = sorted(result.images, key=lambda image: image.restored["psnr_rgb"])
+    assert re.findall(r'<td><a href="#p\d+">(.*?)</a>', page) == [image.name for image in ranked]
+    assert page.count('src="data:image/webp') == 2 * 12
+    assert page.count('data-other="data:image/webp') == 12
 
 
 def test_infinite_values_leave_valid_files():

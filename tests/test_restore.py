@@ -1,18 +1,22 @@
 """Photographs through the command: any size and format, tiles without seams, clear failures."""
 
-import jax
+import os
+
 import numpy as np
 import pytest
-from fake_model import FakeModule, fake_model
+from fake_model import fake_model
 from PIL import Image
 
 from concertormer_jax import restore as command
+from concertormer_jax import system_memory
 from concertormer_jax.errors import UserError
-from concertormer_jax.restore import PhotoRestorer, plan, restore_files
+from concertormer_jax.inference.restorer import Restorer
+from concertormer_jax.restore import restore_files
+from concertormer_jax.restore_plan import Job, plan
 
 
 def restorer(factor=1.0, **options):
-    return PhotoRestorer(fake_model(factor), **{"tlc": "off", "log": lambda line: None, **options})
+    return Restorer(fake_model(factor), **{"tlc": "off", "log": lambda line: None, **options})
 
 
 @pytest.fixture
@@ -34,38 +38,23 @@ def read(path):
         return np.asarray(image)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (7, 13), (37, 53), (720, 1280), (2000, 3000)])
-def test_the_identity_network_gives_every_size_back(size):
-    rgb = np.random.default_rng(0).random((*size, 3), dtype=np.float32)
-    np.testing.assert_allclose(restorer()(rgb), rgb, atol=1e-6)
-
-
-def test_large_pictures_compile_one_size():
-    lines = []
-    restore = restorer(tile="128", log=lines.append)
-    for size in [(300, 200), (129, 500), (200, 200)]:
-        restore(np.zeros((*size, 3), np.float32))
-    assert sum("compiled 128x128" in line for line in lines) == 1
-    assert len(lines) == 2
-
-
 def test_a_picture_is_restored_in_its_own_format(tmp_path):
     source = save(tmp_path / "in.png", (40, 50), "RGBA", compress_level=0)
     lines = []
-    results = restore_files(restorer(0.5), source, tmp_path / "out.png", log=lines.append)
-    assert results == [tmp_path / "out.png"]
+    results = restore_files(restorer(0.8), plan(source, tmp_path / "out.png"), log=lines.append).restored
+    assert results == (tmp_path / "out.png",)
     np.testing.assert_array_equal(read(results[0])[:, :, 3], read(source)[:, :, 3])
-    assert np.abs(read(results[0])[:, :, :3].astype(float) - read(source)[:, :, :3] / 2).max() <= 0.5
+    assert np.abs(read(results[0])[:, :, :3].astype(float) - 0.8 * read(source)[:, :, :3]).max() <= 0.5
     assert "40x50, whole" in lines[0]
-    restore_files(restorer(0.5), source, tmp_path / "out.jpg", log=lines.append)
-    assert "JPEG has no alpha" in lines[1]
+    restore_files(restorer(0.8), plan(source, tmp_path / "out.jpg"), log=lines.append)
+    assert "JPEG has no alpha" in lines[1], "before it is restored"
 
 
 def test_a_turned_photograph_has_its_displayed_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     source = save(tmp_path / "in.jpg", (40, 50), exif=exif)
-    restore_files(restorer(), source, tmp_path / "out.jpg", compare=True, log=lambda line: None)
+    restore_files(restorer(), plan(source, tmp_path / "out.jpg", compare=True), log=lambda line: None)
     assert read(tmp_path / "out.jpg").shape == (50, 40, 3)
     assert read(tmp_path / "out_compare.png").shape[0] == 50 + 30
 
@@ -76,44 +65,16 @@ def test_a_folder_keeps_its_names_and_one_bad_picture_does_not_stop_the_others(t
     (tmp_path / "in" / "notes.txt").write_text("no picture")
     (tmp_path / "in" / "._b.jpg").write_text("what macOS leaves beside b.jpg")
     lines = []
-    restore_files(restorer(tile="128"), tmp_path / "in", tmp_path / "out", log=lines.append)
+    restore_files(restorer(tile="128"), plan(tmp_path / "in", tmp_path / "out"), log=lines.append)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.jpg"]
     assert read(tmp_path / "out" / "a.png").shape == (40, 50)
-    assert "3x4 tiles of 128 px" in lines[1]
+    assert "12 tiles of 128 px" in lines[1]
     (tmp_path / "in" / "a.png").write_bytes(b"broken")
     (tmp_path / "out" / "b.jpg").unlink()
-    with pytest.raises(UserError, match=r"1 of 2 pictures could not be restored, the first is .*in/a\.png"):
-        restore_files(restorer(), tmp_path / "in", tmp_path / "out", log=lines.append)
+    outcome = restore_files(restorer(), plan(tmp_path / "in", tmp_path / "out"), log=lines.append)
+    assert outcome.restored == (tmp_path / "out" / "b.jpg",)
+    assert list(outcome.failed) == [tmp_path / "in" / "a.png"]
     assert (tmp_path / "out" / "b.jpg").exists()
-
-
-def test_tlc_reaches_the_network(tmp_path):
-    rgb = np.full((10, 10, 3), 0.5, np.float32)
-    np.testing.assert_allclose(restorer(tlc="auto")(rgb), 0.6, atol=1e-6)
-    np.testing.assert_allclose(restorer(tlc="off")(rgb), 0.5, atol=1e-6)
-
-
-def test_the_result_is_clipped():
-    assert restorer(9.0)(np.full((10, 10, 3), 0.5, np.float32)).max() == 1
-
-
-def test_a_network_that_diverged_is_refused():
-    with pytest.raises(UserError, match="not finite"):
-        restorer(np.nan)(np.zeros((10, 10, 3), np.float32))
-
-
-def test_a_full_device_is_reported_with_the_flag():
-    class Greedy(FakeModule):
-        def clone(self, tlc_window):
-            return Greedy(tlc_window)
-
-        def apply(self, variables, images):
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
-
-    model = fake_model()
-    object.__setattr__(model, "module", Greedy())
-    with pytest.raises(UserError, match="--tile=448"):
-        PhotoRestorer(model)(np.zeros((10, 10, 3), np.float32))
 
 
 def test_the_command_restores_and_says_what_it_did(tmp_path, loaded, capsys):
@@ -124,7 +85,8 @@ def test_the_command_restores_and_says_what_it_did(tmp_path, loaded, capsys):
     np.testing.assert_array_equal(read(tmp_path / "out.webp"), read(source))
     printed = capsys.readouterr().out
     assert "compiling 128x128" in printed
-    assert f"{tmp_path / 'out.webp'}: 200x300, 3x4 tiles of 128 px, cpu, " in printed
+    assert f"{tmp_path / 'out.webp'}: 200x300, 12 tiles of 128 px, cpu, " in printed
+    assert (tmp_path / "out_compare.html").read_text().count('src="data:image/webp') == 2
     both = read(tmp_path / "out_compare.png")
     np.testing.assert_array_equal(both[-200:, :300], both[-200:, -300:])
 
@@ -152,7 +114,151 @@ def test_impossible_plans_are_refused(tmp_path):
     ]:
         with pytest.raises(UserError, match=message):
             plan(source, destination)
-    assert plan(picture, tmp_path / "empty") == [(picture, tmp_path / "empty" / "a.png")]
+    assert plan(picture, tmp_path / "empty").jobs == (Job(picture, tmp_path / "empty" / "a.png"),)
     for options in ({"tile": "200"}, {"tlc": "200"}):
         with pytest.raises(UserError, match="192 and 256"):
             restorer(**options)
+
+
+@pytest.fixture
+def written(tmp_path, loaded, capsys):
+    """Call the command; give its status and its lines on stdout and stderr."""
+
+    def call(*arguments):
+        try:
+            command.main([f"--ckpt={tmp_path}", "--tlc=off", *map(str, arguments)])
+            status = 0
+        except SystemExit as exit_status:
+            status = exit_status.code
+        printed = capsys.readouterr()
+        return status, printed.out.splitlines(), printed.err.splitlines()
+
+    return call
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_everything_in_a_folder_that_can_be_decoded_is_restored_and_the_rest_is_listed(tmp_path, written):
+    source = tmp_path / "in"
+    formats = {"jfif": "JPEG", "jpe": "JPEG", "JPG": "JPEG", "bmp": "BMP", "gif": "GIF", "avif": "AVIF", "tif": "TIFF"}
+    for suffix, file_format in formats.items():
+        save(source / f"{suffix}.{suffix}", (8, 9), format=file_format)
+    save(source / "deep" / "deeper" / "a.png", (8, 9))
+    save(source / "@eaDir" / "a.png", (8, 9))
+    for name in ("notes.txt", ".hidden.png", "photo.cr2"):
+        (source / name).write_bytes(b"")
+    status, _, said = written(source, tmp_path / "out")
+    assert status == 0
+    results = ["JPG.JPG", "avif.png", "bmp.png", "gif.png", "jfif.jfif", "jpe.jpe", "tif.tif"]
+    assert names(tmp_path / "out") == results
+    for name in ("avif", "bmp", "gif"):
+        assert read(tmp_path / "out" / f"{name}.png").shape == (8, 9, 3)
+    np.testing.assert_array_equal(read(tmp_path / "out" / "bmp.png"), read(source / "bmp.bmp"))
+    assert said == [
+        f"left out 2 files whose names are not those of pictures: {source / 'notes.txt'}, {source / 'photo.cr2'}",
+        "left out 1 hidden files",
+        "left out 1 pictures in subfolders; --recursive takes them too",
+    ]
+    status, _, said = written(source, tmp_path / "all", "--recursive")
+    assert status == 0
+    assert names(tmp_path / "all") == sorted([*results, "deep/deeper/a.png"])
+    assert len(said) == 2
+
+
+def test_results_inside_the_folder_are_not_restored_again(tmp_path, written):
+    save(tmp_path / "in" / "a.png", (8, 9))
+    for _ in range(2):
+        assert written(tmp_path / "in", tmp_path / "in" / "out", "--recursive")[::2] == (0, [])
+    assert names(tmp_path / "in") == ["a.png", "out/a.png"]
+
+
+def test_an_unforeseen_failure_does_not_stop_the_others(tmp_path, written, monkeypatch):
+    for name in "abc":
+        save(tmp_path / "in" / f"{name}.png", (8, 9))
+    write_photo = command.write_photo
+
+    def broken(path, photo):
+        if path.name == "b.png":
+            raise TypeError("nobody thought of\x1b[31m this")
+        write_photo(path, photo)
+
+    monkeypatch.setattr(command, "write_photo", broken)
+    status, _, said = written(tmp_path / "in", tmp_path / "out")
+    assert status == 1
+    assert names(tmp_path / "out") == ["a.png", "c.png"]
+    reason = f"{tmp_path / 'in' / 'b.png'}: could not be restored (TypeError: nobody thought of\\x1b[31m this)."
+    assert said == ["error: 1 of 3 pictures could not be restored:", rf"  {reason}"]
+    status, _, said = written(tmp_path / "in" / "b.png", tmp_path / "b.png")
+    assert (status, said) == (2, [f"error: {reason}"])
+
+
+def test_pipes_links_and_raw_files_are_told_apart(tmp_path, written):
+    source = tmp_path / "in"
+    save(source / "a.png", (8, 9))
+    os.mkfifo(source / "pipe.png")
+    (source / "link.png").symlink_to("a.png")
+    (source / "nowhere.png").symlink_to("gone.png")
+    (source / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    status, _, said = written(source, tmp_path / "out")
+    assert status == 1
+    assert names(tmp_path / "out") == ["a.png", "link.png"]
+    for reason in ("nowhere.png: no such file", "photo.heic: is a HEIC", "pipe.png: is a named pipe"):
+        assert any(reason in line for line in said)
+    assert any("pip install pillow-heif" in line for line in said)
+
+
+def test_a_picture_too_large_for_its_format_is_refused_before_it_is_restored(tmp_path):
+    class Untouched:
+        def choose_canvas(self, sizes):
+            pass
+
+        def __call__(self, rgb):
+            raise AssertionError("the network was run")
+
+    save(tmp_path / "wide.png", (1, 16384))
+    for suffix, reason in ((".webp", "a WEBP has at most 16383 pixels a side"),):
+        with pytest.raises(UserError, match=reason):
+            restore_files(Untouched(), plan(tmp_path / "wide.png", tmp_path / f"out{suffix}"), log=lambda line: None)
+    Image.new("1", (65501, 1)).save(tmp_path / "wide.png")
+    with pytest.raises(UserError, match="a JPEG has at most 65500 pixels a side"):
+        restore_files(Untouched(), plan(tmp_path / "wide.png", tmp_path / "out.jpg"), log=lambda line: None)
+
+
+def test_a_picture_too_large_for_the_memory_is_refused_with_what_to_do(tmp_path, monkeypatch):
+    save(tmp_path / "a.png", (600, 700))
+    monkeypatch.setattr(system_memory, "_LITTLE_BYTES", 0)
+    monkeypatch.setattr(system_memory, "available_memory_bytes", lambda: 10_000_000)
+    with pytest.raises(UserError, match=r"a\.png: restoring 700x600 pixels needs .* make the picture smaller"):
+        restore_files(restorer(), plan(tmp_path / "a.png", tmp_path / "b.png"))
+
+
+def test_a_wrong_suffix_is_said_and_the_result_is_what_it_names(tmp_path, written):
+    save(tmp_path / "in.png", (8, 9), format="JPEG")
+    status, lines, _ = written(tmp_path / "in.png", tmp_path / "out.png")
+    assert status == 0
+    assert f"note: {tmp_path / 'in.png'} is a JPEG by its content." in lines
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.format == "PNG"
+
+
+def test_names_do_not_reach_the_terminal_unescaped(tmp_path, written):
+    source = tmp_path / "in"
+    save(source / "a\x1b[2J\n.png", (8, 9))
+    (source / "b\x1b]0;title\x07.txt").write_text("")
+    (source / "c\x9b31m.png").write_bytes(b"broken")
+    status, lines, said = written(source, tmp_path / "out")
+    assert status == 1
+    for line in (*lines, *said):
+        assert line.isprintable()
+    assert any(r"a\x1b[2J\n.png" in line for line in lines)
+    assert any(r"c\x9b31m.png" in line for line in said)
+
+
+def test_a_result_with_the_longest_possible_name_is_written(tmp_path, written):
+    save(tmp_path / "in" / f"{'x' * 251}.png", (8, 9))
+    assert written(tmp_path / "in", tmp_path / "out")[0] == 0
+    status, _, said = written(tmp_path / "in", tmp_path / "out2", "--compare")
+    assert status == 2
+    assert "File name too long" in said[0]

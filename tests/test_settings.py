@@ -4,7 +4,7 @@ import pytest
 
 from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.evaluation.settings import overlap_px, tile_px, tile_setting, tlc_window
+from concertormer_jax.evaluation.settings import overlap_px, tile_setting, tlc_window
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,9 @@ def test_other_tlc_settings_are_refused_with_the_nearest(setting, nearest):
 
 
 def test_tile_sizes():
-    assert tile_px(tile_setting("auto"), 720, 1280) == 1280, "whole"
-    assert tile_px(tile_setting("auto"), 2000, 3000) == 896
-    assert tile_px(tile_setting("auto"), 64, 8000) == 8000, "whole: long, but no more pixels than 1024x1024"
-    assert tile_px(tile_setting("auto"), 1, 1) == 128, "the least; the tile is cut to the picture"
-    assert tile_px(tile_setting("256"), 720, 1280) == 256
-    assert tile_px(tile_setting("off"), 2000, 3000) == tile_px(tile_setting("0"), 2000, 3000) == 3008
+    assert tile_setting("auto") is None
+    assert tile_setting("256") == 256
+    assert tile_setting("off") == tile_setting("0") == 0
     with pytest.raises(UserError, match=r"--tile=500: .*448 and 512"):
         tile_setting("500")
     with pytest.raises(UserError, match=r"--tile=64: .*nearest: 128"):
@@ -67,9 +64,6 @@ def test_tile_sizes():
 
 
 def test_tiles_of_a_network_with_larger_blocks_are_multiples_of_its_own():
-    assert tile_px(tile_setting("auto", 128), 700, 900, 128) == 1024, "whole: the longer side as the network pads it"
-    assert tile_px(tile_setting("auto", 128), 2000, 3000, 128) == 896
-    assert tile_px(tile_setting("auto", 256), 2000, 3000, 256) == 1024
     assert overlap_px(896, 128) == 128
     with pytest.raises(UserError, match=r"--tile=448: must be a multiple of 128 pixels from 256 up; .*384 and 512"):
         tile_setting("448", 128)

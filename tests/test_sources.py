@@ -2,6 +2,7 @@
 
 import collections
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -10,18 +11,19 @@ import pytest
 from concertormer_jax.data import cache
 from concertormer_jax.data.crops import reflected_window
 from concertormer_jax.data.degradations import CameraShake
+from concertormer_jax.data.folders import Pair, find_pairs
+from concertormer_jax.data.held_out import hold_out
 from concertormer_jax.data.images import write_png
 from concertormer_jax.data.sources import (
     Mixture,
-    Pair,
     PairSource,
     PhotoSource,
-    find_pairs,
-    hold_out,
     open_source,
     split_source,
 )
 from concertormer_jax.data.synthesize import synthesize
+from concertormer_jax.datasets.builders import split_pairs
+from concertormer_jax.datasets.checks import Report, SplitReport
 from concertormer_jax.errors import UserError
 
 
@@ -80,7 +82,7 @@ def test_missing_and_empty_folders_are_named(paired):
     with pytest.raises(UserError, match="gone: no such folder"):
         find_pairs(paired / "gone")
     shutil.rmtree(paired / "target")
-    with pytest.raises(UserError, match="has no target/ folder"):
+    with pytest.raises(UserError, match="has input/ but no folder with its sharp partners"):
         open_source(paired)
     (paired / "target").mkdir()
     with pytest.raises(UserError, match="target: holds no pictures"):
@@ -283,6 +285,49 @@ def test_something_is_held_out_and_most_is_kept(names, fraction):
     assert 1 <= len(held) <= len(kept)
 
 
+@pytest.mark.parametrize("frames, crops", [(20, 1), (500, 1), (40, 4)])
+@pytest.mark.parametrize("scenes", [1, 2, 3])
+def test_long_scene_is_cut_and_frames_beside_the_cut_are_unused(scenes, frames, crops):
+    names = [
+        f"scene{scene}-{frame}" + (f"_s{crop:03}" if crops > 1 else "")
+        for scene in range(scenes)
+        for frame in range(1, frames + 1)
+        for crop in range(1, crops + 1)
+    ]
+    kept, held = hold_out(pairs_named(*names), 0.05)
+    wanted = 0.05 * len(names)
+    assert wanted - crops < len(held) <= wanted
+    held_frames = {int(re.search(r"-(\d+)", pair.name)[1]) for pair in held}
+    assert len({pair.name.partition("-")[0] for pair in held}) == 1
+    first = min(held_frames)
+    assert held_frames == set(range(first, frames + 1)), "the tail, numbers and not letters in order, with all crops"
+    scene = held[0].name.partition("-")[0]
+    before = [int(re.search(r"-(\d+)", pair.name)[1]) for pair in kept if pair.name.partition("-")[0] == scene]
+    assert first - 1 - max(before) == min(10, (first - 1) // 10), "the frames before the first that is held out"
+    assert len(kept) + len(held) + crops * (first - 1 - max(before)) == len(names)
+
+
+def test_scene_is_only_cut_if_it_is_much_longer_than_asked_for():
+    names = [f"scene{scene}-{frame}" for scene in range(4) for frame in range(10)]
+    kept, held = hold_out(pairs_named(*names), 0.15)
+    assert len(held) == 10 and len(kept) == 30, "10 are not twice 6"
+    kept, held = hold_out(pairs_named(*names), 0.1)
+    assert len(held) == 4
+
+
+def test_single_picture_in_many_crops_is_divided():
+    kept, held = hold_out(pairs_named(*(f"a-1_s{crop:03}" for crop in range(1, 9))), 0.1)
+    assert [pair.name for pair in held] == ["a-1_s008"] and len(kept) == 7
+
+
+def test_prepared_frames_beside_a_cut_are_not_lost():
+    items = pairs_named(*(f"s{scene}-{frame:03}" for scene in range(2) for frame in range(100)))
+    report = Report({"train": SplitReport(items, [None] * 200)}, [], [])
+    splits = split_pairs(report)
+    assert {split: len(pairs) for split, pairs in splits.items()} == {"train": 190, "validation": 10}
+    assert {item.name for pairs in splits.values() for item, _ in pairs} == {item.name for item in items}
+
+
 def test_impossible_splits_are_refused():
     with pytest.raises(UserError, match="two or more"):
         hold_out(pairs_named("a"), 0.1)
@@ -300,6 +345,8 @@ def test_split_sources_keep_their_settings(photos):
 
 
 def test_synthesised_pairs_are_the_same_bytes_every_time(photos, tmp_path):
+    (tmp_path / "one" / "input").mkdir(parents=True)
+    (tmp_path / "one" / "input" / ".DS_Store").write_bytes(b"")  # no picture, and no reason to refuse the folder
     for out in ("one", "two", "two"):  # writing over itself is allowed
         assert synthesize(photos, tmp_path / out) == 3
     for part in ("input", "target"):

@@ -133,6 +133,7 @@ def test_a_command_does_not_wait_for_a_compiler():
     script = (
         "import os, signal, time\n"
         "from concertormer_jax import background, errors\n"
+        "errors.OWN_PROCESS.set()\n"
         "with errors.reported():\n"
         "    print('begun')\n"
         "    future = background.run(lambda: time.sleep(100))\n"

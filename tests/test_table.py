@@ -107,6 +107,10 @@ def test_what_cannot_stand_in_the_table_is_refused(tmp_path):
         bad.write_text(text)
         with pytest.raises(UserError, match=r"bad\.json: is no results\.json"):
             results_table([bad])
+    for sets in ([], {"a": None}, {"a": {"mean": []}}, {"a": {"images": 1, "tlc": 3, "mean": {}}}):
+        bad.write_text(json.dumps({"protocol": "gopro", "variant": "gopro", "sets": sets}))
+        with pytest.raises(UserError, match=r"bad\.json: "):
+            results_table([bad])
     with pytest.raises(UserError, match=r"a\.json: scores pictures of other software"):
         results_table([write_results(tmp_path / "a.json", variant=None)])
     with pytest.raises(UserError, match=r"a\.json: is of no benchmark"):
@@ -125,4 +129,8 @@ def test_the_command_prints_and_writes_the_table(tmp_path, capsys):
     assert capsys.readouterr().out == output.read_text() == results_table([ours], [theirs])
     with pytest.raises(SystemExit):
         main([str(tmp_path / "missing.json")])
+    before = ours.read_text()
+    with pytest.raises(SystemExit):
+        main([str(ours), f"--output={ours}"])
+    assert ours.read_text() == before
     assert "error: " in capsys.readouterr().err

@@ -395,7 +395,7 @@ def test_compressed_members_are_refused(path, method):
     write_pth(path, {"a": tensor(Storage(10**6), 0, (10**6,), (1,))}, {"1": b""})
     with zipfile.ZipFile(path, "a", method) as archive:
         archive.writestr("archive/data/0", bytes(4 * 10**6))
-    with pytest.raises(UserError, match="compressed members, which torch.save does not write"):
+    with pytest.raises(UserError, match=r"compressed members, which torch\.save does not write"):
         read_state_dict(path)
 
 

@@ -27,8 +27,10 @@ from concertormer_jax.checkpoints import load_model
 from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.devices import out_of_memory_explained, prepare_to_compile
 from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.outputs import require_writable, results_path
+from concertormer_jax.evaluation.outputs import require_separate, require_writable, results_path
 from concertormer_jax.files import write_text, written_atomically
+from concertormer_jax.paths import user_path
+from concertormer_jax.terminal import printable
 
 CROP_PX = 256
 
@@ -85,7 +87,8 @@ def main(arguments=None) -> None:
         prepare_to_compile()
         output = results_path(flags.output, flags.ckpt, "attribution", Path(flags.image).resolve().stem)
         pictures = _windows(flags)
-        model = load_model(flags.ckpt, "--ckpt")
+        require_separate([output / f"{name}.png" for name in pictures], [path for path, _ in pictures.values()])
+        model = load_model(user_path(flags.ckpt, "--ckpt"))
         require_writable(output)
         rows = _attribute(flags, model, pictures, output)
         settings = {key: getattr(flags, key) for key in ("sigma", "steps", "kernel", "crop")}
@@ -93,7 +96,7 @@ def main(arguments=None) -> None:
         write_text(output / "results.md", markdown_table(model.name, rows))
         print(markdown_table(model.name, rows))
         for sentence in warnings(rows):
-            print(f"note: {sentence}")
+            print(printable(f"note: {sentence}"))
         print(f"pictures and tables are in {output}")
 
 
@@ -123,7 +126,7 @@ def _attribute(flags, model, pictures, output) -> list[Row]:
         tqdm(total=integral.parts * len(pictures), unit="batch", leave=False) as bar,
     ):
         for name, (path, window) in pictures.items():
-            bar.set_description(name)
+            bar.set_description(printable(name))
             cut, inside = cut_around(read_rgb(path), window, flags.crop)
             if np.ptp(cut) == 0:
                 raise UserError(f"{path}: is of one colour, so that nothing contributes; choose another picture.")

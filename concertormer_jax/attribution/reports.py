@@ -4,6 +4,8 @@ import dataclasses
 import json
 import statistics
 
+from concertormer_jax.terminal import printable
+
 COMPLETENESS_TOLERANCE = 0.02
 
 
@@ -45,7 +47,7 @@ def markdown_table(checkpoint: str, rows: list[Row]) -> str:
         indices = [row.diffusion_index for row in rows]
         mean = f"{statistics.fmean(indices):.2f} ± {statistics.stdev(indices):.2f}"
         lines.append([checkpoint, f"mean of {len(rows)} ± standard deviation", "", "", mean, ""])
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    escaped = ([printable(cell).replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 

@@ -1,14 +1,13 @@
 """Decoded pictures kept in memory, and whether they fit."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.errors import UserError
+from concertormer_jax.system_memory import available_memory_bytes
 
 _HEADER_THREADS = 16
 
@@ -61,18 +60,3 @@ def require_memory_for(source) -> int:
             "are available; switch the cache off (config.run.cache=False) or train on fewer pictures."
         )
     return needed
-
-
-def available_memory_bytes() -> int:
-    """Return how much memory this process can still take: the machine's, or the container's if that is less."""
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # no Linux: all of the machine's memory is the best that can be said
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        used = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-        return min(available, limit - int(used["anon"]))
-    except (OSError, KeyError, ValueError):  # no container, or one without a limit ("max")
-        return available

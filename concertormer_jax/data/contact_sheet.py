@@ -14,7 +14,7 @@ from concertormer_jax.arguments import parse_arguments, whole
 from concertormer_jax.data.degradations import make_degradation
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.data.rain import Rain
-from concertormer_jax.evaluation.outputs import require_file_writable
+from concertormer_jax.evaluation.outputs import require_file_writable, require_separate
 from concertormer_jax.files import written_atomically
 
 _CELL = (320, 240)  # width and height of a picture on the sheet, in pixels
@@ -67,9 +67,11 @@ def main(arguments=None):
     with errors.reported():
         if not flags.out.lower().endswith((".jpg", ".jpeg", ".png")):
             raise errors.UserError(f"{flags.out}: must end in .jpg or .png.")
+        require_separate([flags.out], [flags.photo])
         require_file_writable(flags.out)
+        photo = read_rgb(flags.photo)
         try:
-            sheet = contact_sheet(read_rgb(flags.photo), flags.seed)
+            sheet = contact_sheet(photo, flags.seed)
         except ValueError as error:
             raise errors.UserError(f"{flags.photo}: {error}; give a larger one.") from error
         with written_atomically(flags.out) as temporary:

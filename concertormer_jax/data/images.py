@@ -1,75 +1,62 @@
 """Picture files: reading them as 8-bit RGB, their sizes, listing and writing them."""
 
-import contextlib
-import io
-import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from concertormer_jax.data.decoding import decode_bytes, decode_file, displayed_size
+from concertormer_jax.data.listing import require_file, walk
 from concertormer_jax.errors import UserError
 from concertormer_jax.files import written_atomically
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"})
-_WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 0x0100, 0x0101, 0x0112
-_PNG_ORIENTATION_KEYS = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"}
+    | {".avif", ".heic", ".heif", ".hif"}
+)
 
 
 def read_rgb(path) -> np.ndarray:
     """Decode a picture to uint8 [H, W, 3] as it is displayed: EXIF orientation applied, alpha dropped, grey repeated.
 
-    16-bit values are divided by 257 and rounded (colour PNG and TIFF: the high byte, as Pillow decodes them).
-    Raises UserError naming the file if it is missing, no picture, corrupt or truncated.
+    16-bit values are divided by 257 and rounded. Raises UserError like `decoding.decode_file`, and if the file holds
+    several pictures.
     """
-    with _opened(path) as image:
-        return _displayed(image)
+    return _rgb(decode_file(path), path)
 
 
 def decode_rgb(data: bytes, name) -> np.ndarray:
     """Decode the content of a picture file like `read_rgb`; `name` stands for the file in messages."""
-    with _opened(io.BytesIO(data), name) as image:
-        return _displayed(image)
+    return _rgb(decode_bytes(data, name), name)
 
 
 def image_size(path) -> tuple[int, int]:
     """Return (height, width) in pixels as displayed, from the header alone. Raises UserError like `read_rgb`."""
-    with _opened(path) as image:
-        if image.format == "TIFF":  # the only format whose size Pillow turns by itself, and not in all its versions
-            width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
-        else:
-            width, height = image.size
-        # Pillow decodes a whole PNG to look for an EXIF block behind the pixels; only ask if one was seen before them.
-        if image.format == "PNG" and not _PNG_ORIENTATION_KEYS & image.info.keys():
-            return height, width
-        return (width, height) if image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8) else (height, width)
+    height, width, frames = displayed_size(path)
+    _require_one(frames, path)
+    return height, width
 
 
 def list_images(folder) -> list[Path]:
-    """Return every picture under `folder`, also in its subfolders, sorted by relative path; hidden names are left out.
+    """Return every picture under `folder`, also in its subfolders, sorted by relative path.
 
-    Raises UserError if the folder is missing or holds no picture.
+    What other software left behind is left out, see `listing.is_leftover`. Raises UserError if the folder is missing,
+    cannot be read or holds no picture, and naming a picture that is no regular file, such as a named pipe.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; check the path.")
-    found, visited = [], set()
-    for parent, children, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in visited:  # a link to a folder that was already listed, possibly to a parent
-            children.clear()
-            continue
-        visited.add(real)
-        children[:] = sorted(child for child in children if not child.startswith("."))
-        found += [
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
+    found = [place.path / name for place in walk(folder) for name in picture_names(place.files)]
     if not found:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{folder}: holds no pictures; expected files that end in {suffixes}.")
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def picture_names(files) -> list[str]:
+    """Return the names of the pictures among the entries of a folder; UserError for one that is no regular file."""
+    pictures = [entry for entry in files if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
+    for entry in pictures:
+        require_file(entry)
+    return [entry.name for entry in pictures]
 
 
 def write_png(path, image: np.ndarray) -> None:
@@ -80,31 +67,15 @@ def write_png(path, image: np.ndarray) -> None:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
-def _displayed(image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels")
-    if image.mode.startswith("I"):
-        wide = np.clip(np.asarray(image, np.int64), 0, 65535)
-        return np.repeat(((wide + 128) // 257).astype(np.uint8)[:, :, None], 3, axis=2)
-    return np.array(image.convert("RGB"))
+def _rgb(decoded, name):
+    _require_one(decoded.frames, name)
+    samples = decoded.samples
+    colour = samples[:, :, :3] if samples.shape[2] > 2 else samples[:, :, :1]
+    if colour.dtype == np.uint16:
+        colour = ((colour.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    return np.array(np.broadcast_to(colour, (*colour.shape[:2], 3)), order="C")
 
 
-@contextlib.contextmanager
-def _opened(file, name=None):
-    """Yield the opened Pillow image; whatever Pillow raises on a bad file becomes a UserError that names it.
-
-    file: a path, or an open file that goes by `name` in messages.
-    """
-    name = file if name is None else name
-    try:
-        with Image.open(file) as image:
-            yield image
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: no such file; check the path.") from error
-    except PermissionError as error:
-        raise UserError(f"{name}: no permission to read it; change its mode or owner.") from error
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name}: not a picture, or its header is corrupt; replace or remove it.") from error
-    except Exception as error:  # Pillow's plug-ins raise many kinds on corrupt data
-        raise UserError(f"{name}: cannot be decoded ({error}); replace or remove it.") from error
+def _require_one(frames, name):
+    if frames > 1:
+        raise UserError(f"{name}: holds {frames} pictures (frames or pages); make it one file for each.")

@@ -15,7 +15,9 @@ import numpy as np
 from etils import epath
 
 from concertormer_jax.data.cache import ImageReader
+from concertormer_jax.data.digests import digest
 from concertormer_jax.data.images import decode_rgb
+from concertormer_jax.data.safe_names import checked_name, checked_part
 from concertormer_jax.data.sources import Pairs
 from concertormer_jax.errors import UserError
 from concertormer_jax.paths import user_path
@@ -23,6 +25,7 @@ from concertormer_jax.paths import user_path
 PAIRS_FILE = "pairs.json"
 PREFIX = "tfds:"
 TRAINING_SPLITS = ("train", "validation")
+TRAINING, VALIDATION = object(), object()  # in place of a split's name: those for training, those to validate on
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _STAT_THREADS = 16
 _AGAIN = "delete this folder and prepare the set again, or copy it again."
@@ -43,7 +46,7 @@ class PreparedSource(Pairs):
     """Pairs of a prepared set. With `cached`, decoded pictures stay in memory.
 
     records: for each split what gives {"input": bytes, "target": bytes, "name": bytes, ...} by index;
-    folder: of the set, for messages.
+    folder: of the set, for messages and to tell it from others.
     """
 
     def __init__(self, folder, records, items, *, cached: bool = False):
@@ -56,6 +59,25 @@ class PreparedSource(Pairs):
     def select(self, items) -> "PreparedSource":
         """Return a source of the pairs `items` alone, otherwise like this one."""
         return PreparedSource(self._folder, self._records, items, cached=self._cached)
+
+    def describe(self) -> str:
+        splits = list(dict.fromkeys(item.split for item in self.items))
+        text = f"{len(self):,} pairs of {self._folder}, split {' and '.join(splits)}, such as {self.items[0].name}"
+        if tests := [split for split in splits if split not in TRAINING_SPLITS]:
+            text += f" (a test set; a score on {tests[0]} of what is chosen by it says little)"
+        return text
+
+    def item_keys(self) -> list:
+        return [(str(self._folder), item.split, item.record) for item in self.items]
+
+    def digest(self) -> dict:
+        rows = [[item.name, item.split, item.height, item.width] for item in self.items]
+
+        def content_of(place):
+            record = self._record(self.items[place])
+            return record["input"], record["target"]
+
+        return digest(rows, content_of)
 
     def size(self, index: int) -> tuple[int, int]:
         """Return (height, width) in pixels."""
@@ -72,13 +94,20 @@ class PreparedSource(Pairs):
 
     def _decoded(self, item) -> np.ndarray:
         """Input and target, uint8 [2, H, W, 3]."""
+        record = self._record(item)
+        images = [decode_rgb(record[role], f"{self._folder}: {item.name}") for role in ("input", "target")]
+        if any(image.shape[:2] != (item.height, item.width) for image in images):
+            raise UserError(f"{self._folder}: {item.name} is not as large as {PAIRS_FILE} says; {_AGAIN}")
+        return np.stack(images)
+
+    def _record(self, item) -> dict[str, bytes]:
         try:
             record = self._records[item.split][item.record]
         except Exception as error:  # the reader raises many kinds on damaged files
             raise UserError(f"{self._folder}: {item.name} cannot be read ({error}); {_AGAIN}") from error
-        if record["name"].decode() != item.name:
+        if record["name"] != item.name.encode():
             raise UserError(f"{self._folder}: {item.name} is not where {PAIRS_FILE} says; {_AGAIN}")
-        return np.stack([decode_rgb(record[role], f"{self._folder}: {item.name}") for role in ("input", "target")])
+        return record
 
 
 def default_data_dir() -> str:
@@ -93,6 +122,9 @@ def prepared_folder(reference: str, data_dir: str = "") -> epath.Path:
     Raises UserError if the set has not been prepared there, saying how to.
     """
     name, _, config = reference.partition("/")
+    config = config.rstrip("/")
+    for part in (name, *filter(None, [config])):
+        checked_part(part, f"{PREFIX}{reference}")
     root = user_path(data_dir or default_data_dir(), "data_dir")
     folder = root / name / config if config else root / name
     prepare = f"prepare it with: python -m concertormer_jax.prepare {reference} --source=DIR --data-dir={root}"
@@ -111,20 +143,28 @@ def prepared_folder(reference: str, data_dir: str = "") -> epath.Path:
     return folder / versions[-1]
 
 
-def open_prepared(reference: str, split: str | None = None, *, data_dir: str = "", cached: bool = False):
-    """Return the `PreparedSource` of the set `reference` (NAME or NAME/CONFIG), its pairs sorted by name.
+def open_prepared(reference: str, split=TRAINING, *, data_dir: str = "", cached: bool = False) -> PreparedSource:
+    """Return the pairs of the set `reference` (NAME or NAME/CONFIG), sorted by name.
 
-    split: one of the set's; None: all training pairs, those in the splits train and validation.
+    split: the name of one of the set's; `TRAINING`: all training pairs, those in the splits train and validation;
+    `VALIDATION`: the split validation, or in a set without one its test splits.
     data_dir: as in `prepared_folder`. Raises UserError if the set or the split is missing or files of it are not whole.
     """
     folder = prepared_folder(reference, data_dir)
     content = read_pairs_file(folder)
-    wanted = [split] if split else [name for name in TRAINING_SPLITS if name in content["pairs"]]
-    if not wanted or wanted[0] not in content["pairs"]:
-        has = ", ".join(content["pairs"])
-        raise UserError(f"tfds:{reference}: has no {split or 'training'} split; it has {has}.")
+    has = list(content["pairs"])
+    tests = [name for name in has if name not in TRAINING_SPLITS]
+    if split is TRAINING:
+        wanted = [name for name in TRAINING_SPLITS if name in has]
+    elif split is VALIDATION:
+        wanted = ["validation"] if "validation" in has else tests
+    else:
+        wanted = [split] if split in has else []
+    if not wanted:
+        kind = {TRAINING: "training", VALIDATION: "validation or test"}.get(split, split)
+        raise UserError(f"tfds:{reference}: has no {kind} split; it has {', '.join(has)}.")
     _require_whole(folder, content["files"])
-    records = _records(folder, wanted)
+    records = {part: _Records(folder, part, content["files"]) for part in wanted}
     items = [
         PreparedPair(name, part, place, height, width)
         for part in wanted
@@ -137,16 +177,27 @@ def open_prepared(reference: str, split: str | None = None, *, data_dir: str = "
 
 
 def read_pairs_file(folder) -> dict:
-    """Return pairs.json of a prepared set.
+    """Return pairs.json of a prepared set, all names in it checked.
 
     "pairs": for each split [name, height, width] of each record; "files": the bytes of each file of records.
+    Raises UserError if it is missing or damaged, and for names that are no names (`safe_names.checked_name`).
     """
+    path = epath.Path(folder) / PAIRS_FILE
     try:
-        return json.loads((epath.Path(folder) / PAIRS_FILE).read_text())
+        content = json.loads(path.read_text())
+        pairs = {split: [(name, int(h), int(w)) for name, h, w in rows] for split, rows in content["pairs"].items()}
+        files = {name: int(size) for name, size in content["files"].items()}
     except FileNotFoundError as error:
         raise UserError(f"{folder}: has no {PAIRS_FILE}, so it was not prepared by this software; {_AGAIN}") from error
-    except ValueError as error:
-        raise UserError(f"{folder}/{PAIRS_FILE}: is damaged; {_AGAIN}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged; {_AGAIN}") from error
+    for name in (*pairs, *files):
+        checked_part(name, path)
+    for split, rows in pairs.items():
+        names = [checked_name(name, path) for name, _, _ in rows]
+        if len(set(names)) < len(names) or not all(height > 0 and width > 0 for _, height, width in rows):
+            raise UserError(f"{path}: lists a name twice or a size of nothing in {split}; {_AGAIN}")
+    return {"pairs": pairs, "files": files}
 
 
 def _require_whole(folder, files: dict[str, int]) -> None:
@@ -165,13 +216,32 @@ def _bytes_of(path) -> int | None:
         return None
 
 
-def _records(folder, splits) -> dict:
-    import tensorflow_datasets as tfds  # slow, so only when a prepared set is opened
+class _Records:
+    """The records of one split, by index, as {"input": bytes, "target": bytes, "name": bytes, "sequence": bytes}.
 
-    # The bytes of the files are kept: our own decoder gives the same pixels as for a folder.
-    encoded = {role: tfds.decode.SkipDecoding() for role in ("input", "target")}
-    builder = tfds.builder_from_directory(folder)
-    return {split: builder.as_data_source(split, decoders=encoded) for split in splits}
+    They are read as this software wrote them. tensorflow-datasets would read any set, but it imports the modules that
+    the set's features.json names.
+    """
+
+    def __init__(self, folder, split: str, files):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        parts = sorted(name for name in files if re.fullmatch(rf".+-{re.escape(split)}\.array_record-\d+-of-\d+", name))
+        if not parts or not all(part.endswith(f"-of-{len(parts):05d}") for part in parts):
+            raise UserError(f"{folder}: {PAIRS_FILE} lists not all files of {split}; {_AGAIN}")
+        try:
+            self._encoded = ArrayRecordDataSource([os.fspath(folder / part) for part in parts])
+        except Exception as error:  # the reader raises many kinds on damaged files
+            raise UserError(f"{folder}: {split} cannot be read ({error}); {_AGAIN}") from error
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> dict[str, bytes]:
+        from tensorflow_datasets.proto import tf_example_pb2  # slow, so only when a prepared set is read
+
+        features = tf_example_pb2.Example.FromString(self._encoded[index]).features.feature
+        return {key: features[key].bytes_list.value[0] for key in ("input", "target", "name", "sequence")}
 
 
 def _folders(folder) -> list[str]:
@@ -185,5 +255,5 @@ def _default_config(folder) -> str | None:
     """The default configuration that tensorflow-datasets noted when it prepared one."""
     try:
         return json.loads((folder / ".config" / "metadata.json").read_text())["default_config_name"]
-    except (FileNotFoundError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
+from concertormer_jax.data.listing import find_file
 from concertormer_jax.errors import UserError
 
 NOISY_FILE, CLEAN_FILE = "ValidationNoisyBlocksSrgb.mat", "ValidationGtBlocksSrgb.mat"
@@ -15,7 +16,7 @@ def find_block_files(folder) -> tuple[Path, Path] | None:
 
     Raises UserError if one of the two is missing.
     """
-    found = [next(iter(sorted(Path(folder).rglob(name))), None) for name in (NOISY_FILE, CLEAN_FILE)]
+    found = [find_file(folder, name) for name in (NOISY_FILE, CLEAN_FILE)]
     if found == [None, None]:
         return None
     for path, name in zip(found, (NOISY_FILE, CLEAN_FILE), strict=True):

@@ -4,63 +4,29 @@ A source has a length, and for every index a name, a random crop and the whole p
 `len(source)`, `source.name(index)`, `source.crop(index, crop_px, rng)`, `source.whole(index)`; `source.decoded_bytes()`
 is what all its decoded pictures take. `source.part_at(position)` gives the source that serves the sample at `position`
 of an endless stream, and the position within that source's own stream; only a mixture passes it on.
+
+`source.parts()` are the sources that a mixture is of, else itself. Of each, `describe()` says in words what it is,
+`item_keys()` tells its pictures from others on this machine, and `digest()` from others wherever they lie (digests.py).
 """
 
-import dataclasses
-import hashlib
 import math
 import os
-import re
 import zlib
-from pathlib import Path
 
 import numpy as np
 
-from concertormer_jax.data.cache import ImageReader, decoded_bytes, image_sizes
+from concertormer_jax.data.cache import ImageReader, decoded_bytes
 from concertormer_jax.data.camera import Camera
 from concertormer_jax.data.crops import random_corner, reflected_window
-from concertormer_jax.data.images import image_size, list_images
+from concertormer_jax.data.digests import digest_of_files
+from concertormer_jax.data.folders import contents_of, require_equal_size, require_equal_sizes
+from concertormer_jax.data.held_out import hold_out, relative_names
+from concertormer_jax.data.images import image_size
 from concertormer_jax.data.shake import CameraShake
 from concertormer_jax.errors import UserError
 from concertormer_jax.paths import local_path
 
 _MIXTURE_CYCLE = 1000
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A degraded picture and its target; `name` is the path below input/ without extension."""
-
-    name: str
-    input: Path
-    target: Path
-
-
-def find_pairs(folder) -> list[Pair]:
-    """Return the pairs of `folder`/input and `folder`/target, matched by name without extension, sorted by name.
-
-    Raises UserError if a folder is missing or empty, and naming the first picture that has no partner or whose partner
-    has another size.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; check the path.")
-    for part in ("input", "target"):
-        if not (folder / part).is_dir():
-            raise UserError(f"{folder}: has no {part}/ folder; pictures belong in input/ and target/.")
-    inputs, targets = _by_name(folder / "input"), _by_name(folder / "target")
-    for mine, others, other in ((inputs, targets, "target"), (targets, inputs, "input")):
-        unpaired = sorted(mine.keys() - others.keys())
-        if unpaired:
-            more = f" (nor have {len(unpaired) - 1} more)" if len(unpaired) > 1 else ""
-            raise UserError(
-                f"{mine[unpaired[0]]}: has no partner {unpaired[0]}.* in {folder / other}{more}; add it or remove this."
-            )
-    pairs = [Pair(name, inputs[name], targets[name]) for name in sorted(inputs)]
-    sizes = image_sizes([path for pair in pairs for path in (pair.input, pair.target)])
-    for pair, input_size, target_size in zip(pairs, sizes[::2], sizes[1::2], strict=True):
-        _require_equal_sizes(pair, input_size, target_size)
-    return pairs
 
 
 class Pairs:
@@ -77,6 +43,9 @@ class Pairs:
     def part_at(self, position: int):
         return self, position
 
+    def parts(self) -> list:
+        return [self]
+
     def crop(self, index: int, crop_px: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return one random crop of input and target, uint8 [crop_px, crop_px, 3]; small pictures are reflected."""
         degraded, target = self.whole(index)
@@ -85,16 +54,31 @@ class Pairs:
 
 
 class PairSource(Pairs):
-    """Pairs of a degraded picture and its target in files. With `cached`, decoded pictures stay in memory."""
+    """Pairs of a degraded picture and its target in files. With `cached`, decoded pictures stay in memory.
 
-    def __init__(self, pairs, *, cached: bool = False):
+    unused: pictures that were found beside the pairs, for `describe`.
+    """
+
+    def __init__(self, pairs, *, cached: bool = False, unused=()):
         self.items = tuple(pairs)
+        self._unused = tuple(unused)
         self._cached = cached
         self._read = ImageReader(cached)
 
     def select(self, pairs) -> "PairSource":
         """Return a source of `pairs` alone, otherwise like this one."""
-        return PairSource(pairs, cached=self._cached)
+        return PairSource(pairs, cached=self._cached, unused=self._unused)
+
+    def describe(self) -> str:
+        pair, unused = self.items[0], self._unused
+        aside = f" (pictures beside them are not used: {len(unused):,}, such as {unused[0]})" if unused else ""
+        return f"{len(self):,} pairs, such as {pair.input} with its target {pair.target}{aside}"
+
+    def item_keys(self) -> list:
+        return [os.path.realpath(pair.target) for pair in self.items]
+
+    def digest(self) -> dict:
+        return digest_of_files((pair.name, pair.input, pair.target) for pair in self.items)
 
     def size(self, index: int) -> tuple[int, int]:
         """Return (height, width) in pixels, from the header of the input."""
@@ -108,7 +92,7 @@ class PairSource(Pairs):
         """Return input and target, uint8 [H, W, 3]; UserError naming a file that is corrupt or of another size."""
         pair = self.items[index]
         degraded, target = self._read(pair.input), self._read(pair.target)
-        _require_equal_sizes(pair, degraded.shape[:2], target.shape[:2])
+        require_equal_size(pair, degraded.shape[:2], target.shape[:2])
         return degraded, target
 
 
@@ -120,7 +104,7 @@ class PhotoSource:
         self.degradation = degradation
         self._cached = cached
         self._read = ImageReader(cached)
-        self._names = _relative_names(self.items)
+        self._names = relative_names(self.items)
 
     def __len__(self):
         return len(self.items)
@@ -134,6 +118,19 @@ class PhotoSource:
 
     def part_at(self, position: int):
         return self, position
+
+    def parts(self) -> list:
+        return [self]
+
+    def describe(self) -> str:
+        kind = type(self.degradation).__name__
+        return f"{len(self):,} sharp photographs, such as {self.items[0]}, degraded by {kind}"
+
+    def item_keys(self) -> list:
+        return [os.path.realpath(path) for path in self.items]
+
+    def digest(self) -> dict:
+        return digest_of_files(zip(self._names, self.items, strict=True))
 
     def select(self, paths) -> "PhotoSource":
         """Return a source of the photographs `paths` alone, otherwise like this one."""
@@ -187,6 +184,9 @@ class Mixture:
     def decoded_bytes(self) -> int:
         return sum(source.decoded_bytes() for source in self.sources)
 
+    def parts(self) -> list:
+        return list(self.sources)
+
     def part_at(self, position: int):
         cycle, place = divmod(position, len(self._source_at))
         number = self._source_at[place]
@@ -209,28 +209,32 @@ class Mixture:
         return self.sources[number], index - int(self._starts[number])
 
 
-def open_source(place, *, cached: bool = False, degradation: Camera | None = None, data_dir: str = ""):
-    """Return a source: the prepared set NAME if `place` is "tfds:NAME", else the pairs or photographs of a folder.
+def open_source(
+    place, *, cached: bool = False, degradation: Camera | None = None, data_dir: str = "", validation: bool = False
+):
+    """Return a source: the prepared set NAME if `place` is "tfds:NAME", else what a folder holds (folders.contents_of).
 
-    place: "tfds:NAME" or "tfds:NAME/CONFIG", below `data_dir` (see prepared.open_prepared), of which all training
-    pairs are taken; or a folder: one with input/ and target/ holds pairs, any other sharp photographs.
+    place: a folder of pairs or of sharp photographs; or "tfds:NAME" or "tfds:NAME/CONFIG" below `data_dir` (see
+    prepared.open_prepared), of which all training pairs are taken, or with `validation` those to validate on.
     degradation: what makes inputs of photographs; None: `CameraShake()`. Pairs do not use it.
-    Raises UserError like `open_prepared`, `find_pairs` and `list_images`.
+    Raises UserError like `open_prepared`, `contents_of` and `require_equal_sizes`.
     """
     place = os.fspath(place)
     if place.startswith("tfds:"):
-        from concertormer_jax.data.prepared import open_prepared  # which builds upon this module
+        from concertormer_jax.data import prepared  # which builds upon this module
 
-        return open_prepared(place.removeprefix("tfds:"), data_dir=data_dir, cached=cached)
+        split = prepared.VALIDATION if validation else prepared.TRAINING
+        return prepared.open_prepared(place.removeprefix("tfds:"), split, data_dir=data_dir, cached=cached)
     if "://" in place:
         raise UserError(
             f"{place}: only prepared sets are read from a bucket; give tfds:NAME as the source and the bucket's folder "
             "as config.data.data_dir."
         )
-    folder = local_path(place)
-    if (folder / "input").is_dir() or (folder / "target").is_dir():
-        return PairSource(find_pairs(folder), cached=cached)
-    return PhotoSource(list_images(folder), degradation or CameraShake(), cached=cached)
+    contents = contents_of(local_path(place))
+    if contents.photographs:
+        return PhotoSource(contents.photographs, degradation or CameraShake(), cached=cached)
+    require_equal_sizes(contents.pairs)
+    return PairSource(contents.pairs, cached=cached, unused=contents.unused)
 
 
 def split_source(source: PairSource | PhotoSource, fraction: float) -> tuple:
@@ -239,66 +243,7 @@ def split_source(source: PairSource | PhotoSource, fraction: float) -> tuple:
     return source.select(kept), source.select(held)
 
 
-def hold_out(items, fraction: float) -> tuple[list, list]:
-    """Split pairs (`Pair`) or photographs (paths) into (kept, held out), the latter about `fraction` of them.
-
-    Pictures of one sequence stay together: those in one subfolder, or named <sequence>-<frame> with a frame that ends
-    in digits. Whole sequences are held out, chosen by a hash of their names, so that a picture more changes little; if
-    all are of one sequence, its last frames are. At least one picture is held out, at most half of them.
-    Raises UserError if `fraction` is not between 0 and 1 or there are fewer than two pictures.
-    """
-    items = list(items)
-    if not 0 < fraction < 1:
-        raise UserError(f"the fraction of pictures to hold out must lie between 0 and 1, got {fraction}.")
-    if len(items) < 2:
-        raise UserError(f"{len(items)} picture(s) cannot be split into training and validation; give two or more.")
-    names = _relative_names(items) if isinstance(items[0], Path) else [item.name for item in items]
-    groups = {}
-    for place in sorted(range(len(items)), key=names.__getitem__):
-        groups.setdefault(sequence_of(names[place]), []).append(place)
-    wanted = min(max(1, round(fraction * len(items))), len(items) // 2)
-    if len(groups) == 1:
-        (group,) = groups.values()
-        held = set(group[-wanted:])
-    else:
-        held = set()
-        for sequence in sorted(groups, key=lambda name: hashlib.sha256(name.encode()).digest()):
-            # A sequence with more than half of the pictures is for training, whatever its hash.
-            if len(held) < wanted and len(held) + len(groups[sequence]) <= len(items) / 2:
-                held.update(groups[sequence])
-    kept = [item for place, item in enumerate(items) if place not in held]
-    return kept, [items[place] for place in sorted(held)]
-
-
-def sequence_of(name: str) -> str:
-    """Return the sequence that a picture belongs to: its subfolder, else what stands before -<frame>, else itself.
-
-    The frame may be followed by the number of a crop: `<sequence>-<frame>_s<number>`.
-    """
-    folder, _, file = name.rpartition("/")
-    return folder or re.sub(r"-[A-Za-z_]*\d+(_s\d+)?$", "", file)
-
-
-def _by_name(folder) -> dict[str, Path]:
-    """Return {path below `folder` without extension: path} of its pictures; UserError if two share a name."""
-    named = {}
-    for path in list_images(folder):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in named:
-            raise UserError(f"{path}: {named[name].name} has the same name; remove one of the two.")
-        named[name] = path
-    return named
-
-
-def _relative_names(paths) -> list[str]:
-    """Return the paths below their common folder, without extension."""
-    common = os.path.commonpath([Path(path).parent for path in paths]) if paths else ""
-    return [Path(path).relative_to(common).with_suffix("").as_posix() for path in paths]
-
-
-def _require_equal_sizes(pair, input_size, target_size):
-    if tuple(input_size) != tuple(target_size):
-        raise UserError(
-            f"{pair.input}: is {input_size[1]}x{input_size[0]} but its target {pair.target} is "
-            f"{target_size[1]}x{target_size[0]}; make both the same size or remove the pair."
-        )
+def leave_out(source, others: list):
+    """Return `source` without the pictures that are in one of the sources `others` as well."""
+    taken = {key for other in others for key in other.item_keys()}
+    return source.select([item for item, key in zip(source.items, source.item_keys(), strict=True) if key not in taken])

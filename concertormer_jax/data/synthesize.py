@@ -15,8 +15,10 @@ from tqdm import tqdm
 from concertormer_jax import errors
 from concertormer_jax.arguments import parse_arguments, whole
 from concertormer_jax.data.degradations import DEGRADATIONS, make_degradation
-from concertormer_jax.data.images import list_images, write_png
+from concertormer_jax.data.images import picture_names, write_png
+from concertormer_jax.data.listing import walk
 from concertormer_jax.data.sources import PhotoSource, open_source
+from concertormer_jax.evaluation.outputs import require_separate
 from concertormer_jax.paths import local_path
 
 
@@ -24,7 +26,8 @@ def synthesize(photos, out, seed: int = 0, degradation: str = "shake") -> int:
     """Write every photograph below `photos` to OUT/target and, degraded once, to OUT/input, as PNG; return how many.
 
     degradation: a name of `DEGRADATIONS`.
-    Raises UserError if `photos` holds pairs, no picture, or two of one name, or if OUT holds other pictures already.
+    Raises UserError if `photos` holds pairs, no picture, or two of one name, or if OUT holds other pictures already, or
+    if one of them would be overwritten.
     """
     source = open_source(photos, degradation=make_degradation(degradation))
     if not isinstance(source, PhotoSource):
@@ -35,10 +38,11 @@ def synthesize(photos, out, seed: int = 0, degradation: str = "shake") -> int:
         raise errors.UserError(f"{photos}: has two pictures named {repeated[0]}; rename one of them.")
     written = {Path(out, part, f"{name}.png") for part in ("input", "target") for name in names}
     for part in ("input", "target"):
-        if Path(out, part).is_dir() and any(Path(out, part).iterdir()):
-            for path in list_images(Path(out, part)):
+        for place in walk(Path(out, part)) if Path(out, part).is_dir() else ():
+            for path in (place.path / name for name in picture_names(place.files)):
                 if path not in written:
                     raise errors.UserError(f"{path}: is not one of these photographs; choose an empty folder.")
+    require_separate(sorted(written), source.items)
     for index, name in enumerate(tqdm(names, desc="degrading photographs", unit="picture")):
         degraded, sharp = source.whole(index, seed)
         write_png(Path(out, "input", f"{name}.png"), degraded)

@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from concertormer_jax.data.ahead import ahead
 from concertormer_jax.data.crops import grid_corners
+from concertormer_jax.data.held_out import hold_out, sequence_of
 from concertormer_jax.data.images import decode_rgb
 from concertormer_jax.data.prepared import PAIRS_FILE, TRAINING_SPLITS
-from concertormer_jax.data.sources import hold_out, sequence_of
 from concertormer_jax.datasets.checks import Report, check
 from concertormer_jax.datasets.descriptions import CROP_PX, CROP_STEP_PX, SETS, Variant
 from concertormer_jax.datasets.items import as_png, encoded, labels
 from concertormer_jax.datasets.layouts import find
+from concertormer_jax.disk import written_error
 from concertormer_jax.errors import UserError
 from concertormer_jax.files import write_text
 
@@ -129,14 +130,22 @@ class _Writer(tfds.core.ExampleWriter):
     """Writes records uncompressed, since pictures are compressed already, and equal examples as equal bytes."""
 
     def write(self, path, examples):
-        writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        writer = _written(path, array_record_module.ArrayRecordWriter, os.fspath(path), "group_size:1,uncompressed")
         for _, serialized in examples:
             # The features of an example come in an arbitrary order otherwise.
             example = tf_example_pb2.Example.FromString(serialized)
-            writer.write(example.SerializeToString(deterministic=True))
-        writer.close()
+            _written(path, writer.write, example.SerializeToString(deterministic=True))
+        _written(path, writer.close)
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
+
+
+def _written(path, function, *arguments):
+    """Call a function of the writer of `path`, which raises RuntimeError whatever the operating system says."""
+    try:
+        return function(*arguments)
+    except RuntimeError as error:
+        raise written_error(error, path) from error
 
 
 class _Shard:
@@ -156,13 +165,19 @@ class _Shard:
 
 
 def split_pairs(report: Report) -> dict[str, list[tuple]]:
-    """Return split to its (item, `Measured`), by name; whole sequences of the training pairs become "validation"."""
+    """Return split to its (item, `Measured`), by name; what is held out of the training pairs becomes "validation".
+
+    Frames beside a cut that `hold_out` puts into neither part are with those for training, so that none is lost.
+    """
     splits = {}
     for split, part in report.splits.items():
         measured = {item.name: one for item, one in zip(part.items, part.measured, strict=True)}
         parts = {split: part.items}
         if split == "train" and len(part.items) > 1:
-            parts = dict(zip(TRAINING_SPLITS, hold_out(part.items, HELD_OUT), strict=True))
+            _, held = hold_out(part.items, HELD_OUT)
+            names = {item.name for item in held}
+            kept = [item for item in part.items if item.name not in names]
+            parts = dict(zip(TRAINING_SPLITS, (kept, held), strict=True))
         for name, items in parts.items():
             splits[name] = [(item, measured[item.name]) for item in items]
     return splits

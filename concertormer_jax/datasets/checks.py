@@ -13,8 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from concertormer_jax.data.ahead import ahead
+from concertormer_jax.data.held_out import sequence_of
 from concertormer_jax.data.images import decode_rgb
-from concertormer_jax.data.sources import sequence_of
 from concertormer_jax.datasets.descriptions import SetDescription
 from concertormer_jax.datasets.items import encoded, labels
 from concertormer_jax.datasets.layouts import Found
@@ -114,8 +114,10 @@ def measure(item) -> Measured:
 def _measured_or_problem(item) -> Measured | str:
     try:
         return measure(item)
-    except (UserError, OSError) as error:
+    except UserError as error:
         return str(error)
+    except OSError as error:
+        return f"{error.filename}: cannot be read ({error.strerror}); change its mode or owner, or copy it again."
 
 
 def _detail(pixels) -> float:

@@ -7,6 +7,7 @@ tensorflow-datasets builder of it.
 import dataclasses
 from collections.abc import Callable
 
+from concertormer_jax.data.folder_names import INPUTS, TARGETS
 from concertormer_jax.datasets import names
 
 CROP_PX, CROP_STEP_PX = 512, 256
@@ -22,10 +23,8 @@ _RAIN_TESTS = {"test100": 100, "rain100h": 100, "rain100l": 100, "test2800": 280
 class Roles:
     """Names of sibling folders with inputs and with targets; of each the first that exists. split: theirs if known."""
 
-    inputs: tuple[str, ...] = (
-        *("input", "inputs", "inp", "lq", "blur", "blurry", "blurred", "rain", "rainy", "noisy", "degraded"),
-    )
-    targets: tuple[str, ...] = ("target", "targets", "tar", "gt", "groundtruth", "hq", "sharp", "norain", "clean")
+    inputs: tuple[str, ...] = INPUTS
+    targets: tuple[str, ...] = TARGETS
     split: str | None = None
 
 
@@ -270,7 +269,8 @@ SETS = {
             licence="that of the pictures",
             citation="",
             steps=(
-                "Put degraded pictures into input/ and their targets, under the same names, into target/.",
+                "Put degraded pictures into input/ and their targets, under the same names, into target/; blur/ and "
+                "sharp/ and the like will do, too.",
                 "For a test set of its own, put both into train/ and do the same in test/.",
                 "Give the folder that holds them as --source.",
             ),

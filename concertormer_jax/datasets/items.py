@@ -5,8 +5,8 @@ import io
 
 from PIL import Image
 
+from concertormer_jax.data.folders import Pair
 from concertormer_jax.data.sidd_blocks import SiddBlocks
-from concertormer_jax.data.sources import Pair
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,14 +6,16 @@ belongs to.
 """
 
 import dataclasses
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from concertormer_jax.data.images import IMAGE_SUFFIXES, list_images
+from concertormer_jax.data.folder_names import plain
+from concertormer_jax.data.folders import Pair, matched, pair_folders
+from concertormer_jax.data.images import picture_names
+from concertormer_jax.data.listing import find_file, walk
+from concertormer_jax.data.safe_names import checked_name
 from concertormer_jax.data.sidd_blocks import SiddBlocks, find_block_files
-from concertormer_jax.data.sources import Pair
 from concertormer_jax.datasets.descriptions import SETS, SetDescription, Variant
 from concertormer_jax.datasets.items import BlockPair
 from concertormer_jax.errors import UserError
@@ -64,12 +66,16 @@ def find(description: SetDescription, variant: Variant, source) -> Found:
     source = Path(source)
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; check the path.")
-    pair_folders, halves = _pair_folders(description, variant, source)
-    listed = _listed(description, source, pair_folders)
+    if description.free_names:
+        places, halves = _any_pair_folders(description, source), []
+    else:
+        places, halves = _pair_folders(description, variant, source)
+    listed = _listed(description, source, places)
     found = Found(unpaired=list(halves))
     seen = {}
-    for place in pair_folders:
+    for place in places:
         for name in sorted(place.inputs.keys() | place.targets.keys()):
+            checked_name(name, place.input_place)
             split = listed.pop(name, None) if listed is not None else place.split
             if split is None or not re.search(description.chosen.get(split, ""), name):
                 continue
@@ -152,6 +158,22 @@ def _pair_folders(description, variant, source) -> tuple[list[_PairFolder], list
     return found, halves
 
 
+def _any_pair_folders(description, source) -> list[_PairFolder]:
+    """The pair folders of a set that is of any pairs, as training finds them; names begin with the folders' names."""
+    found = []
+    for place in pair_folders(source):
+        parts = place.path.relative_to(source).parts
+        if any(plain(part) in _CROP_FOLDERS for part in parts):
+            continue
+        split = _split(_Folder(place.path, parts, (), ()), source, description)
+        prefix = "".join(f"{part}/" for part in parts if plain(part) not in description.split_folders)
+        inputs, targets = ({prefix + name: path for name, path in side.items()} for side in matched(place))
+        pattern = "/".join(parts) or "."
+        shown = f"{pattern}/{{{place.input.name},{place.target.name}}}"
+        found.append(_PairFolder(split, inputs, targets, place.input, place.target, shown))
+    return found
+
+
 def _told_by_names(folder, source, description) -> _PairFolder | None:
     """Inputs and targets that lie side by side."""
     sides = {"input": {}, "target": {}}
@@ -168,30 +190,17 @@ def _told_by_names(folder, source, description) -> _PairFolder | None:
 
 
 def _walk(source: Path) -> Iterator[_Folder]:
-    """Yield `source` and every folder below it, parents first, sorted; hidden ones and repeated links are left out."""
-    visited = set()
-    for parent, folders, files in os.walk(source, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        pictures = sorted(
-            name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        )
-        path = Path(parent)
-        yield _Folder(path, path.relative_to(source).parts, tuple(folders), tuple(pictures))
+    """Yield `source` and every folder below it, parents first, sorted."""
+    for place in walk(source):
+        parts = place.path.relative_to(source).parts
+        yield _Folder(place.path, parts, tuple(place.folders), tuple(picture_names(place.files)))
 
 
 def _by_name(folder, description, prefix) -> dict[str, Path]:
     """Return {prepared name: path} of the pictures below a folder of one role."""
     named = {}
-    try:
-        paths = list_images(folder)
-    except UserError:  # no pictures: their partners will be reported
-        return named
-    for path in paths:
+    # Without pictures nothing is wrong here: their partners will be reported.
+    for path in (place.path / name for place in walk(folder) for name in picture_names(place.files)):
         _add(named, description.rename(prefix + path.relative_to(folder).with_suffix("").as_posix()), path)
     return named
 
@@ -203,23 +212,19 @@ def _add(named, name, path):
 
 
 def _first(children, wanted) -> str | None:
-    """Return the child whose name, in lower case, comes first in `wanted`."""
-    by_lower = {child.lower().replace("-", "_"): child for child in children}
-    return next((by_lower[name] for name in wanted if name in by_lower), None)
-
-
-def _plain(part: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", part.lower())
+    """Return the child whose name, letters and digits alone, comes first in `wanted`."""
+    by_name = {plain(child): child for child in children}
+    return next((by_name[plain(name)] for name in wanted if plain(name) in by_name), None)
 
 
 def _named(part: str) -> list[str]:
     """The sets that a folder of this name belongs to."""
-    return [name for name, description in SETS.items() if re.fullmatch(description.folders, _plain(part))]
+    return [name for name, description in SETS.items() if re.fullmatch(description.folders, plain(part))]
 
 
 def _belongs(parts, description) -> bool:
     """Whether the deepest folder that is called like a set is called like this one; True without any."""
-    if any(_plain(part) in _CROP_FOLDERS for part in parts):
+    if any(plain(part) in _CROP_FOLDERS for part in parts):
         return False
     sets = [names for part in parts if (names := _named(part))]
     return not sets or description.free_names or description.name in sets[-1]
@@ -233,33 +238,40 @@ def _is_sequence(folder, description) -> bool:
 def _split(folder, source, description) -> str:
     """The split that the deepest telling folder names, below the source or in its own path; "" for an unused one."""
     for part in reversed((*source.resolve().parts[-2:], *folder.parts)):
-        if _plain(part) in description.split_folders:
-            return description.split_folders[_plain(part)]
+        if plain(part) in description.split_folders:
+            return description.split_folders[plain(part)]
     return description.default_split
 
 
-def _listed(description, source, pair_folders) -> dict[str, str] | None:
+def _listed(description, source, places) -> dict[str, str] | None:
     """Return {prepared name: split} by the author's lists; None where the folders tell the split.
 
     Raises UserError if the lists are needed but missing or not what is expected.
     """
-    original = [place for place in pair_folders if re.search("<sequence>", place.pattern)]
+    original = [place for place in places if re.search("<sequence>", place.pattern)]
     if not description.lists or not original:
         return None
     splits = {}
     for split, name in description.lists.items():
-        path = next(iter(sorted(source.rglob(name))), source.parent / name)
+        path = find_file(source, name) or source.parent / name
         if not path.is_file():
             raise UserError(
                 f"{source}: has no {name}, which says what belongs to the {split} split; put it beside the scenes."
             )
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(_lines(path), 1):
             columns = line.split()
             if columns and len(columns) != 2:
                 raise UserError(f"{path}: line {number} is not a target path and an input path; download it again.")
             if columns:
                 splits[description.rename(Path(columns[1]).with_suffix("").as_posix())] = split
     return splits
+
+
+def _lines(path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is no text; download it again.") from error
 
 
 def _add_blocks(found: Found, source) -> None:

@@ -5,12 +5,15 @@ import io
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from concertormer_jax.data.prepared import default_data_dir
+from concertormer_jax.data.safe_names import checked_part
 from concertormer_jax.datasets.checks import Report, check
 from concertormer_jax.datasets.descriptions import SETS, SetDescription, Variant
 from concertormer_jax.datasets.layouts import Found, find
+from concertormer_jax.disk import explained
 from concertormer_jax.errors import UserError
 from concertormer_jax.files import locked
 from concertormer_jax.paths import local_path
@@ -23,6 +26,8 @@ def described(reference: str) -> tuple[SetDescription, Variant]:
     name, _, config = reference.partition("/")
     if name not in SETS:
         raise UserError(f"{reference}: there is no set {name!r}; choose one of {', '.join(SETS)}.")
+    if config:
+        checked_part(config, reference)
     variant = SETS[name].variant(config)
     if variant is None:
         choices = ", ".join(f"{name}/{one.name}" for one in SETS[name].variants if one.name) or name
@@ -41,7 +46,8 @@ def prepare(reference: str, report: Report, data_dir: str = "") -> Path:
     """Write the pairs of `report` as a prepared set below `data_dir` ("": the default place); return its folder.
 
     Whatever an interrupted preparation left is removed first. Raises UserError if the report has errors, the set is
-    prepared already, another process is preparing it, or `data_dir` is not a local folder.
+    prepared already, another process is preparing it, or `data_dir` is no local folder or has no room for it, and
+    OSError, with the file's name and what to do, for one that cannot be read or written.
     """
     description, variant = described(reference)
     data_dir = os.fspath(local_path(data_dir or default_data_dir(), "--data-dir"))
@@ -49,21 +55,41 @@ def prepare(reference: str, report: Report, data_dir: str = "") -> Path:
         raise UserError(f"{description.title} has {len(report.errors)} errors, the first one: {report.errors[0]}")
     import tensorflow_datasets as tfds  # slow, and not needed for checks
 
-    from concertormer_jax.datasets.builders import make_builder
+    from concertormer_jax.datasets.builders import BUILDERS, make_builder
 
-    builder = make_builder(description.name, variant, data_dir)
-    folder = Path(builder.data_dir)
+    folder = Path(data_dir, description.name, variant.name, str(BUILDERS[description.name].VERSION))
     refusal = f"{folder.parent}: {{holder}} is preparing this set; wait for it or end it."
-    with locked(folder.parent / ".preparing", refusal):
-        if folder.exists():
+    with _failures_named(folder), locked(folder.parent / ".preparing", refusal):
+        if folder.exists():  # asked before tensorflow-datasets looks into it, which believes what it finds
             raise UserError(f"{folder}: is prepared already; delete it to prepare it again.")
         _remove_incomplete(folder)
+        _require_space(folder.parent, report)
+        builder = make_builder(description.name, variant, data_dir)
         builder.checked = report
         # The pictures are on the disk and nothing is fetched, whatever tensorflow-datasets says and makes room for.
         with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
             settings = tfds.download.DownloadConfig(manual_dir=unused, try_download_gcs=False)
             builder.download_and_prepare(download_dir=unused, download_config=settings)
     return folder
+
+
+@contextlib.contextmanager
+def _failures_named(folder: Path) -> Iterator[None]:
+    """Say which file could not be read or written and what to do; that of `folder` where the system names none."""
+    try:
+        yield
+    except OSError as error:
+        raise explained(error, folder) from error
+
+
+def _require_space(folder: Path, report: Report) -> None:
+    """Raise UserError unless the disk of `folder` has room for the files of the pairs, which are kept as they are."""
+    needed, free = sum(part.bytes for part in report.splits.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder}: has room for {free / 2**20:,.1f} MiB but the pictures take {needed / 2**20:,.1f} MiB; free "
+            "some space there or name another folder with --data-dir=DIR."
+        )
 
 
 def _remove_incomplete(folder: Path) -> None:

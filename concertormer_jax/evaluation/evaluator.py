@@ -17,13 +17,14 @@ from concertormer_jax.data.images import read_rgb, write_png
 from concertormer_jax.devices import batch_sharding, data_mesh, out_of_memory_explained, replicated
 from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.forward import CompiledBySize, restore_bytes, restore_floats
-from concertormer_jax.evaluation.outputs import require_writable, restored_path
+from concertormer_jax.evaluation.outputs import require_separate, require_writable, restored_path, worst_ten_path
 from concertormer_jax.evaluation.protocols import PAIRS, Protocol
 from concertormer_jax.evaluation.scores import Evaluation, ImageScores
 from concertormer_jax.evaluation.sets import EvaluationSet
 from concertormer_jax.metrics import UNROUNDED_METRICS, require_known, score
 from concertormer_jax.models import variant_name
 from concertormer_jax.ops.image import padded_size
+from concertormer_jax.terminal import printable
 
 ORDERING_METRIC = "psnr_rgb"  # of the progress bar and the worst ten; computed whatever else is asked for
 _SHOWN = ("restored", "input")
@@ -59,13 +60,15 @@ def evaluate(
     metrics: names, see `metrics.METRICS`; None: the protocol's. Outputs are clipped, and rounded to uint8 for all but
     the unrounded metrics. batch: images per step over all devices (None: one for each); log: called with a line per
     compilation.
-    Raises UserError for bad settings, an unwritable output (both before anything is computed) and bad pictures.
+    Raises UserError for bad settings, an output that cannot be written or would overwrite the data (all before anything
+    is computed), and bad pictures.
     """
     start = time.perf_counter()
     wanted = require_known(protocol.metrics if metrics is None else metrics)
     window = protocol.tlc_window(tlc, model.train_crop_px, model.module.multiple)
     if batch is not None and batch < 1:
         raise UserError(f"--batch={batch}: must be at least 1.")
+    require_separate([worst_ten_path(output), *(restored_path(output, name) for name in pairs.names)], pairs.files)
     require_writable(output)
     mesh = data_mesh(devices)
     items = _items(pairs.sizes, model.module.multiple, batch or mesh.size, mesh.size)
@@ -119,6 +122,7 @@ def evaluate_predictions(
     """
     start = time.perf_counter()
     wanted = require_known(protocol.metrics if metrics is None else metrics)
+    require_separate([worst_ten_path(output)], [*pairs.files, *paths])
     require_writable(output)
 
     def scored(index):
@@ -221,7 +225,7 @@ def _cropped(pairs, entries, results):
 def _watched(scores, total, name) -> list[ImageScores]:
     """Collect the scores while a bar shows their mean so far."""
     done = []
-    with tqdm(total=total, unit="image", desc=f"evaluating {name}", dynamic_ncols=True) as bar:
+    with tqdm(total=total, unit="image", desc=printable(f"evaluating {name}"), dynamic_ncols=True) as bar:
         for image in scores:
             done.append(image)
             means = [math.fsum(getattr(i, part)[ORDERING_METRIC] for i in done) / len(done) for part in _SHOWN]

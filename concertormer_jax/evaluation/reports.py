@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder: a table per image, JSON, a Markdown row, and a sheet of the worst ten.
+"""What an evaluation leaves in its folder: a table per image, JSON, a Markdown row, a sheet of the worst ten, a page.
 
 One set's files stand in the folder itself. Several sets have a folder each, and the tables over all of them stand in
 the folder itself.
@@ -12,17 +12,23 @@ from pathlib import Path
 
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.evaluation.evaluator import ORDERING_METRIC
+from concertormer_jax.evaluation.outputs import worst_ten_path
 from concertormer_jax.evaluation.pictures import comparison_sheet
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.scores import Average, Evaluation, difference
 from concertormer_jax.files import write_text, written_atomically
+from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
+from concertormer_jax.terminal import printable
 
 RESULTS_FILE = "results.json"
 WORST = 10
+PAGE_FILE = "comparison.html"
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def write_reports(evaluation: Evaluation, output) -> None:
-    """Write `per_image.csv`, `results.json`, `results.md` and `worst_ten.png` of one set into the folder `output`.
+    """Write the files of one set into `output`: `per_image.csv`, `results.json`, `results.md`, `worst_ten.png` and
+    `comparison.html`.
 
     The restored pictures and the data must lie where they were. Infinite values stand as the text `inf` or `-inf`, in
     JSON as a string, since JSON has no such number.
@@ -31,8 +37,9 @@ def write_reports(evaluation: Evaluation, output) -> None:
     write_text(output / "per_image.csv", per_image_csv(evaluation))
     write_text(output / RESULTS_FILE, results_json(evaluation))
     write_text(output / "results.md", markdown_table([evaluation]))
-    with written_atomically(output / "worst_ten.png") as temporary:
+    with written_atomically(worst_ten_path(output)) as temporary:
         worst_sheet(evaluation).save(temporary, format="PNG")
+    write_page(evaluation, output / PAGE_FILE)
 
 
 def write_summary(evaluations, output) -> None:
@@ -45,7 +52,8 @@ def per_image_csv(evaluation: Evaluation) -> str:
     """Return a table with one line per image: size, whether TLC could act, and every metric restored, input, gain.
 
     With RealBlur's alignment, `aligned` says whether it converged for the restored picture and `input_aligned` for the
-    input.
+    input. A name that a spreadsheet would take for a formula, since it begins with =, +, -, @ or a control character,
+    stands behind an apostrophe.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -55,7 +63,7 @@ def per_image_csv(evaluation: Evaluation) -> str:
     writer.writerow(["name", "height", "width", "tlc_has_effect", *converged, *scores])
     for image in evaluation.images:
         tlc_has_effect = evaluation.tlc_window is not None and not image.window_covers
-        row = [image.name, image.height, image.width, _yes(tlc_has_effect)]
+        row = [_text(image.name), image.height, image.width, _yes(tlc_has_effect)]
         row += [_yes(outcome) for outcome in image.converged] if alignment else []
         for metric in evaluation.metrics:
             restored, degraded = image.restored[metric], image.input[metric]
@@ -132,7 +140,7 @@ def markdown_table(evaluations) -> str:
         names = ", ".join(part.set.name for part in average.parts)
         cells = [evaluations[0].checkpoint, evaluations[0].protocol, f"average of {names}", "", ""]
         lines.append(cells + _score_cells(average, metrics))
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    escaped = ([printable(cell).replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
@@ -150,14 +158,38 @@ def tlc_description(evaluation: Evaluation) -> str:
 
 def worst_sheet(evaluation: Evaluation):
     """Return a Pillow picture with input, output, target and error of the ten images of lowest PSNR, worst first."""
-    worst = sorted(evaluation.images, key=lambda image: image.restored[ORDERING_METRIC])[:WORST]
+    ranked = enumerate(_worst(evaluation, WORST), start=1)
+    return comparison_sheet(
+        (_caption(rank, image, evaluation.metrics), *_pictures(evaluation, image)) for rank, image in ranked
+    )
 
-    def rows():
-        for rank, image in enumerate(worst, start=1):
-            degraded, target = evaluation.set.read(image.index)
-            yield _caption(rank, image, evaluation.metrics), degraded, read_rgb(image.file), target
 
-    return comparison_sheet(rows())
+def write_page(evaluation: Evaluation, path) -> None:
+    """Write a page with a table and a slider for the images of lowest PSNR, at most 50, worst first."""
+    metrics = tuple(dict.fromkeys([ORDERING_METRIC, *evaluation.metrics]))
+    headings = [f"{metric}, {which}" for metric in metrics for which in ("restored", "input")]
+    shown = _worst(evaluation, PAGE_PICTURES)
+
+    def compared():
+        for image in shown:
+            degraded, restored, target = _pictures(evaluation, image)
+            cells = [_rounded(metric, scores[metric]) for metric in metrics for scores in (image.restored, image.input)]
+            yield Compared(printable(image.name), degraded, restored, target, cells)
+
+    count = len(evaluation.images)
+    selection = f"the {len(shown)} of lowest PSNR of {count} pictures" if count > len(shown) else f"{count} pictures"
+    note = f"{evaluation.checkpoint}; {selection}, worst first. The restored files lie in restored/."
+    write_comparison(path, evaluation.set.name, compared(), headings=headings, note=printable(note))
+
+
+def _worst(evaluation, count):
+    return sorted(evaluation.images, key=lambda image: image.restored[ORDERING_METRIC])[:count]
+
+
+def _pictures(evaluation, image):
+    """Input, restored and target of an image, uint8 [H, W, 3] each."""
+    degraded, target = evaluation.set.read(image.index)
+    return degraded, read_rgb(image.file), target
 
 
 def _images(evaluation):
@@ -193,11 +225,15 @@ def _caption(rank, image, metrics):
         f"{metric} {_rounded(metric, image.restored[metric])} (input {_rounded(metric, image.input[metric])})"
         for metric in dict.fromkeys([ORDERING_METRIC, *metrics])
     ]
-    return f"{rank}.  {image.name}   {',   '.join(scores)}"
+    return f"{rank}.  {printable(image.name)}   {',   '.join(scores)}"
 
 
 def _rounded(metric, value, sign=""):
     return f"{value:{sign}.{2 if metric.startswith('psnr') else 4}f}"
+
+
+def _text(name):
+    return f"'{name}" if name.startswith(_FORMULA_STARTS) else name
 
 
 def _decimal(value):

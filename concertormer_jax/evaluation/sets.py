@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 from typing import Any
 
 
@@ -28,6 +29,12 @@ class EvaluationSet:
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """(height, width) of every pair."""
         return tuple(tuple(self.source.size(index)) for index in range(len(self)))
+
+    @functools.cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The picture files of all pairs; none for sets that are stored in another way."""
+        items = getattr(self.source, "items", ())
+        return tuple(getattr(item, part) for item in items for part in ("input", "target") if hasattr(item, part))
 
     def read(self, index: int):
         """Return (input, target), uint8 [H, W, 3]. Raises UserError naming a file that cannot be read."""

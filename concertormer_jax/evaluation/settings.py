@@ -8,10 +8,7 @@ from concertormer_jax.tiles import GRID_PX, tile_grid
 TLC_GRID_FACTOR = 1.75
 UNKNOWN_TRAIN_CROP_PX = 256  # the paper's training size, for weights that do not say theirs
 
-# Up to this many pixels a picture is restored whole; it is just above 1280x720 when padded to multiples of 64.
-WHOLE_PICTURE_PIXELS = 1024 * 1024
 LARGEST_PX = 2**20  # of a tile or window
-AUTO_TILE_PX = 896  # two of GoPro's TLC windows of 448, so that these fit without overlap
 
 
 def tlc_window(setting: str, train_crop_px: int | None, multiple: int = GRID_PX) -> int | None:
@@ -52,19 +49,6 @@ def overlap_px(tile: int, multiple: int = GRID_PX) -> int:
     """Return how many pixels neighbouring tiles of `tile` pixels share: about an eighth, on the tiles' grid."""
     grid = tile_grid(multiple)
     return grid * max(1, round(tile / 8 / grid))
-
-
-def tile_px(tile: int | None, height: int, width: int, multiple: int = GRID_PX) -> int:
-    """Return the tile size in pixels for a picture of height x width, `tile` from `tile_setting`.
-
-    A picture that fits into one tile is restored whole; automatic tiles begin above `WHOLE_PICTURE_PIXELS`.
-    """
-    grid = tile_grid(multiple)
-    padded_height, padded_width = padded_size(height, grid), padded_size(width, grid)
-    whole = padded_height * padded_width <= WHOLE_PICTURE_PIXELS if tile is None else tile == 0
-    if whole:
-        return max(padded_height, padded_width, 2 * grid)
-    return padded_size(AUTO_TILE_PX, grid) if tile is None else tile
 
 
 def _multiple_of(step, flag, text, least):

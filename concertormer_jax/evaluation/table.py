@@ -16,11 +16,12 @@ from pathlib import Path
 
 from concertormer_jax import errors
 from concertormer_jax.arguments import parse_arguments
-from concertormer_jax.evaluation.outputs import require_file_writable
+from concertormer_jax.evaluation.outputs import require_file_writable, require_separate
 from concertormer_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from concertormer_jax.evaluation.reports import RESULTS_FILE
 from concertormer_jax.files import write_text
 from concertormer_jax.paths import local_path
+from concertormer_jax.terminal import printable
 
 _PAPER_FILE = Path(__file__).parent / "paper.json"
 _EMPTY = "-"
@@ -57,7 +58,7 @@ def results_table(trained, published=()) -> str:
         title = name if name == protocol else f"{protocol}: {name}"
         metrics = " / ".join(PROTOCOLS[protocol].metrics)
         cells = [title, variant, metrics, _numbers(row["psnr"], row["ssim"]), *(_cell(c.get(key)) for c in columns)]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(printable(cell).replace('|', '/') for cell in cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -66,8 +67,7 @@ def read_results(path) -> list[Result]:
 
     Raises UserError as `results_table` does.
     """
-    path = local_path(path, "RESULTS")
-    file = path / RESULTS_FILE if path.is_dir() else path
+    file = _file(path)
     try:
         content = json.loads(file.read_text())
         protocol, variant = protocol_named(content["protocol"]), content["variant"]
@@ -81,6 +81,17 @@ def read_results(path) -> list[Result]:
         raise errors.UserError(f"{file}: scores pictures of other software, which have no column here; remove it.")
     if protocol.name == "pairs":
         raise errors.UserError(f"{file}: is of no benchmark; evaluate with --protocol, or remove it.")
+    try:
+        return _rows(file, protocol, str(variant), sets, average)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise errors.UserError(f"{file}: is damaged, or no results.json of evaluate.py; evaluate anew.") from error
+
+
+def _file(path):
+    return Path(path, RESULTS_FILE) if Path(path).is_dir() else Path(path)
+
+
+def _rows(file, protocol, variant, sets, average):
     results = []
     for name, scores in sets.items():
         remarks = _remarks(protocol, name, scores)
@@ -151,6 +162,7 @@ def main(arguments=None):
             require_file_writable(output)
         table = results_table(flags.trained, flags.published)
         if output:
+            require_separate([output], [_file(path) for path in (*flags.trained, *flags.published)])
             write_text(output, table)
         print(table, end="")
 

@@ -29,7 +29,9 @@ from concertormer_jax.files import write_text
 from concertormer_jax.models import ABLATIONS
 from concertormer_jax.paths import local_path
 from concertormer_jax.training.config_limits import KEYS, require_valid
+from concertormer_jax.training.data import sources_from
 from concertormer_jax.training.loop import claim_workdir
+from concertormer_jax.training.same_data import digests_of
 
 CONFIG = define_config("A file in configs/: sizes, data and training of every form; default: configs/evidence.py.")
 VARIANTS = flags.DEFINE_list("variants", list(ABLATIONS), "The forms, separated by commas.")
@@ -66,7 +68,7 @@ def compare(config, variants: list[str], seeds: list[int], output) -> None:
         raise UserError(f"--variants: {unknown[0]!r} is unknown; choose from {', '.join(ABLATIONS)}")
     output = local_path(output, "--output")
     require_writable(output)
-    claim_workdir(output, config, begun=True, flag="--output")
+    claim_workdir(output, config, begun=True, flag="--output", data=digests_of(*sources_from(config)))
     if not charts.installed():
         print("note: there will be no chart, since matplotlib is not installed; pip install matplotlib draws it")
     wanted = [(variant, seed) for seed in seeds for variant in variants]

@@ -14,7 +14,8 @@ from concertormer_jax.evaluation.sets import EvaluationSet
 from concertormer_jax.files import write_text
 from concertormer_jax.models import ABLATIONS, Concertormer, variant_name
 from concertormer_jax.models.costs import Cost, costs_of, total
-from concertormer_jax.training.loop import sources_from, train
+from concertormer_jax.training.data import sources_from
+from concertormer_jax.training.loop import train
 from concertormer_jax.training.setup import module_from
 from concertormer_jax.training.validation import middle_crop
 

@@ -11,6 +11,7 @@ from concertormer_jax.models.design import Design
 from concertormer_jax.models.initializers import torch_uniform
 from concertormer_jax.ops import gdmlp
 from concertormer_jax.ops.projection import project
+from concertormer_jax.ops.reference import MLPWeights
 
 NORM_EPSILON = 1e-6
 
@@ -67,7 +68,7 @@ class Block(nn.Module):
         to_hidden = None if attended is None else pointwise("project", hidden, hidden)
         to_output = pointwise("project_out", hidden, width)
         with jax.named_scope("gdmlp"):
-            return gdmlp.gated_mlp(x, inputs, attended, gdmlp.Weights(to_uz, dw_u, to_hidden, to_output))
+            return gdmlp.gated_mlp(x, inputs, attended, MLPWeights(to_uz, dw_u, to_hidden, to_output))
 
     def _attend(self, inputs, shifted, keys, first):
         attention = ConcertoSelfAttention(

@@ -53,7 +53,10 @@ class Concertormer(nn.Module):
     """Multi-scale U-Net of Concertormer blocks (paper, section 3).
 
     Encoder fields are from the finest level down, decoder fields from the deepest level up. `tlc_window` is the side of
-    the test-time local converter's windows in pixels of the picture, None for none; level i uses tlc_window // 2**i.
+    the test-time local converter's windows in pixels of the picture, None for none. `unshuffle`: each square of
+    unshuffle x unshuffle pixels of a picture is one position of the finest level, with its pixels as channels (pixel
+    unshuffle; 1 in the paper), so that level i has 1 / (unshuffle 2**i) of the picture's resolution, and windows of
+    tlc_window // (unshuffle 2**i) positions.
     The parameters do not depend on `tlc_window`, `dtype` (of the computation; parameters, norms and softmax stay
     float32) and `remat` (recompute each block's inside in the backward pass).
     """
@@ -66,6 +69,7 @@ class Concertormer(nn.Module):
     middle_heads: int
     decoder_heads: tuple[int, ...]
     expansion: int = 2
+    unshuffle: int = 1
     design: Design = Design()
     tlc_window: int | None = None
     dtype: Any = jnp.float32
@@ -79,11 +83,13 @@ class Concertormer(nn.Module):
     @property
     def multiple(self) -> int:
         """The padded height and width are multiples of this number of pixels, and so must `tlc_window` be."""
-        return self.design.block_px * 2**self.levels
+        return self.design.block_px * self.unshuffle * 2**self.levels
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, for a network that cannot be built."""
-        require_stages(self, ("width", "expansion", "encoder_blocks", "decoder_blocks", "middle_blocks"))
+        if self.expansion % 1:
+            raise ValueError(f"expansion={self.expansion} must be a whole number; only Restormer's may be any")
+        require_stages(self, ("width", "expansion", "unshuffle", "encoder_blocks", "decoder_blocks", "middle_blocks"))
         stages = [("encoder_heads", level, heads) for level, heads in enumerate(self.encoder_heads)]
         stages += [("decoder_heads", level, heads) for level, heads in enumerate(self.decoder_heads[::-1])]
         for field, level, heads in [*stages, ("middle_heads", self.levels, self.middle_heads)]:
@@ -114,6 +120,8 @@ class Concertormer(nn.Module):
         wide = jnp.promote_types(self.dtype, jnp.float32)
         padded = image.pad_to_multiple(images.astype(wide), self.multiple)
         pyramid = [padded, *(image.downsample(padded, 2**i) for i in range(1, self.levels + 1))]
+        pyramid = [image.pixel_unshuffle(picture, self.unshuffle) for picture in pyramid]
+        picture_channels = pyramid[0].shape[-1]
 
         conv = partial(convolution, dtype=self.dtype)
 
@@ -121,7 +129,7 @@ class Concertormer(nn.Module):
             return self.width * 2**level
 
         def stage(name, level, blocks, heads):
-            window = None if self.tlc_window is None else self.tlc_window // 2**level
+            window = None if self.tlc_window is None else self.tlc_window // (self.unshuffle * 2**level)
             return Stage(
                 width(level),
                 heads,
@@ -143,23 +151,28 @@ class Concertormer(nn.Module):
             both = jnp.concatenate([x, y], axis=-1)
             return conv(name, both.shape[-1], x.shape[-1], kernel=1, bias=False)(both), None
 
+        def output(name, level, x):
+            """The picture of a level: the restored difference and the picture that came in, float32 [B, H, W, 3]."""
+            difference = conv(name, width(level), picture_channels)(x).astype(wide)
+            return image.pixel_shuffle(difference + pyramid[level], self.unshuffle)
+
         picture_enters = "cross_attention" if self.design.groups else "sum"
-        x, y = conv("intro", 3, self.width)(padded), None
+        x, y = conv("intro", picture_channels, self.width)(pyramid[0]), None
         skips = []
         for level in range(self.levels):
             x = stage(f"encoders_{level}", level, self.encoder_blocks[level], self.encoder_heads[level])(x, y)
             skips.append(x)
             x = conv(f"downs_{level}", width(level), width(level + 1), kernel=2, stride=2)(x)
             if self.design.multiscale_input:
-                y = conv(f"intros_{level}", 3, width(level + 1))(pyramid[level + 1])
+                y = conv(f"intros_{level}", picture_channels, width(level + 1))(pyramid[level + 1])
                 x, y = entered(x, y, None, picture_enters)
         x = stage("middle", self.levels, self.middle_blocks, self.middle_heads)(x, y)
 
         outputs = []
         for index, level in enumerate(reversed(range(self.levels))):
-            outputs.append(conv(f"endings_{index}", width(level + 1), 3)(x).astype(wide) + pyramid[level + 1])
+            outputs.append(output(f"endings_{index}", level + 1, x))
             x = conv(f"ups_{index}", width(level + 1), width(level + 2), kernel=1, bias=False)(x)
-            x, y = entered(image.pixel_shuffle(x), skips[level], f"merges_{index}", self.design.skip)
+            x, y = entered(image.pixel_shuffle(x, 2), skips[level], f"merges_{index}", self.design.skip)
             x = stage(f"decoders_{index}", level, self.decoder_blocks[index], self.decoder_heads[index])(x, y)
-        restored = conv("ending", self.width, 3)(x).astype(wide) + padded
+        restored = output("ending", 0, x)
         return (*outputs, restored[:, :image_height, :image_width])

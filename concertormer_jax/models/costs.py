@@ -123,7 +123,9 @@ def concertormer(module: Concertormer, height: int, width: int) -> dict[str, dic
     Everything between the stages is in `OUTSIDE`. The picture is padded as the network does; without TLC.
     """
     design = module.design
-    picture = padded_size(height, module.multiple) * padded_size(width, module.multiple)
+    # Positions of level 0, each of which holds unshuffle**2 pixels.
+    picture = padded_size(height, module.multiple) * padded_size(width, module.multiple) // module.unshuffle**2
+    picture_channels = 3 * module.unshuffle**2
 
     def stage(level, blocks, heads, cross):
         channels = module.width * 2**level
@@ -142,19 +144,19 @@ def concertormer(module: Concertormer, height: int, width: int) -> dict[str, dic
         channels, pixels = module.width * 2**level, picture // 4 ** (level + 1)
         outside += convolution(pixels, channels, 2 * channels, kernel=2, bias=True)
         if design.multiscale_input:
-            outside += convolution(pixels, 3, 2 * channels, kernel=3, bias=True)
+            outside += convolution(pixels, picture_channels, 2 * channels, kernel=3, bias=True)
     costs["middle"] = stage(module.levels, module.middle_blocks, module.middle_heads, pictures_cross)
     for index, level in enumerate(reversed(levels)):
         channels, pixels = module.width * 2**level, picture // 4**level
-        outside += convolution(pixels // 4, 2 * channels, 3, kernel=3, bias=True)
+        outside += convolution(pixels // 4, 2 * channels, picture_channels, kernel=3, bias=True)
         outside += convolution(pixels // 4, 2 * channels, 4 * channels)
         if design.skip == "concatenation":
             outside += convolution(pixels, 2 * channels, channels)
         costs[f"decoders_{index}"] = stage(
             level, module.decoder_blocks[index], module.decoder_heads[index], design.skip == "cross_attention"
         )
-    outside += convolution(picture, 3, module.width, kernel=3, bias=True)
-    outside += convolution(picture, module.width, 3, kernel=3, bias=True)
+    outside += convolution(picture, picture_channels, module.width, kernel=3, bias=True)
+    outside += convolution(picture, module.width, picture_channels, kernel=3, bias=True)
     return {**costs, OUTSIDE: {CONVOLUTIONS: outside}}
 
 

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 
 from concertormer_jax.models.design import communicating, require_block, require_communication, require_groups
 from concertormer_jax.models.initializers import torch_kaiming_normal, torch_uniform
-from concertormer_jax.ops import concerto, tlc
+from concertormer_jax.ops import concerto, reference, tlc
 
 # The collection for every group's logits before and after communication: `apply(..., mutable=[LOGITS])` gives the pairs
-# by the group's name, with axes as `ops.concerto.concerto_attention` tells. Otherwise it costs nothing.
+# by the group's name, as `ops.reference` computes them: with axes [B, blocks, m, p, p] or [.., c, c] inside blocks,
+# [B, p, m, c, c] for `concertino_channel`, [B, m c, p, p] for `concertino_spatial`. Otherwise it costs nothing.
 LOGITS = "logits"
 
 # The parameters of each group's communication, as the published model calls them.
@@ -99,33 +100,39 @@ class ConcertoSelfAttention(nn.Module):
 
         def attend(x, keys):
             if self.is_mutable_collection(LOGITS) and not self.is_initializing():
-                return concerto.concerto_attention(x, keys, weights, shifted, observe=self._sow, **form)
+                self._sow(x, keys, weights, shifted)
             return _attend(x, None if keys is x else keys, weights, None if shifted is False else shifted, **form)
 
         x = x.astype(self.dtype)
         keys = x if keys is None else keys.astype(self.dtype)
         return attend(x, keys) if self.tlc_window is None else tlc.on_windows(attend, (x, keys), self.tlc_window)
 
-    def _weights(self, query_inputs: int, key_inputs: int) -> concerto.Weights:
+    def _weights(self, query_inputs: int, key_inputs: int) -> reference.AttentionWeights:
         heads, hidden = self.heads, self.features
         tempered = sum(group != concerto.WINDOW for group in self.groups)
 
         def pointwise(name, inputs, outputs):
             return self.param(name, torch_uniform(inputs), (inputs, outputs))
 
-        return concerto.Weights(
+        return reference.AttentionWeights(
             to_q=pointwise("to_q", query_inputs, hidden),
             to_kv=pointwise("to_kv", key_inputs, 2 * hidden),
             temperature=self.param("temperature", nn.initializers.ones, (tempered, heads)) if tempered else None,
-            talking={group: self._talking(group) for group in communicating(self.groups, self.communication)},
+            cdc={group: self._cdc(group) for group in communicating(self.groups, self.communication)},
             sca_kernel=pointwise("sca_kernel", hidden, hidden) if self.sca else None,
             sca_bias=self.param("sca_bias", torch_uniform(hidden), (hidden,)) if self.sca else None,
         )
 
-    def _sow(self, group, before, after):
-        self.sow(LOGITS, group, (before, after), init_fn=tuple, reduce_fn=lambda _, told: told)
+    def _sow(self, x, keys, weights, shifted):
+        form = (shifted, self.heads, self.groups, self.block_px)
+        for group, q, k, _, temperature in reference.projected(x, keys, weights, *form):
+            columns = x.shape[2] // self.block_px
+            both = reference.group_logits(group, q, k, temperature, weights, shifted, self.groups, columns)
+            if group == "concertino_spatial":
+                both = tuple(logits.reshape(len(x), -1, *logits.shape[3:]) for logits in both)
+            self.sow(LOGITS, group, both, init_fn=tuple, reduce_fn=lambda _, told: told)
 
-    def _talking(self, group):
+    def _cdc(self, group):
         name = TALKING[group]
         if group.startswith("ripieno"):
             return self.param(name, torch_uniform(9 * self.heads), (3, 3, self.heads, self.heads))

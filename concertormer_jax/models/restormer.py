@@ -248,11 +248,11 @@ class Restormer(nn.Module):
             width = self.width * 2**level
             x = stage(f"encoders_{level}", level, width, self.encoder_blocks[level], self.encoder_heads[level])(x)
             skips.append(x)
-            x = image.pixel_unshuffle(conv(f"downs_{level}", width, width // 2)(x))
+            x = image.pixel_unshuffle(conv(f"downs_{level}", width, width // 2)(x), 2)
         width = self.width * 2**self.levels
         x = stage("middle", self.levels, width, self.middle_blocks, self.middle_heads)(x)
         for index, level in enumerate(reversed(range(self.levels))):
-            x = image.pixel_shuffle(conv(f"ups_{index}", width, 2 * width)(x))
+            x = image.pixel_shuffle(conv(f"ups_{index}", width, 2 * width)(x), 2)
             x = jnp.concatenate([x, skips[level]], axis=-1)
             if level > 0:
                 x = conv(f"reductions_{index}", width, width // 2, kernel=1)(x)

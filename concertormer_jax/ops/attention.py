@@ -2,8 +2,11 @@
 
 Queries and keys are normalised along the contracted axis. That is done after their product: the logits are scaled by
 the inverse norms, which touches the small attention maps in place of the large feature maps. The softmax divides after
-its product with the values for the same reason, and takes no maximum first, as normalised queries and keys bound the
-logits. Products are accumulated, and logits and softmax computed, in float32 whatever the type of the features.
+its product with the values for the same reason. Products are accumulated, and logits and softmax computed, in float32
+whatever the type of the features.
+
+Normalised queries and keys bound the logits by the temperature, and communication by its weights as well. Where that
+bound is small, the softmax takes no maximum first: `softmax_numerators` decides it from the weights.
 
 The derivatives are written out: what they need besides matrix products are then sums over the features' rows, where the
 automatic ones pass over the attention maps for each sum.
@@ -13,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +25,6 @@ from concertormer_jax.ops.platforms import on_platform
 from concertormer_jax.ops.sums import sum_over
 
 SMALLEST_SQUARED_NORM = 1e-24
-LARGEST_LOGIT = 80.0  # its exponential, summed over any map, is a float32; trained networks stay far below
 
 
 def _wide(features: jax.Array):
@@ -150,19 +153,63 @@ def _fewer(features, maps):
 _logits.defvjp(_logits_forward, _logits_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _softmax_mix(kind, logits, v):
-    """softmax(logits) v; logits beyond +-LARGEST_LOGIT count as that. logits: those of the maps in any shape.
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def softmax_numerators(communicate, dtype, logits, parameters, bound):
+    """exp(l - a maximum) for l = communicate(logits, *parameters), in its shape and as `dtype`.
 
-    A TPU computes the exponentials in that shape and keeps them in the type of v: it would compute them for their sum
-    and again for their product, of float32 maps whose short axes it pads to twice their size or more.
+    logits: [..., A', A]; communicate: to any shape with the maps in the same order. bound: a number that no |l|
+    exceeds, None where none is known. The maximum is that of each row of A, or 0 where `bound` is so small that neither
+    the exponentials, nor their sums, nor what the derivatives divide by them leave the range of `dtype`.
+
+    The communication is computed inside of the branches: its product and the exponential of it are one loop.
     """
-    return _softmax_mix_forward(kind, logits, v)[0]
+    return _numerators_forward(communicate, dtype, logits, parameters, bound)[0]
+
+
+def largest_bound(dtype) -> float:
+    """Up to which bound of the logits the softmax takes no maximum: a third of the largest exponent of `dtype`."""
+    return math.log(float(jnp.finfo(dtype).max)) / 3
+
+
+def _numerators_forward(communicate, dtype, logits, parameters, bound):
+    def with_maximum(logits, parameters):
+        after = communicate(logits, *parameters)
+        rows = after.reshape(logits.shape)
+        return jnp.exp(rows - rows.max(axis=-1, keepdims=True)).reshape(after.shape).astype(dtype)
+
+    def without(logits, parameters):
+        return jnp.exp(communicate(logits, *parameters)).astype(dtype)
+
+    if bound is None:
+        numerators = with_maximum(logits, parameters)
+    else:
+        numerators = jax.lax.cond(bound <= largest_bound(dtype), without, with_maximum, logits, parameters)
+    derivative = jax.vjp(communicate, logits, *parameters)[1]  # that of the exponential is itself
+    return numerators, (numerators, derivative)
+
+
+def _numerators_backward(communicate, dtype, saved, gradient):
+    numerators, derivative = saved
+    wide = _wide(numerators)
+    gradient_logits, *gradient_parameters = derivative(gradient.astype(wide) * numerators.astype(wide))
+    return gradient_logits, tuple(gradient_parameters), None
+
+
+softmax_numerators.defvjp(_numerators_forward, _numerators_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mix(kind, weights, v):
+    """The mean of v with the `weights` of maps, in any shape.
+
+    A TPU keeps the weights in that shape and in the type of v: it would compute them for their sum and again for their
+    product, of float32 maps whose short axes it pads to twice their size or more.
+    """
+    return _mix_forward(kind, weights, v)[0]
 
 
 @partial(jax.jit, static_argnums=0)
-def _softmax_mix_forward(kind, logits, v):
-    weights = jnp.exp(jnp.clip(logits, -LARGEST_LOGIT, LARGEST_LOGIT)).astype(v.dtype)
+def _mix_forward(kind, weights, v):
     weights = on_platform(weights, tpu=jax.lax.optimization_barrier, default=lambda weights: weights)
     maps = weights.reshape(kind.maps_shape(v, weights.size))
     share = 1 / on_platform(maps, tpu=sums_by_product, default=partial(sum_over, axis=-1))
@@ -179,7 +226,7 @@ def sums_by_product(maps: jax.Array) -> jax.Array:
 
 
 @partial(jax.jit, static_argnums=0)
-def _softmax_mix_backward(kind, saved, gradient):
+def _mix_backward(kind, saved, gradient):
     weights, share, v, mixed = saved
     maps = weights.reshape(kind.maps_shape(v, weights.size))
     gradient = (gradient * kind.over(share)).astype(v.dtype)
@@ -188,36 +235,48 @@ def _softmax_mix_backward(kind, saved, gradient):
         along = kind.sum(gradient.astype(share.dtype) * mixed)
     else:
         along = sum_over(maps * gradient_weights, -1) * share
-    gradient_logits = maps * (gradient_weights - along[..., None])
-    return gradient_logits.reshape(weights.shape), kind.mix_transposed(maps, gradient).astype(v.dtype)
+    gradient_weights = (gradient_weights - along[..., None]).astype(weights.dtype)
+    return gradient_weights.reshape(weights.shape), kind.mix_transposed(maps, gradient).astype(v.dtype)
 
 
-_softmax_mix.defvjp(_softmax_mix_forward, _softmax_mix_backward)
+_mix.defvjp(_mix_forward, _mix_backward)
+
+
+class Communication(NamedTuple):
+    """What is done to the logits [..., A', A] before their softmax: function(logits, *parameters).
+
+    function: to any shape with the maps in the same order. bound: a number that no logit exceeds after it, whatever the
+    features; None where none is known.
+    """
+
+    function: Callable[..., jax.Array]
+    parameters: tuple[jax.Array, ...] = ()
+    bound: jax.Array | None = None
 
 
 def spatial_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, temperature: jax.Array, communicate: Callable[[jax.Array], jax.Array]
+    q: jax.Array, k: jax.Array, v: jax.Array, temperature: jax.Array, communication: Communication
 ) -> jax.Array:
-    """Softmax attention with normalised queries and keys, its logits passed through `communicate`.
+    """Softmax attention with normalised queries and keys.
 
     q: [..., A', K] of A' queries, k, v: [..., A, K], attended and contracted axes last; temperature: [..., 1],
-    broadcasts against [..., A']. communicate: a map of the logits [..., A', A], to any shape with the maps in the same
-    order. Returns [..., A', K].
+    broadcasts against [..., A']. communication: of the logits [..., A', A]. Returns [..., A', K].
     """
-    kind = _Spatial()
-    return _softmax_mix(kind, communicate(_logits(kind, q, k, temperature)), v)
+    function, parameters, bound = communication
+    logits = _logits(_Spatial(), q, k, temperature)
+    return _mix(_Spatial(), softmax_numerators(function, v.dtype, logits, parameters, bound), v)
 
 
 def channel_attention(
     parts: Sequence[tuple[jax.Array, jax.Array, jax.Array]],
     temperature: jax.Array,
-    communicate: Callable[[jax.Array], jax.Array],
+    communication: Communication,
 ) -> list[jax.Array]:
     """As `spatial_attention` between the channels of each head; its features may come in parts of some heads each.
 
     parts: q, k and v of each, [..., K, m' c], the contracted axis and then m' heads of c channels; temperature: [m, 1]
-    for the m heads of all parts. communicate: a map of the logits [..., m, c, c], likewise. Returns the parts' results,
-    [..., K, m' c].
+    for the m heads of all parts. communication: of the logits [..., m, c, c].
+    Returns the parts' results, [..., K, m' c].
     """
     kind = _Channel(temperature.shape[0] // len(parts))
     temperatures = jnp.split(temperature, len(parts))
@@ -225,15 +284,14 @@ def channel_attention(
         on_platform(q, k, own, tpu=logits_by_heads, default=partial(_logits, kind))
         for (q, k, _), own in zip(parts, temperatures, strict=True)
     ]
-    if len(parts) == 1:
-        weights = [communicate(logits[0])]
-    else:
-        together = jnp.concatenate(logits, axis=-3)
-        weights = jnp.split(communicate(together).reshape(together.shape), len(parts), axis=-3)
-    by_heads = partial(softmax_mix_by_heads, kind.heads)
+    function, parameters, bound = communication
+    together = logits[0] if len(parts) == 1 else jnp.concatenate(logits, axis=-3)
+    weights = softmax_numerators(function, parts[0][2].dtype, together, parameters, bound)
+    apart = [weights] if len(parts) == 1 else jnp.split(weights.reshape(together.shape), len(parts), axis=-3)
+    by_heads = partial(mix_by_heads, kind.heads)
     return [
-        on_platform(own, v, tpu=by_heads, default=partial(_softmax_mix, kind))
-        for own, (_, _, v) in zip(weights, parts, strict=True)
+        on_platform(own, v, tpu=by_heads, default=partial(_mix, kind))
+        for own, (_, _, v) in zip(apart, parts, strict=True)
     ]
 
 
@@ -246,9 +304,9 @@ def logits_by_heads(q: jax.Array, k: jax.Array, temperature: jax.Array) -> jax.A
     return _logits(_Spatial(), _heads_first(q, heads), _heads_first(k, heads), temperature)
 
 
-def softmax_mix_by_heads(heads: int, logits: jax.Array, v: jax.Array) -> jax.Array:
-    """softmax(logits) v of `channel_attention` by products for each head."""
-    mixed = _softmax_mix(_Spatial(), logits, _heads_first(v, heads))
+def mix_by_heads(heads: int, weights: jax.Array, v: jax.Array) -> jax.Array:
+    """The means of v with the `weights` of `channel_attention`, by products for each head."""
+    mixed = _mix(_Spatial(), weights, _heads_first(v, heads))
     return jnp.moveaxis(mixed, -1, -3).reshape(v.shape)
 
 

@@ -28,15 +28,14 @@ many of its operations are ready at once. There large spatial groups attend with
 other, and channel groups with one half of the heads beside the other, which also multiply less in vain.
 """
 
-from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from concertormer_jax.ops import windows
 from concertormer_jax.ops.attention import (
+    Communication,
     channel_attention,
     communicate_over_maps,
     plain_attention,
@@ -46,6 +45,7 @@ from concertormer_jax.ops.convolution import communicate_over_blocks
 from concertormer_jax.ops.memory import in_memory_of_its_own
 from concertormer_jax.ops.platforms import on_platform
 from concertormer_jax.ops.projection import project, project_channels_first
+from concertormer_jax.ops.reference import AttentionWeights
 
 CONCERTO = ("ripieno_spatial", "ripieno_channel", "concertino_channel", "concertino_spatial")
 WINDOW, TRANSPOSED = "window", "transposed"
@@ -56,39 +56,22 @@ LARGE = 2**20  # numbers in the queries of a group, from which on two halves of 
 SHIFT_MASK = -100.0
 
 
-class Weights(NamedTuple):
-    """Parameters of one attention of C channels, m heads and h hidden channels in G groups, c = h / (G m).
-
-    talking: by group, of those whose maps communicate, over the grid of blocks (Rs, Rc), positions (Cc), channels (Cs).
-    """
-
-    to_q: jax.Array  # [C, h], as all projections with the output channels in the order (group, head, channel)
-    to_kv: jax.Array  # [C, 2 h], keys first
-    temperature: jax.Array | None  # [G', m], the groups but `window` in their order; None if there are none
-    talking: Mapping[str, jax.Array]  # Rs and Rc: [3, 3, m, m]; Cc: [m, p, p, m]; Cs: [m, c, c, m]
-    sca_kernel: jax.Array | None = None  # [h, h], simplified channel attention; None for none
-    sca_bias: jax.Array | None = None  # [h]
-
-
 def concerto_attention(
     x: jax.Array,
     y: jax.Array,
-    weights: Weights,
+    weights: AttentionWeights,
     shifted: jax.Array | bool,
     *,
     heads: int,
     groups: tuple[str, ...] = CONCERTO,
     block: int = 8,
-    observe: Callable[[str, jax.Array, jax.Array], None] | None = None,
 ) -> jax.Array:
     """The attention of all `groups` with their communication, and the simplified channel attention of its result.
 
     x: [B, H, W, C] normalised features that give the queries; y: [B, H, W, C'] those that give keys and values; H and W
     multiples of `block`, the side of a block in pixels. `shifted` (a boolean, may be traced) moves the blocks by half
-    their size. groups: names from `GROUPS`; each has an equal part of the hidden channels. observe: called with each
-    group's name and its logits before and after communication and mask, their axes being the batch, those of "one map
-    for each" above (`transposed`: heads), and twice the attended one; positions before heads, heads times channels.
-    Returns [B, H, W, h] with the channels in the order (group, head, channel).
+    their size. groups: names from `GROUPS`; each has an equal part of the hidden channels. Returns [B, H, W, h] with
+    the channels in the order (group, head, channel).
     """
     grid = windows.Grid(x.shape[1] // block, x.shape[2] // block, block)
 
@@ -110,17 +93,15 @@ def concerto_attention(
             x_blocks, y_blocks = (x_inside, y_inside) if group in INSIDE_BLOCKS else (x_across, y_across)
             projections = ((x_blocks, to_q[index]), (y_blocks, to_kv[index]), (y_blocks, to_kv[count + index]))
             temperature = None if group == WINDOW else temperatures[tempered.index(group)][:, None]
-            communicate = _communication(group, groups, weights.talking.get(group), grid, shifted)
-            if observe is not None:
-                communicate = _observed(communicate, partial(observe, group))
+            communication = _communication(group, groups, weights.cdc.get(group), temperature, grid, shifted)
             parts = on_platform(group, heads, x_blocks, to_q[index], cpu=_parts, default=lambda *_: 1)
-            by_heads, by_queries = (parts, 1) if group in BETWEEN_CHANNELS else (1, 1 if observe else parts)
+            by_heads, by_queries = (parts, 1) if group in BETWEEN_CHANNELS else (1, parts)
             project_group = project_channels_first if group == "concertino_spatial" else project
             qkv = [
                 [project_group(features, part) for part in jnp.split(kernel, by_heads, axis=1)]
                 for features, kernel in projections
             ]
-            attended.append(_ATTEND[group](list(zip(*qkv, strict=True)), heads, temperature, communicate, by_queries))
+            attended.append(_ATTEND[group](list(zip(*qkv, strict=True)), heads, temperature, communication, by_queries))
 
     layouts = [_LAYOUT[group] for group in groups]
     output = jnp.concatenate([_join(parts, *layout) for parts, layout in zip(attended, layouts, strict=True)], axis=-1)
@@ -171,11 +152,14 @@ def _mean(parts, layout, first, axis):
 # queries. It returns the parts of an array whose axes `_LAYOUT` names.
 
 
-def _ripieno_spatial(qkv, heads, temperature, communicate, by_queries):
-    return _in_parts_of_queries(*_separate_heads(*qkv, heads), temperature, communicate, by_queries)
+def _ripieno_spatial(qkv, heads, temperature, communication, by_queries):
+    return _in_parts_of_queries(*_separate_heads(*qkv, heads), temperature, communication, by_queries)
 
 
-def _window(qkv, heads, _, communicate, __):
+def _window(qkv, heads, _, communication, __):
+    def communicate(logits):
+        return communication.function(logits, *communication.parameters)
+
     return [plain_attention(*_separate_heads(*qkv, heads), communicate)]
 
 
@@ -184,36 +168,38 @@ def _separate_heads(qkv, heads):
     return [part.reshape(*part.shape[:3], heads, -1).swapaxes(2, 3) for part in qkv]
 
 
-def _in_parts_of_queries(q, k, v, temperature, communicate, parts):
+def _in_parts_of_queries(q, k, v, temperature, communication, parts):
     size = q.shape[-2] // parts
 
     def attend(start):
         own = slice(start, start + size)
-        return spatial_attention(q[..., own, :], k, v, temperature, lambda logits: communicate(logits, own))
+        function = partial(communication.function, queries=own)
+        return spatial_attention(q[..., own, :], k, v, temperature, communication._replace(function=function))
 
     return [attend(start) for start in range(0, q.shape[-2], size)]
 
 
-def _between_channels(qkv, _, temperature, communicate, __):
-    return channel_attention(qkv, temperature, communicate)
+def _between_channels(qkv, _, temperature, communication, __):
+    return channel_attention(qkv, temperature, communication)
 
 
-def _concertino_spatial(qkv, heads, temperature, communicate, by_queries):
+def _concertino_spatial(qkv, heads, temperature, communication, by_queries):
     q, k, v = qkv[0]
     channels, batch = q.shape[:2]
     temperature = jnp.repeat(temperature, channels // heads, axis=0)[:, None]
     temperature = jnp.broadcast_to(temperature, (channels, batch, 1))
 
-    def communicate_channels(logits, queries):
-        return communicate(logits.swapaxes(0, 1), queries).swapaxes(0, 1)
+    def channels_first(logits, *parameters, queries):
+        return communication.function(logits.swapaxes(0, 1), *parameters, queries=queries).swapaxes(0, 1)
 
-    return _in_parts_of_queries(q, k, v, temperature, communicate_channels, by_queries)
+    communication_of_channels = communication._replace(function=channels_first)
+    return _in_parts_of_queries(q, k, v, temperature, communication_of_channels, by_queries)
 
 
-def _transposed(qkv, _, temperature, communicate, __):
+def _transposed(qkv, _, temperature, communication, __):
     shape = qkv[0][0].shape
     pixels = [part.reshape(shape[0], -1, shape[-1]) for part in qkv[0]]
-    return [part.reshape(shape) for part in channel_attention([pixels], temperature, communicate)]
+    return [part.reshape(shape) for part in channel_attention([pixels], temperature, communication)]
 
 
 _ATTEND = {
@@ -237,61 +223,69 @@ _LAYOUT = {
 }
 
 
-def _communication(group, groups, talking, grid: windows.Grid, shifted) -> Callable[[jax.Array], jax.Array]:
-    """What is done to the logits of `group` before their softmax; talking: its parameter, None for none.
+def _communication(group, groups, cdc, temperature, grid: windows.Grid, shifted) -> Communication:
+    """Of the logits of `group`; cdc: its weights, None for none; temperature: [m, 1], None for `window`.
 
-    It takes the logits and, of those between positions, which `queries` they are.
+    A logit before it is a cosine times the temperature of its head. The function takes of the logits between positions
+    also which `queries` they are.
     """
-    if group == "concertino_channel" and talking is not None:  # logits [B, positions, m, c, c]
-        return lambda logits: communicate_over_maps(logits, _square(talking.transpose(1, 0, 2, 3)))
-    if group == "concertino_spatial" and talking is not None:  # [B, m c, positions, positions]
-        return lambda logits, queries: communicate_over_maps(logits, _square(talking.transpose(0, 1, 3, 2)))
-
-    def over_blocks(logits):  # [B, blocks, m, A, A]
-        return communicate_over_blocks(logits.reshape(-1, grid.rows, grid.columns, *logits.shape[2:]), talking)
-
-    def minus_mean(logits):
-        return logits - logits.mean(axis=1, keepdims=True)
-
-    if group.startswith("ripieno") and talking is not None:
-        communicate = over_blocks
-    elif group.replace("ripieno", "concertino") in groups and group.startswith("ripieno"):
-        communicate = minus_mean
-    else:
-        communicate = _unchanged
-    return partial(_masked, communicate, grid, shifted) if group in ("ripieno_spatial", WINDOW) else communicate
-
-
-def _observed(communicate, tell):
-    def communicate_and_tell(logits, *queries):
-        after = communicate(logits, *queries)
-        tell(logits, after.reshape(logits.shape))
-        return after
-
-    return communicate_and_tell
+    function, parameters, bound = _unchanged, (), None
+    if temperature is not None:
+        largest = jnp.abs(jax.lax.stop_gradient(temperature))[:, 0]
+        bound = largest.max()
+    if cdc is not None:
+        function = {
+            "concertino_channel": _over_positions,
+            "concertino_spatial": _over_channels,
+        }.get(group, partial(_over_blocks, grid))
+        parameters = (cdc,)
+        axes = "spqt,s->qt" if group.startswith("concertino") else "yxst,s->t"
+        bound = jnp.einsum(axes, jnp.abs(jax.lax.stop_gradient(cdc)), largest, precision="highest").max()
+    elif group.startswith("ripieno") and group.replace("ripieno", "concertino") in groups:
+        function, bound = _minus_mean, 2 * bound
+    if group in ("ripieno_spatial", WINDOW) and shifted is not False:
+        function, parameters = partial(_masked, function, grid), (jnp.asarray(shifted), *parameters)
+    return Communication(function, parameters, bound)
 
 
-def _square(matrix):
-    return matrix.reshape(2 * (matrix.shape[0] * matrix.shape[1],))
+# The logits of groups inside blocks are [B, blocks, m, A', A], of `concertino_channel` [B, positions, m, c, c], and of
+# `concertino_spatial` [B, m c, positions, positions].
 
 
 def _unchanged(logits, queries=None):
     return logits
 
 
-def _masked(communicate, grid, shifted, logits, queries=slice(None)):
+def _minus_mean(logits, queries=None):
+    return logits - logits.mean(axis=1, keepdims=True)
+
+
+def _over_blocks(grid, logits, cdc, queries=None):
+    return communicate_over_blocks(logits.reshape(-1, grid.rows, grid.columns, *logits.shape[2:]), cdc)
+
+
+def _over_positions(logits, cdc, queries=None):
+    return communicate_over_maps(logits, _square(cdc.transpose(1, 0, 2, 3)))
+
+
+def _over_channels(logits, cdc, queries=None):
+    return communicate_over_maps(logits, _square(cdc.transpose(0, 1, 3, 2)))
+
+
+def _square(matrix):
+    return matrix.reshape(2 * (matrix.shape[0] * matrix.shape[1],))
+
+
+def _masked(communicate, grid, logits, shifted, *parameters, queries=slice(None)):
     """`communicate`, and then the shift's mask."""
-    after = communicate(logits)
-    if shifted is False:
-        return after
+    after = communicate(logits, *parameters)
     if after.shape == logits.shape:
         return mask_maps(grid, after, shifted, queries)
 
     def default(rows, shifted):
         return mask_maps(grid, rows.reshape(logits.shape), shifted, queries).reshape(rows.shape)
 
-    tpu = partial(mask_rows, grid, logits.shape[2])
-    return on_platform(after, jnp.asarray(shifted), tpu=tpu, default=default)
+    return on_platform(after, shifted, tpu=partial(mask_rows, grid, logits.shape[2]), default=default)
 
 
 def mask_maps(

@@ -1,28 +1,18 @@
 """The gated-dconv MLP of a block (paper, section 3.3): projections around a gate that holds a depthwise convolution."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from concertormer_jax.ops.convolution import depthwise_3x3, depthwise_3x3_valid
 from concertormer_jax.ops.platforms import on_platform
 from concertormer_jax.ops.projection import project
+from concertormer_jax.ops.reference import MLPWeights
 
 STRIP_ROWS = 16  # at most: what is computed of as many rows stays in the cache of a CPU at every level of the network
 
 
-class Weights(NamedTuple):
-    """Parameters of the MLP from C to C channels with h hidden ones, in the type of the computation."""
-
-    to_uz: jax.Array  # [C, 2 h], u first
-    depthwise: jax.Array  # [3, 3, h]
-    to_hidden: jax.Array | None  # [h', h], for what attention gives; None without attention
-    to_output: jax.Array  # [h, C]
-
-
 @jax.custom_vjp
-def gated_mlp(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
+def gated_mlp(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: MLPWeights) -> jax.Array:
     """residual + ((attended to_hidden + depthwise(u)) * z) to_output with u, z = x to_uz.
 
     residual: [B, H, W, C]; x: likewise, the normalised features; attended: [B, H, W, h'], or None for the MLP alone.
@@ -31,14 +21,14 @@ def gated_mlp(residual: jax.Array, x: jax.Array, attended: jax.Array | None, wei
     return on_platform(residual, x, attended, weights, cpu=in_strips, default=whole)
 
 
-def whole(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
+def whole(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: MLPWeights) -> jax.Array:
     """`gated_mlp` step by step, each on the whole map."""
     to_u, to_z = jnp.split(weights.to_uz, 2, axis=1)  # of one product, the halves would be cut out as copies
     u = depthwise_3x3(project(x, to_u), weights.depthwise)
     return residual + project(_gated(u, project(x, to_z), attended, weights), weights.to_output)
 
 
-def in_strips(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: Weights) -> jax.Array:
+def in_strips(residual: jax.Array, x: jax.Array, attended: jax.Array | None, weights: MLPWeights) -> jax.Array:
     """`gated_mlp` of some rows after the others, so that their hidden channels never leave the cache of a CPU."""
     height = x.shape[1]
     rows = next(rows for rows in range(STRIP_ROWS, 0, -1) if height % rows == 0)

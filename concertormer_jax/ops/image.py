@@ -21,18 +21,23 @@ def downsample(images: jax.Array, factor: int) -> jax.Array:
     return cells[:, :, centre, :, centre].mean(axis=(2, 4))
 
 
-def pixel_shuffle(features: jax.Array) -> jax.Array:
-    """Move channels to pixels: [B, H, W, 4 C] to [B, 2 H, 2 W, C], channel index = c * 4 + dy * 2 + dx."""
+def pixel_shuffle(features: jax.Array, factor: int) -> jax.Array:
+    """Move channels to pixels, in PyTorch's order: channel index = c * factor**2 + dy * factor + dx.
+
+    [B, H, W, factor**2 C] to [B, factor H, factor W, C].
+    """
     batch, height, width, channels = features.shape
-    features = features.reshape(batch, height, width, channels // 4, 2, 2)
-    return features.transpose(0, 1, 4, 2, 5, 3).reshape(batch, 2 * height, 2 * width, channels // 4)
+    channels //= factor**2
+    features = features.reshape(batch, height, width, channels, factor, factor)
+    return features.transpose(0, 1, 4, 2, 5, 3).reshape(batch, factor * height, factor * width, channels)
 
 
-def pixel_unshuffle(features: jax.Array) -> jax.Array:
-    """The inverse of `pixel_shuffle`: [B, 2 H, 2 W, C] to [B, H, W, 4 C]."""
+def pixel_unshuffle(features: jax.Array, factor: int) -> jax.Array:
+    """The inverse of `pixel_shuffle`: [B, factor H, factor W, C] to [B, H, W, factor**2 C]."""
     batch, height, width, channels = features.shape
-    features = features.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return features.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height // 2, width // 2, 4 * channels)
+    height, width = height // factor, width // factor
+    features = features.reshape(batch, height, factor, width, factor, channels)
+    return features.transpose(0, 1, 3, 5, 2, 4).reshape(batch, height, width, factor**2 * channels)
 
 
 def padded_size(size: int, multiple: int) -> int:

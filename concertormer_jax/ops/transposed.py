@@ -1,8 +1,9 @@
 """Transposed attention: between the channels of a whole picture (Restormer, arXiv 2111.09881, section 3.1)."""
 
 import jax
+import jax.numpy as jnp
 
-from concertormer_jax.ops.attention import spatial_attention
+from concertormer_jax.ops.attention import Communication, spatial_attention
 
 
 def transposed_attention(q: jax.Array, k: jax.Array, v: jax.Array, temperature: jax.Array) -> jax.Array:
@@ -18,5 +19,6 @@ def transposed_attention(q: jax.Array, k: jax.Array, v: jax.Array, temperature: 
         return features.reshape(batch, height * width, heads, -1).transpose(0, 2, 3, 1)
 
     # The attention between the rows of any matrices; here the rows are channels.
-    attended = spatial_attention(*map(channels_first, (q, k, v)), temperature[:, None], lambda logits: logits)
+    communication = Communication(lambda logits: logits, bound=jnp.abs(temperature).max())
+    attended = spatial_attention(*map(channels_first, (q, k, v)), temperature[:, None], communication)
     return attended.transpose(0, 3, 1, 2).reshape(q.shape)

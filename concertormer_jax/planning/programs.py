@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from concertormer_jax.devices import batch_sharding, replicated
 from concertormer_jax.evaluation.forward import restore_bytes
-from concertormer_jax.evaluation.settings import tlc_window
+from concertormer_jax.evaluation.opening import protocol_of_training
 from concertormer_jax.models import parameter_shapes
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.training.setup import module_from, trace_step, training_from
@@ -65,10 +65,11 @@ def training_task(config, mesh: Mesh, number: int) -> Task:
 def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Task:
     """The restoration of one picture of width x height pixels on each device, in float32 as evaluate.py computes it.
 
-    tlc: see `evaluation.settings.tlc_window`.
+    tlc: see `evaluation.protocols.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for.
     """
     module = module_from(config.model)
-    window = tlc_window(tlc, max(stage.crop_px for stage in training_stages(config)), module.multiple)
+    protocol = protocol_of_training(config.data.source)
+    window = protocol.tlc_window(tlc, max(stage.crop_px for stage in training_stages(config)), module.multiple)
     module = module.clone(tlc_window=window, dtype=jnp.float32, remat=False)
     shape = (mesh.size, padded_size(height, module.multiple), padded_size(width, module.multiple), 3)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
@@ -76,7 +77,9 @@ def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Ta
     restore = jax.jit(restore_bytes(module), in_shardings=(whole, split), out_shardings=(split, split))
     traced = restore.trace(_placed(parameter_shapes(module), whole), images)
     windows = "without TLC" if window is None else f"TLC windows of {window} px"
-    return Task("evaluate", f"evaluation ({width}x{height}, {windows})", mesh.size, mesh.size, traced)
+    return Task(
+        "evaluate", f"evaluation ({width}x{height}, {windows}, protocol {protocol.name})", mesh.size, mesh.size, traced
+    )
 
 
 def forward_task(config, mesh: Mesh, width: int, height: int) -> Task:

@@ -9,6 +9,7 @@ from concertormer_jax.data.degradations import DEGRADATIONS
 from concertormer_jax.errors import UserError
 from concertormer_jax.models import ABLATIONS, VARIANTS
 from concertormer_jax.models.design import COMMUNICATION, SKIPS
+from concertormer_jax.models.restormer import ATTENTIONS
 from concertormer_jax.ops.concerto import GROUPS
 from concertormer_jax.training.stages import make_stages
 from concertormer_jax.values import NamesOf, Number, OneOf, OrNone, Several, Switch, Text, Whole, shown
@@ -39,6 +40,9 @@ KEYS = {
     "model.decoder_heads": OrNone(Several(_HEADS, *_LEVELS)),
     "model.refinement_blocks": OrNone(_BLOCKS),
     "model.expansion": OrNone(Number(0.01, 64)),
+    "model.unshuffle": OrNone(Whole(1, 16)),
+    "model.attention": OrNone(OneOf(ATTENTIONS)),
+    "model.norm_bias": OrNone(Switch()),
     "model.groups": OrNone(NamesOf(tuple(GROUPS))),
     "model.communication": OrNone(OneOf(COMMUNICATION)),
     "model.sca": OrNone(Switch()),
@@ -54,7 +58,7 @@ KEYS = {
     "data.shares": Several(Number(LEAST_SHARE, 1000), 0, 1000),
     "data.flip": Switch(),
     "data.rotate": Switch(),
-    "data.degradation": OneOf(tuple(DEGRADATIONS)),
+    "data.degradation": NamesOf(tuple(DEGRADATIONS), repeated=True),
     "data.blur_min_px": Number(0, 256),
     "data.blur_max_px": Number(0, 256),
     "data.shot_noise": Number(0, 1),

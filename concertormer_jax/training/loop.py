@@ -14,13 +14,13 @@ import numpy as np
 from concertormer_jax.checkpoints import Checkpoints, size_of
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.cache import require_memory_for
-from concertormer_jax.data.degradations import make_degradation
-from concertormer_jax.data.sources import Mixture, open_source, split_source
 from concertormer_jax.devices import compile_while_listening, data_mesh, out_of_memory_explained, place_batch
 from concertormer_jax.errors import Stopped, UserError
 from concertormer_jax.files import locked, write_text
 from concertormer_jax.paths import user_path
 from concertormer_jax.training.config_limits import require_valid
+from concertormer_jax.training.data import data_notes, sources_from
+from concertormer_jax.training.same_data import NAMES_OF_DATA, digests_of, require_same_data, write_digests
 from concertormer_jax.training.setup import lower_step, training_from
 from concertormer_jax.training.stages import Stage, make_stages, require_divisible
 from concertormer_jax.training.start import starting_state
@@ -34,50 +34,30 @@ _LESS_MEMORY = "raise config.train.accumulation, up to the images on each device
 _MAY_CHANGE = ("run.", "train.accumulation", "model.remat")  # what makes no difference to the result but rounding
 
 
-def sources_from(config):
-    """The sources for training and validation: held-out images of the former, unless config.validation names one."""
-    data = config.data
-    degradation = make_degradation(
-        data.degradation,
-        min_length_px=data.blur_min_px,
-        max_length_px=data.blur_max_px,
-        shot_noise=data.shot_noise,
-        read_noise=data.read_noise,
-        jpeg_quality=data.jpeg_quality,
-    )
-    paths = [path for path in data.source.split(",") if path]
-    if not paths:
-        raise UserError("config.data.source is empty; name a folder with input/ and target/ or one of photographs")
-    settings = {"degradation": degradation, "data_dir": data.data_dir}
-    opened = [open_source(path, cached=config.run.cache, **settings) for path in paths]
-    if config.validation.source:
-        training = opened
-        validation = open_source(config.validation.source, cached=False, **settings)
-    else:
-        split = [split_source(source, config.validation.fraction) for source in opened]
-        training = [part for part, _ in split]
-        validation = Mixture([part for _, part in split])
-    source = Mixture(training, config.data.shares or None) if len(training) > 1 else training[0]
-    return source, validation
-
-
-def claim_workdir(workdir, config, *, begun: bool, flag: str = "--workdir") -> None:
+def claim_workdir(workdir, config, *, begun: bool, flag: str = "--workdir", data: dict | None = None) -> None:
     """Write config.json into a work folder, and check that one in which something was `begun` is of the same config.
 
     The keys that make no difference to the result may change between restarts, and a key that this software did not
-    have when the folder was made is not compared. flag: what named the folder. Raises UserError naming the first key
-    that differs.
+    have when the folder was made is not compared. Those that name data may, if the data are the same. flag: what named
+    the folder; data: from `digests_of`. Raises UserError naming the first key that differs.
     """
     path = user_path(workdir, flag) / "config.json"
     wanted = json.loads(config.to_json_best_effort())
     if begun and path.exists():
         stored = _read_config(path)
+        begin_again = another = f"another {flag}"
+        if flag == "--workdir":
+            begin_again = f"go on from its weights in another folder: {flag}=NEW --config.init_from={workdir}"
         for name, old, new in _differences(stored, wanted):
+            remedy = another if name.startswith("config.model.") else begin_again  # other networks have other weights
             raise UserError(
-                f"{workdir} was made with another config: {name} was {old} and is now {new}; "
-                f"use the old value or another {flag}"
+                f"{workdir} was made with another config: {name} was {old} and is now {new}; use the old value, or "
+                f"{remedy}"
             )
+        require_same_data(workdir, stored, wanted, data, begin_again)
     if jax.process_index() == 0:
+        if data is not None:
+            write_digests(workdir, data)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(wanted, indent=2) + "\n")
 
@@ -102,7 +82,7 @@ def _differences(stored: dict, wanted: dict):
 
     old, new = dict(flat(stored)), dict(flat(wanted))
     for name in sorted(old.keys() & new.keys()):
-        if not name.startswith(_MAY_CHANGE) and old[name] != new[name]:
+        if not name.startswith(_MAY_CHANGE) and name not in NAMES_OF_DATA and old[name] != new[name]:
             yield f"config.{name}", old[name], new[name]
 
 
@@ -150,7 +130,7 @@ def _only_run(workdir):
 def _train(config, workdir, stages, training, mesh, source, held_out) -> int:
     cache_bytes = require_memory_for(source) if config.run.cache else 0
     checkpoints = Checkpoints(workdir)
-    claim_workdir(workdir, config, begun=checkpoints.latest_step() is not None)
+    claim_workdir(workdir, config, begun=checkpoints.latest_step() is not None, data=digests_of(source, held_out))
     shapes, first_state = starting_state(config, training, checkpoints, mesh)
     latest = checkpoints.latest_step()
     checkpoints.open()
@@ -177,6 +157,8 @@ def _train(config, workdir, stages, training, mesh, source, held_out) -> int:
         + (f"; the cache of decoded pictures takes {cache_bytes / 2**30:.1f} GiB" if cache_bytes else "")
         + (f", going on from step {latest}" if latest is not None else "")
     )
+    for line in data_notes(source, held_out, config):
+        writer.note(line)
     stop = Stop(checkpoints)
     compile_step = functools.partial(_compile, training, shapes, mesh, writer)
     run = Run(

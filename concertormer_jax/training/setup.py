@@ -34,6 +34,8 @@ class Training(NamedTuple):
 def module_from(model) -> Network:
     """The network of `config.model`; fields left at None are the variant's."""
     fields = {name: value for name, value in model.items() if value is not None and name not in ("variant", "dtype")}
+    if isinstance(fields.get("expansion"), float) and fields["expansion"].is_integer():
+        fields["expansion"] = int(fields["expansion"])
     if "groups" in fields:
         fields["groups"] = tuple(name.strip() for name in fields["groups"].split(",") if name.strip())
     try:

@@ -13,6 +13,7 @@ from concertormer_jax.checkpoints import Checkpoints, load_model, require_same_s
 from concertormer_jax.data.cache import available_memory_bytes
 from concertormer_jax.devices import replicated, run_in_background, to_run_once
 from concertormer_jax.errors import UserError
+from concertormer_jax.paths import user_path
 from concertormer_jax.training.setup import Training
 from concertormer_jax.training.step import TrainState
 
@@ -37,7 +38,7 @@ def starting_state(config, training: Training, checkpoints: Checkpoints, mesh: M
     drawn = run_in_background(drawing, seed)
     if not config.init_from:
         return shapes, drawn.result
-    loaded = load_model(config.init_from, "config.init_from")
+    loaded = load_model(user_path(config.init_from, "config.init_from"))
     require_same_size(config.init_from, size_of(loaded.module), training.module)
     params = jax.device_put(loaded.params, whole)
     average = None if shapes.average is None else jax.tree.map(jnp.copy, params)

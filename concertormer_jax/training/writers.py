@@ -14,6 +14,7 @@ from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.pictures import comparison_sheet
 from concertormer_jax.files import write_text
 from concertormer_jax.paths import is_remote, user_path
+from concertormer_jax.terminal import printable
 from concertormer_jax.training.stages import Stage
 
 METRICS_FILE = "metrics.jsonl"
@@ -67,7 +68,7 @@ class Writer:
     def note(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self._enabled:
-            tqdm.write(text)
+            tqdm.write("\n".join(map(printable, text.split("\n"))))
 
     def progress(self, step: int) -> None:
         """Move the progress bar to `step`."""

@@ -5,6 +5,8 @@ that of u and z, and the channels of queries, keys and values are in the order (
 group, channel), so that the four groups are contiguous.
 """
 
+import math
+
 import numpy as np
 
 from concertormer_jax.models import Concertormer
@@ -116,7 +118,7 @@ def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict:
 
     levels = range(min(count("downs."), MAX_LEVELS))
     encoders, decoders = ([f"{name}.{i}" for i in levels] for name in ("encoders", "decoders"))
-    width = shapes["intro.weight"][0]
+    width, picture_channels = shapes["intro.weight"][:2]
     return {
         "width": width,
         "encoder_blocks": tuple(count(f"{stage}.") for stage in encoders),
@@ -126,4 +128,5 @@ def fields_of(shapes: dict[str, tuple[int, ...]]) -> dict:
         "middle_heads": heads("middle_blks"),
         "decoder_heads": tuple(map(heads, decoders)),
         "expansion": shapes["encoders.0.0.m.dw_u.weight"][0] // width,
+        "unshuffle": math.isqrt(picture_channels // 3),
     }

@@ -1,0 +1,245 @@
+"""What a folder of pictures holds: pairs of degraded pictures and their targets, or sharp photographs.
+
+Training, preparation, synthesis and evaluation all look here. Two sibling folders hold pairs if their names say so:
+input/ and target/, blur/ and sharp/ and the like (see folder_names.py), in any letter case; they may lie in the folder
+itself or anywhere below it, as <sequence>/{blur,sharp}. A folder in which nothing looks like pairs holds photographs.
+What looks like pairs and is none is an error, since degraded pictures would be taken for sharp ones.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from concertormer_jax.data.cache import image_sizes
+from concertormer_jax.data.folder_names import is_surely_degraded, role_of, side_in, split_of, without_side
+from concertormer_jax.data.images import list_images
+from concertormer_jax.data.listing import walk
+from concertormer_jax.errors import UserError
+
+_OTHER = {
+    "input": "sharp partners (such as target/ or sharp/)",
+    "target": "degraded partners (such as input/ or blur/)",
+}
+_BY_HAND = "put degraded pictures into input/ and their targets, under the same names, into target/"
+_PREPARE = "python -m concertormer_jax.prepare --help lists the benchmarks whose layouts are known"
+_LEVELS_ABOVE = 2  # that are looked at, for a folder that is itself a side of pairs
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A degraded picture and its target; `name` is unique in its set, by default the path below input/ and target/."""
+
+    name: str
+    input: Path
+    target: Path
+
+
+class PairFolder(NamedTuple):
+    """A folder and two in it, with the degraded pictures and with their targets."""
+
+    path: Path
+    input: Path
+    target: Path
+
+
+class Contents(NamedTuple):
+    """What a folder holds: `pairs`, or else `photographs`. unused: pictures beside the pairs, of neither side."""
+
+    pairs: list[Pair]
+    photographs: list[Path]
+    unused: list[Path]
+
+
+def contents_of(folder) -> Contents:
+    """Return what `folder` holds; pairs are sorted by name, photographs and unused pictures by path.
+
+    Raises UserError if it is missing or holds no pictures, if what looks like pairs is not, naming the first picture
+    without partner, and if it holds the pictures of training and of a test together.
+    """
+    folder = Path(folder)
+    pictures = list_images(folder)
+    _require_one_split(folder, pictures)
+    places = pair_folders(folder)
+    if not places:
+        _require_not_side_by_side(pictures)
+        _require_no_side(folder)
+        return Contents([], pictures, [])
+    sides = {side for place in places for side in (place.input, place.target)}
+    unused = [path for path in pictures if sides.isdisjoint(path.parents)]
+    pairs = [pair for place in places for pair in _pairs_in(place, folder)]
+    return Contents(sorted(pairs, key=lambda pair: pair.name), [], unused)
+
+
+def find_pairs(folder) -> list[Pair]:
+    """Return the pairs that `folder` holds, sorted by name.
+
+    Raises UserError like `contents_of`, if there are none, and for a pair of pictures of different sizes.
+    """
+    contents = contents_of(folder)
+    if not contents.pairs:
+        raise UserError(f"{folder}: holds pictures but no pairs, such as {contents.photographs[0]}; {_BY_HAND}.")
+    require_equal_sizes(contents.pairs)
+    return contents.pairs
+
+
+def pair_folders(folder) -> list[PairFolder]:
+    """Return the places of pairs in `folder` and below it, in the order of their paths.
+
+    Raises UserError for a folder that has one side alone, or several of which it is not clear which are meant.
+    """
+    found, doubtful, sides = [], [], set()
+    for place in walk(folder):
+        if not sides.isdisjoint((place.path, *place.path.parents)):
+            continue
+        roles = {name: role for name in place.folders if (role := role_of(name))}
+        inputs, targets = (_most_telling(roles, side, 2) for side in ("input", "target"))
+        if inputs and targets:
+            for side, names in (("degraded pictures", inputs), ("targets", targets)):
+                if len(names) > 1:
+                    raise UserError(
+                        f"{place.path}: has several folders of {side}, {', '.join(f'{name}/' for name in names)}; "
+                        "leave the one that is meant and move the others elsewhere."
+                    )
+            found.append(PairFolder(place.path, place.path / inputs[0], place.path / targets[0]))
+            sides |= set(found[-1][1:])
+        else:
+            doubtful += _half(place.path, roles)
+    # A folder rain/ that holds input/ and target/ is no side of pairs.
+    for names, message in doubtful:
+        if not any(name in (pair.path, *pair.path.parents) for name in names for pair in found):
+            raise UserError(message)
+    return found
+
+
+def matched(place: PairFolder) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return {name: picture} of both sides: the paths below them without extension, which should be the same.
+
+    If they are not, and they are without the words that name a side (blur_1 and gt_1), without_side's names.
+    Raises UserError if a side holds no pictures, or two of one name.
+    """
+    paths = [list_images(side) for side in place[1:]]
+    as_named = [_by_name(side, pictures) for side, pictures in zip(place[1:], paths, strict=True)]
+    if as_named[0].keys() != as_named[1].keys():
+        told = [{without_side(name).lower(): path for name, path in side.items()} for side in as_named]
+        if told[0].keys() == told[1].keys() and [*map(len, told)] == [*map(len, as_named)] and "" not in told[0]:
+            return tuple(told)
+    return tuple(as_named)
+
+
+def require_equal_sizes(pairs) -> None:
+    """Raise UserError naming the first of `pairs` whose pictures differ in size, from the headers of the files."""
+    sizes = image_sizes([path for pair in pairs for path in (pair.input, pair.target)])
+    for pair, input_size, target_size in zip(pairs, sizes[::2], sizes[1::2], strict=True):
+        require_equal_size(pair, input_size, target_size)
+
+
+def require_equal_size(pair: Pair, input_size, target_size) -> None:
+    """Raise UserError unless both sizes, (height, width) in pixels, are the same."""
+    if tuple(input_size) != tuple(target_size):
+        raise UserError(
+            f"{pair.input}: is {input_size[1]}x{input_size[0]} but its target {pair.target} is "
+            f"{target_size[1]}x{target_size[0]}; make both the same size or remove the pair."
+        )
+
+
+def _most_telling(roles, side, last_rank) -> list[str]:
+    """The names of `side` with the lowest rank, up to `last_rank`."""
+    ranks = {name: role.rank for name, role in roles.items() if role.side == side and role.rank <= last_rank}
+    return [name for name, rank in ranks.items() if rank == min(ranks.values())]
+
+
+def _half(path, roles) -> list[tuple[list[Path], str]]:
+    """What is wrong with the folders of `roles` if they hold no pairs below themselves: (these folders, message)."""
+    inputs, targets = (_most_telling(roles, side, 3) for side in ("input", "target"))
+    if inputs and targets:
+        names = [path / inputs[0], path / targets[0]]
+        return [(names, f"{path}: {inputs[0]}/ and {targets[0]}/ look like pairs; call them input/ and target/.")]
+    faults = []
+    for name, role in roles.items():
+        if role.rank <= 1 or (role.rank == 3 and is_surely_degraded(name)):
+            alone = f"rename {name}/" if role.side == "input" else f"give {path / name} itself"
+            message = (
+                f"{path}: has {name}/ but no folder with its {_OTHER[role.side]}; add it, or {alone} if "
+                "these are sharp photographs to learn from."
+            )
+            faults.append(([path / name], message))
+    return faults
+
+
+def _pairs_in(place: PairFolder, source: Path) -> list[Pair]:
+    inputs, targets = matched(place)
+    for mine, others, other in ((inputs, targets, place.target), (targets, inputs, place.input)):
+        if unpaired := sorted(mine.keys() - others.keys()):
+            more = f" (nor have {len(unpaired) - 1} more)" if len(unpaired) > 1 else ""
+            raise UserError(
+                f"{mine[unpaired[0]]}: has no partner {unpaired[0]}.* in {other}{more}; add it or remove this."
+            )
+    prefix = place.path.relative_to(source)
+    return [Pair((prefix / name).as_posix(), path, targets[name]) for name, path in inputs.items()]
+
+
+def _by_name(folder, pictures) -> dict[str, Path]:
+    named = {}
+    for path in pictures:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in named:
+            raise UserError(f"{path}: {named[name].name} has the same name; remove one of the two.")
+        named[name] = path
+    return named
+
+
+def _require_one_split(folder, pictures) -> None:
+    seen = {}
+    for parent in dict.fromkeys(path.parent for path in pictures):
+        while parent != folder:
+            if split := split_of(parent.name):
+                seen.setdefault(split, parent)
+                break
+            parent = parent.parent
+    if len(seen) > 1:
+        raise UserError(
+            f"{folder}: holds training and test pictures together; give {seen['train']} to train on, or "
+            f"{seen['test']} to validate or to evaluate on."
+        )
+    if split_of(Path(os.path.abspath(folder)).name):
+        return
+    listed = {}
+    for path in [*Path(os.path.abspath(folder)).parent.glob("*.txt"), *Path(folder).glob("*.txt")]:
+        if "list" in path.stem.lower() and (split := split_of(path.stem)):
+            listed[split] = path
+    if len(listed) > 1:
+        raise UserError(
+            f"{folder}: {listed['train']} and {listed['test']} say which of its pictures are for training; prepare the "
+            f"set, which heeds them ({_PREPARE}), or move the pictures apart."
+        )
+
+
+def _require_not_side_by_side(pictures) -> None:
+    """Raise UserError if the names of two files in one folder differ by the name of a side, as rain-1 and norain-1."""
+    seen = {}
+    for path in pictures:
+        stem = path.stem
+        key = (path.parent, without_side(stem).lower())
+        sides = seen.setdefault(key, {})
+        sides.setdefault(side_in(stem), path)
+        degraded, other = sides.get("input"), sides.get("target")
+        if degraded and not other and is_surely_degraded(degraded.stem):
+            other = sides.get(None)
+        if degraded and other:
+            raise UserError(f"{degraded}: looks like the degraded partner of {other.name}; {_BY_HAND}; {_PREPARE}.")
+
+
+def _require_no_side(folder) -> None:
+    """Raise UserError if `folder` is, or lies in, the side of pairs that holds the degraded pictures."""
+    path = Path(os.path.abspath(folder))
+    for side in [path, *path.parents][:_LEVELS_ABOVE]:
+        role = role_of(side.name)
+        if role is None or role.side != "input" or role.rank > 1 or not os.access(side.parent, os.R_OK):
+            continue
+        for sibling in sorted(side.parent.iterdir()):
+            other = role_of(sibling.name)
+            if other and other.side == "target" and other.rank <= 1 and sibling.is_dir():
+                raise UserError(
+                    f"{folder}: is the degraded side of pairs with {sibling}; give {side.parent}, which holds both."
+                )

@@ -1,0 +1,120 @@
+"""The application in a real browser, whose network reaches this machine alone: drop, look, blend, download."""
+
+import http.client
+import io
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from fake_model import fake_model
+from PIL import Image
+
+from concertormer_jax.errors import UserError
+from concertormer_jax.inference.restorer import Restorer
+from concertormer_jax.pages.app import Studio, make_server
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The application with a network that makes pictures darker by a tenth."""
+    studio = Studio(lambda tile: Restorer(fake_model(0.9), tlc="off", tile=tile, log=lambda line: None))
+    with make_server(studio, "fake", 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield server
+        server.shutdown()
+
+
+def encoded(rgb, file_format="PNG"):
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, file_format)
+    return stream.getvalue()
+
+
+def decoded(content):
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image).astype(float)
+
+
+def ask(server, method, path, body=None, headers=None):
+    connection = http.client.HTTPConnection(*server.server_address)
+    connection.request(method, path, body, headers or {})
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer.status, content
+
+
+def restore(server, content, name="photo.png", tile="auto"):
+    return ask(server, "POST", f"/restore?name={name}&tile={tile}", content, {"X-Restore": "1"})
+
+
+GREY = np.full((50, 70, 3), 200, np.uint8)
+
+
+@pytest.mark.parametrize(("strength", "expected"), [(1, 180), (0.5, 190), (0, 200)])
+def test_the_result_is_blended_with_the_input_as_asked(server, strength, expected):
+    status, content = restore(server, encoded(GREY))
+    told = json.loads(content)
+    assert (status, told["download"]) == (200, "photo_restored.png")
+    status, content = ask(server, "GET", f"/{told['address']}/download?strength={strength}")
+    assert status == 200
+    np.testing.assert_allclose(decoded(content), expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "tile", "reason"),
+    [
+        (b"no picture", "a.png", "auto", "a.png"),
+        (b"", "a.png", "auto", "a.png"),
+        (encoded(GREY), "a.png", "7", "tile=7: must be one of auto, 384, 768"),
+    ],
+)
+def test_what_cannot_be_restored_is_said_in_one_sentence(server, content, name, tile, reason):
+    status, answer = restore(server, content, name, tile)
+    assert status == 422
+    assert reason in json.loads(answer)["error"]
+    assert "/tmp" not in json.loads(answer)["error"]
+
+
+def test_only_this_machine_and_this_page_are_answered(server):
+    assert ask(server, "GET", "/", headers={"Host": "evil.example:80"})[0] == 403
+    assert ask(server, "POST", "/restore?name=a.png", encoded(GREY))[0] == 404, "without the page's header"
+    assert ask(server, "GET", "/picture/99/after")[0] == 404
+    assert ask(server, "GET", "/picture/1/download?strength=nan")[0] == 404
+    assert ask(server, "GET", "/../../etc/passwd")[0] == 404
+    assert server.server_address[0] == "127.0.0.1"
+
+
+def test_a_port_in_use_is_one_sentence(server):
+    port = server.server_address[1]
+    with pytest.raises(UserError, match=f"--port={port}: cannot be listened on"):
+        make_server(Studio(None), "fake", port)
+
+
+def test_a_photograph_is_dropped_looked_at_and_downloaded(server, browser, tmp_path):
+    path = tmp_path / "dropped.png"
+    path.write_bytes(encoded(GREY))
+    browser.get_log("performance")
+    browser.get(f"http://127.0.0.1:{server.server_address[1]}/")
+    browser.find_element("id", "file").send_keys(str(path))
+    result = browser.find_element("id", "result")
+    deadline = time.monotonic() + 60
+    while not result.is_displayed() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert result.is_displayed()
+    assert "70x50" in browser.find_element("id", "facts").text
+    link = browser.find_element("id", "download")
+    assert link.get_attribute("download") == "dropped_restored.png"
+    browser.execute_script(
+        "const strength = document.getElementById('strength'); strength.value = 40;"
+        "strength.dispatchEvent(new Event('input'));"
+    )
+    assert link.get_attribute("href").endswith("/download?strength=0.4")
+    assert browser.find_element("css selector", ".compare .after").value_of_css_property("opacity") == "0.4"
+    messages = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
+    urls = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert not [url for url in urls if url.startswith("http") and not url.startswith("http://127.0.0.1:")]
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
