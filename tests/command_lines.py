@@ -1,17 +1,19 @@
-"""Command lines for tests, many of them parsed in one process, as starting it takes most of the time."""
+"""Command lines for tests, many of them in one process, as starting it takes most of the time."""
 
 import json
+import os
 import subprocess
 import sys
 
 from training_runs import ROOT
 
-_PARSE_ALL = """
+_PROGRAM = """
 import contextlib, importlib, io, json, sys, traceback
 from absl import app
 from absl.testing import flagsaver
 from concertormer_jax import command_line
-importlib.import_module(sys.argv[1])
+name, how, default_config = sys.argv[1:]
+module = importlib.import_module(name)
 app.define_help_flags()
 results = []
 for arguments in json.load(sys.stdin):
@@ -19,7 +21,12 @@ for arguments in json.load(sys.stdin):
     said = io.StringIO()
     with flagsaver.flagsaver(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
-            command_line.parse(sys.argv, *json.loads(DEFAULT))
+            if hasattr(module, "CONFIG"):
+                rest = command_line.parse(sys.argv, *([default_config] if default_config else []))
+                if how == "run":
+                    module.main(rest)
+            else:
+                module.main()
             status = 0
         except SystemExit as stopped:
             status = stopped.code
@@ -31,11 +38,22 @@ print(json.dumps(results))
 """
 
 
-def parse_all(module: str, lines: list[list[str]], default_config: str | None = None) -> list[tuple[int, str]]:
+def parse_all(module: str, lines: list[list[str]], default_config: str = "") -> list[tuple[int, str]]:
     """Parse every one of `lines` with the flags of `module`: (exit status, what is on stderr) of each."""
-    program = _PARSE_ALL.replace("DEFAULT", repr(json.dumps([default_config])))
-    command = [sys.executable, "-c", program, module]
-    done = subprocess.run(command, input=json.dumps(lines), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return _all(module, "parse", default_config, lines, ROOT)
+
+
+def run_all(module: str, lines: list[list[str]], folder, default_config: str = "") -> list[tuple[int, str]]:
+    """As `parse_all`, but the command runs, with `folder` as the current one."""
+    return _all(module, "run", default_config, lines, folder)
+
+
+def _all(module, how, default_config, lines, folder):
+    command = [sys.executable, "-c", _PROGRAM, module, how, default_config]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        command, input=json.dumps(lines), cwd=folder, env=environment, capture_output=True, text=True, timeout=1200
+    )
     assert done.returncode == 0, done.stderr
     return [tuple(result) for result in json.loads(done.stdout)]
 

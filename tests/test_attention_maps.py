@@ -165,7 +165,7 @@ def test_the_command_fails_with_one_sentence(tmp_path, loaded, capsys):
     Image.new("RGB", (50, 40)).save(tmp_path / "one.png")
     for arguments, message in [
         (["missing.png"], "missing.png: no such file"),
-        ([str(tmp_path / "one.png"), "--output=maps.jpg"], "--output=maps.jpg: must end in .png"),
+        ([str(tmp_path / "one.png"), "--output=maps.jpg"], "maps.jpg: must end in .png"),
         ([str(tmp_path / "one.png"), "--crop=-1"], "--crop: '-1' must be a whole number from 0"),
     ]:
         with pytest.raises(SystemExit) as exit_status:

@@ -4,7 +4,6 @@ Each part prints its counts. Nothing is lost, nothing is silent, and there is no
 checkpoints is in test_damaged_checkpoints.py, thousands of weights files in test_weights_fuzz.py.
 """
 
-import os
 import random
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import training_runs as runs
-from command_lines import parse_all, sentence_of
+from command_lines import parse_all, run_all, sentence_of
 from test_weights_fuzz import SAVED_BY_TORCH, mutated
 from tiny_network import random_params, tiny_network
 
@@ -25,46 +24,47 @@ from concertormer_jax.values import Number, OrNone, Several, Switch, Text, Whole
 
 pytestmark = pytest.mark.long
 
-LAST_STEP = 24
+LAST_STEP = 200
 # When to kill: words of the output, and seconds after them.
 MOMENTS = [
     *[("seed:", 0.0), ("seed:", 0.5), ("seed:", 2.0), ("parameters,", 0.0), ("parameters,", 0.2)],
     *[("compiling the step", 0.0), ("compiling the step", 0.5), ("compiled in", 0.0), ("compiled in", 0.1)],
     *[("compiling the validation", 0.0), ("compiling the validation", 0.3)],
-    *[("step ", delay / 100) for delay in range(14)],
+    *[(f"/{LAST_STEP}", delay / 40) for delay in range(14)],  # in the steps, and in the saving between them
 ]
 RUNS = 5
 
 
-def train_until(command: list[str], words: str, delay_s: float) -> None:
-    """Start `command` and kill it `delay_s` after `words`, or let it end."""
+def kill_at(command: list[str], words: str, delay_s: float) -> None:
+    """Start `command` and kill it `delay_s` after it says `words`; it must not have ended before."""
     process = runs.start(command, devices=1)
-    for line in process.stdout:
-        if words in line:
-            time.sleep(delay_s)
-            process.kill()
-            break
+    next(line for line in process.stdout if words in line)
+    time.sleep(delay_s)
+    assert process.poll() is None
+    process.kill()
     said, _ = process.communicate(timeout=600)
     assert "Traceback" not in said, said
 
 
 def test_runs_killed_at_25_moments_end_as_one_that_was_left_alone(tmp_path):
     runs.write_photos(tmp_path / "photos")
-    stages = {"stages.steps": (12, 12), "stages.crop_px": (16, 32), "stages.batch": (2, 2)}
+    stages = {"stages.steps": (100, 100), "stages.crop_px": (16, 32), "stages.batch": (2, 2)}
     settings = runs.TINY_RUN | runs.WITHOUT_ATTENTION | stages | {"data.source": str(tmp_path / "photos")}
+    settings["run.checkpoint_every_steps"] = 5
     runs.finish(runs.start(runs.command(tmp_path / "undisturbed", settings), devices=1))
     expected = runs.stored_state(tmp_path / "undisturbed", LAST_STEP)
-    random.Random(0).shuffle(MOMENTS)
-    identical = 0
+    moments = random.Random(0).sample(MOMENTS, len(MOMENTS))
+    kills = 0
     for number in range(RUNS):
-        command = runs.command(tmp_path / f"run{number}", settings)
-        for words, delay_s in MOMENTS[number::RUNS]:
-            train_until(command, words, delay_s)
-        runs.finish(runs.start(command, devices=1))
-        runs.assert_identical(runs.stored_state(tmp_path / f"run{number}", LAST_STEP), expected)
-        assert load_model(tmp_path / f"run{number}").step <= LAST_STEP
-        identical += 1
-    print(f"\n{len(MOMENTS)} kills in {RUNS} runs, {identical} of which end bit-identical")
+        workdir = tmp_path / f"run{number}"
+        for words, delay_s in moments[number::RUNS]:
+            kill_at(runs.command(workdir, settings), words, delay_s)
+            kills += 1
+        runs.finish(runs.start(runs.command(workdir, settings), devices=1))
+        runs.assert_identical(runs.stored_state(workdir, LAST_STEP), expected)
+        assert load_model(workdir).step <= LAST_STEP
+    assert kills == 25
+    print(f"\n{kills} kills in {RUNS} runs, all of which end bit-identical")
 
 
 def wrong_texts(kind) -> list[str]:
@@ -113,18 +113,12 @@ def place(tmp_path_factory):
     return folder
 
 
-EVALUATE = "evaluate.py --ckpt=ckpt --data=pairs --output=out"
-RESTORE = "-m concertormer_jax.restore --ckpt=ckpt pictures/photo0.png out.png"
-ATTRIBUTION = "-m concertormer_jax.attribution --ckpt=ckpt pictures/photo0.png"
-FIELD = "-m concertormer_jax.receptive_field --ckpt=ckpt pictures/photo0.png"
-MAPS = "-m concertormer_jax.attention_maps --ckpt=ckpt pictures/photo0.png"
-PLAN = "-m concertormer_jax.plan --config=configs/demo.py"
-SHEET = "-m concertormer_jax.data.contact_sheet large.png"
-TRAIN = "train.py --config=configs/demo.py"
-SUMMARY = "-m concertormer_jax.summary demo"
-WRONG = {  # by the beginning of the command: what is wrong, each in a command of its own
-    "evaluate.py": ["", "--ckpt=", "--ckpt=nowhere", "--ckpt=file", "--ckpt=empty", "--ckpt=ckpt left over"],
-    EVALUATE: [
+EVALUATE = "--ckpt=ckpt --data=pairs --output=out"
+PICTURE = "--ckpt=ckpt pictures/photo0.png"
+DEMO = "--config=configs/demo.py"
+WRONG = {  # by module and the beginning of its arguments: what is wrong, each in a command of its own
+    ("evaluate", ""): ["", "--ckpt=", "--ckpt=nowhere", "--ckpt=file", "--ckpt=empty", "--ckpt=ckpt left over"],
+    ("evaluate", EVALUATE): [
         *[f"--batch={value}" for value in ("0", "-1", "x", "1e99", "nan")],
         *[f"--tlc={value}" for value in ("", "on", "a/b", "-64", "100", "9" * 30, "nan")],
         *[f"--metrics={value}" for value in ("", ",", "psnr")],
@@ -132,92 +126,98 @@ WRONG = {  # by the beginning of the command: what is wrong, each in a command o
         *[f"--data={value}" for value in ("", "nowhere", "file", "empty", "tfds:nope", "tfds:../x", "s3://b/x")],
         *["--protocol=", "--protocol=nope", "--predictions=pictures", "--nothing", "--data-dir="],
     ],
-    RESTORE: [f"{flag}={value}" for flag in ("--tile", "--tlc") for value in ("", "-1", "x", "100", "9" * 30, "nan")],
-    "-m concertormer_jax.restore --ckpt=ckpt": ["nowhere out.png", "pictures/photo0.png out.xyz", "file out.png", "x"],
-    "-m concertormer_jax.restore pictures/photo0.png": [
-        "out.png --ckpt=",
-        "out.png --ckpt=nowhere",
-        "/proc/x --ckpt=ckpt",
+    ("restore", f"{PICTURE} out.png"): [
+        *[f"{flag}={value}" for flag in ("--tile", "--tlc") for value in ("", "-1", "x", "100", "9" * 30, "nan")],
+        *["--ckpt=", "--ckpt=nowhere", "--ckpt=file"],
     ],
-    "-m concertormer_jax.convert": [
-        "nowhere out",
-        "file out",
-        "empty out",
-        "ckpt /proc/x.pth",
-        "ckpt out.xyz --nothing",
+    ("restore", "--ckpt=ckpt"): [
+        "nowhere out.png",
+        "pictures/photo0.png out.xyz",
+        "file out.png",
+        "pictures file",
+        "x",
     ],
-    "-m concertormer_jax.prepare": ["nope --source=pictures", "gopro --source=", "gopro --source=file", "gopro"],
-    "-m concertormer_jax.evaluation.table": ["nowhere", "file", "empty", "--output=/proc/x", "--output=empty"],
-    "-m concertormer_jax.data.synthesize pictures": ["", "/proc/x", "file/x", "out --seed=-1", "out --degradation=fog"],
-    SHEET: ["/proc/x.png", "file/x.png", "out.xyz", "out.png --seed=-1", "out.png --seed=nan", "out.png --seed=1e99"],
-    ATTRIBUTION: [
+    ("convert", ""): ["nowhere out", "file out", "empty out", "ckpt /proc/x.pth", "ckpt out.xyz", "ckpt"],
+    ("prepare", ""): [
+        "nope --source=pictures",
+        "gopro --source=",
+        "gopro --source=file",
+        "gopro --source=empty",
+        "gopro",
+    ],
+    ("evaluation.table", ""): ["nowhere", "file", "empty", "--output=/proc/x", "--output=empty", "--output=file/x"],
+    ("data.synthesize", "pictures"): [
+        "",
+        "/proc/x",
+        "file/x",
+        "out --seed=-1",
+        "out --seed=nan",
+        "out --degradation=fog",
+    ],
+    ("data.contact_sheet", "large.png"): [
+        *["/proc/x.png", "file/x.png", "out.xyz", "out.png --seed=-1", "out.png --seed=nan", "out.png --seed=1e99"]
+    ],
+    ("attribution.__main__", PICTURE): [
         *[f"--window={value}" for value in ("", "1,1", "-1,1,4", "90,90,40", "9" * 5000 + ",1,1")],
-        *[
-            f"{flag}={value}"
-            for flag in ("--sigma", "--steps", "--kernel", "--batch")
-            for value in ("0", "nan", "1e99")
-        ],
+        *[f"{flag}={value}" for flag in ("--sigma", "--steps", "--kernel", "--batch") for value in ("0", "nan", "1e9")],
         *["--kernel=4", "--crop=4", "--crop=-1", "--output=/proc/x", "--output=file"],
     ],
-    FIELD: ["--crop=0", "--crop=999", "--crop=1e9", "--crop=32 --output=/proc/x", "--crop=32 --output="],
-    MAPS: [
-        "--stage=",
-        "--stage=nope",
-        "--block=0",
-        "--block=99",
-        "--crop=-1",
-        "--output=x.jpg",
-        "--output=/proc/x.png",
+    ("receptive_field", PICTURE): ["--crop=0", "--crop=999", "--crop=1e9", "--crop=32 --output=/proc/x", "--output="],
+    ("attention_maps", PICTURE): [
+        *["--stage=", "--stage=nope", "--block=0", "--block=99", "--crop=-1", "--output=x.jpg", "--output=/proc/x.png"]
     ],
-    SUMMARY: [
+    ("summary", "demo"): [
         *[f"--size={value}" for value in ("", "0", "-1", "nan", "1e3", "9" * 9, "8x", "9" * 5000)],
         *[f"--chart={value}" for value in ("", "x", "x.xyz", "/proc/x.png", "file/x.png", "empty")],
     ],
-    "-m concertormer_jax.summary": ["", "nope", "demo left"],
-    PLAN: ["", "--device=tpu", "--tpu=", "--tpu=v5e:0x0", "--tpu=x"],
-    f"{PLAN} --device=cpu": [
-        *[
-            f"{flag}={value}"
-            for flag in ("--evaluate", "--forward")
-            for value in ("", "0x0", "-1x5", "9", "99999x99999")
-        ],
+    ("summary", ""): ["", "nope", "demo left"],
+    ("plan", DEMO): ["", "--device=tpu", "--tpu=", "--tpu=v5e:0x0", "--tpu=x"],
+    ("plan", f"{DEMO} --device=cpu"): [
+        *[f"{flag}={value}" for flag in ("--evaluate", "--forward") for value in ("", "0x0", "-1x5", "9", "9x99999")],
         *["--tlc=", "--profile=-1", "--profile=x", "--only=x", "--output=", "--output=/proc/x", "left"],
         *["--config.model.width=3", "--config.stages.crop_px=8,", "--config.optimizer.constant_steps=500"],
     ],
-    "-m concertormer_jax.evidence": ["", "--output=", "--output=/proc/x", "--output=out --config.optimizer.lr=1"],
-    "-m concertormer_jax.evidence --output=never": [
+    ("evidence.__main__", ""): ["", "--output=", "--output=/proc/x", "--output=out --config.optimizer.lr=1"],
+    ("evidence.__main__", "--output=never"): [
         *["--steps=0", "--steps=x", f"--steps={10**12}", "--seeds=", "--seeds=-1", f"--seeds={10**12}"],
         *["--variants=half", "--config=nowhere.py", "--config.stages.steps=8.5,"],
     ],
-    TRAIN: [
-        *["", "--workdir=", "--workdir=never left", "--workdir=never --distributed", "--workdir=file/x"],
-        *["--workdir=never --flagfile=/no/such/file", "--workdir=s3://bucket/x", "--workdir=gs://"],
-        *["--workdir=never --config.data.source=nowhere", "--workdir=never --config.data.source="],
-        *["--workdir=never --config.init_from=nowhere", "--workdir=never --config.model.width=3"],
-    ],
 }
+TRAIN = [  # each in a process of its own
+    *["", "--workdir=", "--workdir=never left", "--workdir=never --distributed", "--workdir=file/x"],
+    *["--workdir=never --flagfile=/no/such/file", "--workdir=s3://bucket/x", "--workdir=gs://"],
+    *["--workdir=never --config.data.source=nowhere", "--workdir=never --config.data.source="],
+    *["--workdir=never --config.init_from=nowhere", "--workdir=never --config.model.width=3"],
+]
 
 
-def test_wrong_command_lines_are_one_sentence(place):
-    lines = [(f"{start} {end}").split() for start, ends in WRONG.items() for end in ends]
-    for line in lines:
-        program = [runs.ROOT / line[0]] if line[0].endswith(".py") else line[:1]
-        started = time.monotonic()
+@pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in WRONG))
+def test_wrong_command_lines_are_one_sentence(place, name):
+    module = name if name == "evaluate" else f"concertormer_jax.{name}"
+    lines = [f"{start} {end}".split() for (of, start), ends in WRONG.items() if of == name for end in ends]
+    for line, (status, said) in zip(lines, run_all(module, lines, place, "configs/evidence.py"), strict=True):
+        assert "Traceback" not in said, (line, said)
+        assert status == 2, (line, status, said)
+        (sentence,) = [one for one in said.splitlines() if one.startswith("error: ")]
+        assert sentence.isprintable() and len(sentence) < 6000, line
+    assert not [path for path in ("out", "out.png", "out.xyz", "never") if (place / path / "checkpoints").exists()]
+    print(f"\n{name}: {len(lines)} wrong command lines, each refused with one sentence")
+
+
+def test_wrong_command_lines_of_the_training_are_one_sentence(place):
+    for end in TRAIN:
         done = subprocess.run(
-            [sys.executable, *program, *line[1:]],
+            [sys.executable, runs.ROOT / "train.py", DEMO, *end.split()],
             cwd=place,
-            env=os.environ | {"PYTHONPATH": str(runs.ROOT)},
             capture_output=True,
             text=True,
             timeout=600,
         )
-        assert "Traceback" not in done.stderr, (line, done.stderr)
-        assert done.returncode == 2, (line, done.returncode, done.stderr)
-        (sentence,) = [said for said in done.stderr.splitlines() if said.startswith("error: ")]
-        assert sentence.isprintable() and len(sentence) < 6000, line
-        assert time.monotonic() - started < 300, line
-    assert not (place / "out.png").exists() and not (place / "never" / "checkpoints").exists()
-    print(f"\n{len(lines)} wrong command lines, each refused with one sentence")
+        assert "Traceback" not in done.stderr, (end, done.stderr)
+        assert done.returncode == 2, (end, done.returncode, done.stderr)
+        assert done.stderr.count("error: ") == 1, (end, done.stderr)
+    assert not (place / "never" / "checkpoints" / "0").exists()
+    print(f"\ntrain: {len(TRAIN)} wrong command lines, each refused with one sentence")
 
 
 def test_hostile_weights_files_are_one_sentence(tmp_path, capsys):
