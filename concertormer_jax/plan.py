@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from concertormer_jax import errors, files
 from concertormer_jax.command_line import parse
-from concertormer_jax.planning import advice, chips, programs, report
+from concertormer_jax.planning import advice, chips, programs, report, schedule_report
 from concertormer_jax.planning.compilation import Plan, compile_apart
 
 CONFIG = config_flags.DEFINE_config_file("config", help_string="A file in configs/.", lock_config=True)
@@ -31,6 +31,9 @@ EVALUATE = flags.DEFINE_string("evaluate", "1280x720", "WIDTHxHEIGHT of the eval
 TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto (1.75 times the largest crop), off or pixels.")
 FORWARD = flags.DEFINE_string("forward", None, "WIDTHxHEIGHT: plan only the bare network, one picture on one device.")
 PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles go, of this many rows.", lower_bound=0)
+SCHEDULE = flags.DEFINE_bool(
+    "schedule", False, "Read the compiler's final schedule, of TPUs only: cycles of every operation, and what binds."
+)
 TRY = flags.DEFINE_bool("try_suggestions", False, "Compile suggestions for what does not fit, until one fits.")
 OUTPUT = flags.DEFINE_string("output", None, "A file for the plan as JSON.")
 flags.mark_flags_as_required(["config"])
@@ -46,6 +49,8 @@ def plan(config) -> None:
     """Plan `config` as the flags say, and print and write the result. Raises UserError for flags that do not fit."""
     if (TPU.value is None) == (DEVICE.value is None):
         raise errors.UserError("give either --tpu=NAME:TOPOLOGY or --device=cpu|gpu")
+    if SCHEDULE.value and not TPU.value:
+        raise errors.UserError("--schedule is that of a TPU; give --tpu=NAME:TOPOLOGY, which need not be there")
     tasks = _tasks(config)
     target = chips.tpu(TPU.value) if TPU.value else chips.own(DEVICE.value)
     if ONLY.value != "evaluate" and not FORWARD.value:
@@ -53,11 +58,13 @@ def plan(config) -> None:
     print(report.heading(target), flush=True)
     entries = []
     for what, make in tasks:
-        found = _compiled(what, make, config, target.name)
+        found = _compiled(what, make, config, target.name, SCHEDULE.value)
         suggestions = [] if found.fits else _suggestions(what, make, config, found, target)
         print("\n" + report.describe(found, target.chip, suggestions), flush=True)
         if found.tables:
             print("\n" + report.tables(found), flush=True)
+        if found.schedule:
+            print("\n" + schedule_report.tables(found.schedule), flush=True)
         entries.append(report.as_json(found, target.chip, suggestions))
     if OUTPUT.value:
         content = {"target": target.name, "devices": len(target.devices), "programs": entries}
@@ -88,9 +95,9 @@ def _size(flag: str, text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _compiled(what: str, make: Callable, config, target: str) -> Plan:
-    with _progress(f"compiling {what} for {target}"):
-        return compile_apart(make, config, target, PROFILE.value)
+def _compiled(what: str, make: Callable, config, target: str, schedule: bool = False) -> Plan:
+    with _progress(f"compiling {what} for {target}" + (" and reading its schedule" if schedule else "")):
+        return compile_apart(make, config, target, PROFILE.value, schedule)
 
 
 @contextlib.contextmanager
