@@ -96,8 +96,8 @@ class _Execution:
                 self._events.setdefault(nests[source], []).append((source + 1 + _DELAY, to, condition, None))
         for number, (first, end, condition) in enumerate(self._loops):
             self._events.setdefault(nests[first][:-1], []).append((first, end, condition, number))
-        for events in self._events.values():
-            events.sort(key=lambda event: event[:2])
+        for events in self._events.values():  # what skips a loop comes before it, also where both begin together
+            events.sort(key=lambda event: (event[0], event[3] is not None))
         self._scalars = _Scalars(bundles, nests, [first for first, _, _ in self._loops])
         self._left_out = Counter()  # how often a body ran, by (its first bundle, its end, what it left out)
         self._unknown = set()

@@ -98,6 +98,7 @@ def read(folder: Path, program: hlo.Program, runs: list[hlo.Executed]) -> Schedu
         )
     capacities, _ = _usage(usages[_PROGRAM])
     written = {name: _work(texts[name], usages[name]) for name in texts if name != _PROGRAM}
+    around = [work for name, work in written.items() if name.startswith("<")]  # the program's beginning and end
     between, called = _between(texts[_PROGRAM], usages[_PROGRAM], {run.instruction.name: run.times for run in runs})
     home = {name: computation for computation in program.computations.values() for name in computation.instructions}
     equal = {}
@@ -111,7 +112,7 @@ def read(folder: Path, program: hlo.Program, runs: list[hlo.Executed]) -> Schedu
             works[name] = work
         elif name in called:
             missing.append(name)
-    return Schedule(capacities, works, between, tuple(missing))
+    return Schedule(capacities, works, sum(around, between), tuple(missing))
 
 
 def signature(program: hlo.Program, computation: hlo.Computation, instruction: hlo.Instruction) -> tuple:
@@ -131,17 +132,17 @@ def _meaning(program, instruction) -> tuple:
 
 def _body(program, computation) -> tuple:
     """A computation without its names: instructions numbered in the order in which the result needs them."""
-    numbers, lines = {}, []
-
-    def number(name: str) -> int:
-        if name not in numbers:
-            instruction = computation.instructions[name]
-            operands = tuple(number(operand) for operand in instruction.operands)
-            lines.append((operands, *_meaning(program, instruction)))
-            numbers[name] = len(numbers)
-        return numbers[name]
-
-    number(computation.root)
+    numbers, lines, needed = {}, [], [computation.root]
+    while needed:
+        instruction = computation.instructions[needed[-1]]
+        missing = [name for name in instruction.operands if name not in numbers]
+        needed.extend(reversed(missing))
+        if not missing:
+            name = needed.pop()
+            if name not in numbers:
+                numbers[name] = len(numbers)
+                operands = tuple(numbers[operand] for operand in instruction.operands)
+                lines.append((operands, *_meaning(program, instruction)))
     return tuple(lines)
 
 

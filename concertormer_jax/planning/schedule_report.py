@@ -100,11 +100,11 @@ def describe(scheduled: Scheduled, limits: Roofline, images: int) -> str:
 
 
 def tables(scheduled: Scheduled) -> str:
-    """One table for each way of grouping; slots in percent of those in the cycles of the row."""
+    """One table for each way of grouping; empty and slots in percent of what the cycles of the row hold."""
     kinds = [name.rpartition(":")[2] for name in scheduled.capacities]
     blocks = []
     for name, rows in scheduled.tables.items():
-        heading = f"{'Mcycles':>8} {'%':>5} {'estimate':>8} {'empty%':>6}" + "".join(f" {kind:>6}" for kind in kinds)
+        heading = f"{'kcycles':>9} {'%':>5} {'estimate':>9} {'empty%':>6}" + "".join(f" {kind:>6}" for kind in kinds)
         lines = [f"{heading} {'HBM MB':>8} {'count':>6} {'runs':>6}  by {name}"]
         for row in [*rows, _joined("(sum)", rows)]:
             work = row.work
@@ -116,8 +116,8 @@ def tables(scheduled: Scheduled) -> str:
                 for slot, capacity in scheduled.capacities.items()
             )
             lines.append(
-                f"{work.cycles / 1e6:8.3f} {100 * work.cycles / (scheduled.total.cycles or 1):5.1f} "
-                f"{row.estimate / 1e6:8.3f} {100 * work.empty / available:6.1f}{used} "
+                f"{work.cycles / 1e3:9.1f} {100 * work.cycles / (scheduled.total.cycles or 1):5.1f} "
+                f"{row.estimate / 1e3:9.1f} {100 * work.empty / available:6.1f}{used} "
                 f"{row.hbm_bytes / 1e6:8.1f} {row.count:6d} {row.times:6.0f}  {row.name}"
             )
         blocks.append("\n".join(lines))
