@@ -25,7 +25,7 @@ from concertormer_jax import errors, files
 from concertormer_jax.command_line import define_config, parse
 from concertormer_jax.evaluation.outputs import require_file_writable
 from concertormer_jax.paths import local_path
-from concertormer_jax.planning import advice, chips, programs, report
+from concertormer_jax.planning import advice, chips, programs, report, schedule_report
 from concertormer_jax.planning.compilation import Plan, compile_apart
 from concertormer_jax.values import Whole
 
@@ -37,6 +37,9 @@ EVALUATE = flags.DEFINE_string("evaluate", "1280x720", "WIDTHxHEIGHT of the eval
 TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto (that of evaluate.py), off or pixels.")
 FORWARD = flags.DEFINE_string("forward", None, "WIDTHxHEIGHT: plan only the bare network, one picture on one device.")
 PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles go, of this many rows.", 0, 10**6)
+SCHEDULE = flags.DEFINE_bool(
+    "schedule", False, "Read the compiler's final schedule, of TPUs only: cycles of every operation, and what binds."
+)
 TRY = flags.DEFINE_bool("try_suggestions", False, "Compile suggestions for what does not fit, until one fits.")
 OUTPUT = flags.DEFINE_string("output", None, "A file for the plan as JSON.")
 SIDE_PX = Whole(1, 32768)  # of a picture
@@ -54,6 +57,8 @@ def plan(config) -> None:
     if (TPU.value is None) == (DEVICE.value is None):
         raise errors.UserError("give either --tpu=NAME:TOPOLOGY or --device=cpu|gpu")
     output = None if OUTPUT.value is None else local_path(OUTPUT.value, "--output")
+    if SCHEDULE.value and not TPU.value:
+        raise errors.UserError("--schedule is that of a TPU; give --tpu=NAME:TOPOLOGY, which need not be there")
     tasks = _tasks(config)
     if output:
         require_file_writable(output)
@@ -63,11 +68,13 @@ def plan(config) -> None:
     print(report.heading(target), flush=True)
     entries = []
     for what, make in tasks:
-        found = _compiled(what, make, config, target.name)
+        found = _compiled(what, make, config, target.name, SCHEDULE.value)
         suggestions = [] if found.fits else _suggestions(what, make, config, found, target)
         print("\n" + report.describe(found, target.chip, suggestions), flush=True)
         if found.tables:
             print("\n" + report.tables(found), flush=True)
+        if found.schedule:
+            print("\n" + schedule_report.tables(found.schedule), flush=True)
         entries.append(report.as_json(found, target.chip, suggestions))
     if output is not None:
         content = {"target": target.name, "devices": len(target.devices), "programs": entries}
@@ -98,9 +105,9 @@ def _size(flag: str, text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _compiled(what: str, make: Callable, config, target: str) -> Plan:
-    with _progress(f"compiling {what} for {target}"):
-        return compile_apart(make, config, target, PROFILE.value)
+def _compiled(what: str, make: Callable, config, target: str, schedule: bool = False) -> Plan:
+    with _progress(f"compiling {what} for {target}" + (" and reading its schedule" if schedule else "")):
+        return compile_apart(make, config, target, PROFILE.value, schedule)
 
 
 @contextlib.contextmanager

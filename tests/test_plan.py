@@ -305,6 +305,7 @@ def test_a_wrong_flag_is_one_sentence():
     wrong = {
         (): "--tpu=NAME:TOPOLOGY or --device",
         ("--device=cpu", "--tpu=v5e:2x4"): "--tpu=NAME:TOPOLOGY or --device",
+        ("--device=cpu", "--schedule"): "--schedule is that of a TPU",
         ("--device=cpu", "--forward=256"): "--forward=256: must be WIDTHxHEIGHT",
         ("--device=cpu", "--config.model.widht=3"): "no such key",
         ("--device=cpu", "--config.train.accumulation=3"): "does not divide over",
@@ -318,9 +319,17 @@ def test_a_wrong_flag_is_one_sentence():
         assert status == "exit status 2"
 
 
-def test_a_tpu_that_is_not_there_is_compiled_for():
+def test_a_tpu_that_is_not_there_is_compiled_for(tmp_path, monkeypatch):
     pytest.importorskip("libtpu", reason="pip install -r requirements-plan.txt")
-    done = command("--tpu=v5e:1x1", "--forward=16x16", "--profile=3")
+    folder = tmp_path / "of_schedules"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    output = tmp_path / "plan.json"
+    done = command("--tpu=v5e:1x1", "--forward=16x16", "--profile=3", "--schedule", f"--output={output}")
     assert done.returncode == 0, done.stderr
     assert "1 x TPU v5e" in done.stdout
+    assert "roofline      schedule" in done.stdout and "by part, stages together" in done.stdout
+    (program,) = json.loads(output.read_text())["programs"]
+    assert program["estimated_step_s_by_schedule"] >= program["schedule"]["total"]["cycles"] / 1.5e9 > 0
+    assert not list(folder.glob("schedule-*"))
     assert "the compiler's estimate" in done.stdout and "images/s by the cycles" in done.stdout

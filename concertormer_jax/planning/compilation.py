@@ -4,16 +4,18 @@ import dataclasses
 import multiprocessing
 import re
 import signal
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 
 from concertormer_jax.devices import data_mesh
 from concertormer_jax.errors import UserError
 from concertormer_jax.ops.platforms import traced_for
-from concertormer_jax.planning import arithmetic, chips, hlo, profile
+from concertormer_jax.planning import arithmetic, chips, hlo, profile, schedule, schedule_report
 from concertormer_jax.planning.programs import Task
 
 _SIZE = r"([\d.]+[KMGT]?)"
@@ -22,6 +24,7 @@ _EXCEEDED = (  # what libtpu says when arguments and temporaries together are to
     re.compile(rf"\({_SIZE}\) exceeds available \w+ \({_SIZE}\)"),
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_OPERATIONS = 10  # in the table of the schedule, unless more are asked for
 # How the arguments of the programs begin, by what they are.
 _KINDS = {
     "state.params": "weights",
@@ -52,7 +55,7 @@ class Plan:
     memory: bytes by kind; memory_total: their sum, or what the compiler would need; memory_limit: what a program may
     take. flops: of matrix products and convolutions; bytes: read and written in any memory, hbm_bytes: in the device's
     main memory; cycles: the compiler's estimate, None if it gives none. Loops count as often as they run, except for
-    `unknown_loops`, which count once.
+    `unknown_loops`, which count once. schedule: the compiler's final schedule, None unless asked for.
     """
 
     kind: str
@@ -73,38 +76,46 @@ class Plan:
     collectives: tuple[Collective, ...] = ()
     unknown_loops: tuple[str, ...] = ()
     tables: dict[str, list[profile.Row]] = dataclasses.field(default_factory=dict)
+    schedule: schedule_report.Scheduled | None = None
 
     @property
     def fits(self) -> bool:
         return self.reason is None
 
 
-def compile_apart(make: Callable[..., Task], config, target: str, table_rows: int = 0) -> Plan:
+def compile_apart(
+    make: Callable[..., Task], config, target: str, table_rows: int = 0, with_schedule: bool = False
+) -> Plan:
     """Compile what `make(config, mesh)` traces for the devices of `target`, in a process of its own.
 
     The compiler keeps gigabytes for every program; they go back with the process, which ends with the wait for it.
-    make, config: can be pickled. Raises UserError when the process was killed.
+    make, config: can be pickled. with_schedule: read the final schedule, of a TPU; libtpu writes it to a folder that is
+    removed again. Raises UserError when the process was killed, and when libtpu does not write its schedule.
     """
     context = multiprocessing.get_context("spawn")  # JAX has threads, with which a fork may hang
-    answers, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(theirs, make, config, target, table_rows), daemon=True)
-    # It inherits the mask: Ctrl-C, which reaches both, is left to this process, to which it comes after the start.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    try:
-        theirs.close()
-        plan, error = answers.recv()
-    except EOFError as end:
-        raise UserError(
-            f"the compiler for {target} was killed, most likely because this machine has too little memory; "
-            "close other programs, or plan one part with --only"
-        ) from end
-    finally:
-        process.kill()
-        process.join()
+    with tempfile.TemporaryDirectory(prefix="schedule-") as folder:
+        dump = Path(folder) if with_schedule else None
+        answers, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_answer, args=(theirs, make, config, target, table_rows, dump), daemon=True)
+        # It inherits the mask: Ctrl-C, which reaches both, is left to this process, to which it comes after the start.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            theirs.close()
+            plan, error = answers.recv()
+        except EOFError as end:
+            if dump and not any(dump.iterdir()):  # libtpu ends the process when it does not know a flag
+                raise schedule.refused() from end
+            raise UserError(
+                f"the compiler for {target} was killed, most likely because this machine has too little memory; "
+                "close other programs, or plan one part with --only"
+            ) from end
+        finally:
+            process.kill()
+            process.join()
     if error is not None:
         raise error
     return plan
@@ -119,18 +130,20 @@ def _answer(connection, *arguments):
     connection.send(answer)
 
 
-def _compile_for(make, config, name, table_rows):
+def _compile_for(make, config, name, table_rows, dump=None):
     jax.config.update("jax_enable_compilation_cache", False)  # else the seconds are not those of compiling
+    if dump:
+        schedule.request(dump)
     target = chips.target(name)
     with traced_for(target.devices[0].platform):
         task = make(config, data_mesh(target.devices))
-    return compile_task(task, target.chip.memory_bytes, table_rows)
+    return compile_task(task, target.chip.memory_bytes, table_rows, dump)
 
 
-def compile_task(task: Task, memory_limit: int, table_rows: int = 0) -> Plan:
+def compile_task(task: Task, memory_limit: int, table_rows: int = 0, dump: Path | None = None) -> Plan:
     """Compile `task` for chips with `memory_limit` bytes (0: not known). What is too large for them is a Plan as well.
 
-    table_rows: of the tables of where the cycles go, at most; 0 for none.
+    table_rows: of the tables of where the cycles go, at most; 0 for none. dump: the folder of `schedule.request`.
     """
     flops = arithmetic.flops(task.traced.jaxpr) / task.devices
     common = {"kind": task.kind, "name": task.name, "images": task.images, "steps": task.steps, "flops": flops}
@@ -168,7 +181,12 @@ def compile_task(task: Task, memory_limit: int, table_rows: int = 0) -> Plan:
         collectives=_collectives(program, runs),
         unknown_loops=tuple(unknown),
         tables=profile.tables(program, runs, table_rows) if table_rows else {},
+        schedule=_scheduled(dump, program, runs, table_rows) if dump else None,
     )
+
+
+def _scheduled(dump, program, runs, table_rows) -> schedule_report.Scheduled:
+    return schedule_report.summed(program, runs, schedule.read(dump, program, runs), table_rows or _OPERATIONS)
 
 
 def too_large(message: str) -> tuple[str, int, int] | None:

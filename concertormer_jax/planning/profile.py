@@ -10,6 +10,9 @@ _MOVING = {"bitcast", "bitcast-convert", "broadcast", "concatenate", "constant",
 _MOVING |= {"dynamic-update-slice", "iota", "maximum", "parameter", "reshape", "slice", "transpose", "tuple", "gather"}
 # What JAX puts between the names of modules and the name of the operation.
 _WRAPPERS = re.compile(r"\b(jit|jvp|transpose|vmap|remat|checkpoint|rematted_computation)\(([^()]*)\)")
+_FUNCTION = re.compile(r"\bjit\([^()]*\)/?")
+_EXPRESSION = re.compile(r"[.,;]|->")  # not the name of a module
+_STAGE = re.compile(r"(.*?\b(?:encoders_\d+|middle|decoders_\d+|refinement))(?:/(.*)|$)")
 _PACKAGE = __name__.partition(".")[0]
 _FILLERS = ("while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "")
 
@@ -57,20 +60,33 @@ def tables(program: hlo.Program, runs: list[hlo.Executed], top: int = 30) -> dic
     They are sorted by cycles and, where there is no estimate, by bytes.
     """
 
-    def single(run):
-        shape = run.instruction.shapes[0]
-        size = f"{shape.dtype}[{','.join(map(str, shape.dims))}]{{{shape.layout}}}"
-        where = place(run.instruction.scope)
-        return f"{run.instruction.name} ({kind(program, run.instruction)}) {size} {where}"
-
     groups = {
         "kind": lambda run: kind(program, run.instruction),
         "stage": lambda run: _stage_and_rest(run)[0],
         "place, stages together": lambda run: _stage_and_rest(run)[1],
         "line": lambda run: _line(program, run),
-        "instruction": single,
+        "instruction": lambda run: description(program, run),
     }
     return {name: _grouped(runs, key)[:top] for name, key in groups.items()}
+
+
+def description(program: hlo.Program, run: hlo.Executed) -> str:
+    """An instruction's name, kind, shape and place."""
+    shape = run.instruction.shapes[0]
+    size = f"{shape.dtype}[{','.join(map(str, shape.dims))}]{{{shape.layout}}}"
+    where = place(run.instruction.scope)
+    return f"{run.instruction.name} ({kind(program, run.instruction)}) {size} {where}"
+
+
+def stage_and_part(run: hlo.Executed) -> tuple[str, str]:
+    """The network's stage and the module in it of an operation: ("Concertormer/middle", "blocks/norm")."""
+    scope = _FUNCTION.sub("", run.instruction.scope)
+    *modules, _ = place(f"jit(_)/{scope}").split("/")
+    path = "/".join(module for module in modules if not _EXPRESSION.search(module))
+    if not run.instruction.scope:
+        return "(added by the compiler)", f"({run.instruction.opcode})"
+    stage = _STAGE.match(path)
+    return (stage.group(1), stage.group(2) or "(stage)") if stage else ("(other)", path or "(other)")
 
 
 def _line(program, run) -> str:
@@ -84,8 +100,8 @@ def _stage_and_rest(run) -> tuple[str, str]:
     where = place(run.instruction.scope)
     if not where:
         return "(added by the compiler)", f"({run.instruction.opcode})"
-    found = re.match(r"(.*?\b(?:encoders_\d+|middle|decoders_\d+|refinement))/(.*)", where)
-    return found.groups() if found else ("(other)", where)
+    found = _STAGE.match(where)
+    return (found.group(1), found.group(2)) if found and found.group(2) else ("(other)", where)
 
 
 def _grouped(runs, key) -> list[Row]:

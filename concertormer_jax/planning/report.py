@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from concertormer_jax.planning import schedule_report
 from concertormer_jax.planning.chips import Chip, Target
 from concertormer_jax.planning.compilation import Plan
 
@@ -58,6 +59,9 @@ def describe(plan: Plan, chip: Chip, suggestions: list[str] = ()) -> str:
             hours = plan.steps * by_cycles / 3600
             speed += f"; {plan.steps:,} steps in {hours:.1f} h (at best {plan.steps * roofline / 3600:.1f} h)"
         lines.append(speed)
+    if plan.schedule:
+        limits = schedule_report.roofline(plan.schedule, plan.flops, plan.hbm_bytes, chip)
+        lines.append(schedule_report.describe(plan.schedule, limits, plan.images))
     if plan.unknown_loops:
         lines.append(f"  not counted   repetitions of {', '.join(plan.unknown_loops)}: their number is not known")
     return "\n".join(lines)
@@ -80,11 +84,13 @@ def tables(plan: Plan) -> str:
 
 def as_json(plan: Plan, chip: Chip, suggestions: list[str]) -> dict:
     """The fields of `Plan` in SI units, and the estimates, as numbers."""
+    limits = plan.schedule and schedule_report.roofline(plan.schedule, plan.flops, plan.hbm_bytes, chip)
     return {
         **dataclasses.asdict(plan),
         "fits": plan.fits,
         "estimated_step_s_by_cycles": cycles_s(plan, chip),
         "estimated_step_s_roofline": roofline_s(plan, chip),
+        "estimated_step_s_by_schedule": limits.step_s if limits else None,
         "suggestions": list(suggestions),
     }
 

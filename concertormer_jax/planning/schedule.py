@@ -1,0 +1,199 @@
+"""The compiler's final schedule of a TPU program: what libtpu writes of it when asked, and which operation it is of.
+
+It needs no TPU. libtpu reads the request once, when a process loads it (environment variable LIBTPU_INIT_ARGS).
+"""
+
+import collections
+import dataclasses
+import os
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from concertormer_jax.errors import UserError
+from concertormer_jax.planning import bundles, hlo
+
+TRIED = "0.0.42.1"  # the version of libtpu whose files are read here
+_FLAGS = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles|utilization"
+_FILE = re.compile(r"\d+-(.+)-\d\d-(final_bundles|final_hlo-static-per-bundle-utilization)\.txt")
+_PROGRAM = "TLP"  # what libtpu calls the instructions between operations
+_CALL = re.compile(r"\bcall [^}]*?/\* %([\w.\-]+) = |\binlined_call [^}]*?/\* %([\w.\-]+) = ")
+_METADATA = re.compile(r',? metadata=\{(?:[^{}"]|"[^"]*")*\}')
+_CALLED = re.compile(r",? (?:calls|to_apply)=%?[\w.\-]+")
+# Where the compiler has placed an operation's own memory differs between equal ones.
+_PLACES = re.compile(r',"used_scoped_memory_configs":\[[^\]]*\]')
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What an operation does in one run.
+
+    cycles: bundles that run, loops included; empty: those of them that issue nothing, as they wait for a result or
+    stand behind a branch; slots: instructions by the kind of slot that they take in a bundle; unknown_loops: loops of
+    the operation that count as one turn, since their turns are not known.
+    """
+
+    cycles: float
+    empty: float
+    slots: dict[str, float]
+    unknown_loops: int = 0
+
+    def times(self, factor: float) -> "Work":
+        slots = {name: factor * used for name, used in self.slots.items()}
+        return Work(factor * self.cycles, factor * self.empty, slots, self.unknown_loops)
+
+    def __add__(self, other: "Work") -> "Work":
+        slots = {name: self.slots.get(name, 0) + other.slots.get(name, 0) for name in self.slots | other.slots}
+        return Work(
+            self.cycles + other.cycles, self.empty + other.empty, slots, self.unknown_loops + other.unknown_loops
+        )
+
+
+NOTHING = Work(0.0, 0.0, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """A program's schedule.
+
+    capacities: slots of a bundle by kind; works: of one run of each instruction that has one, by its name; between:
+    all that runs between operations: their calls, scalars, starting and awaiting copies; missing: names of called
+    instructions whose schedule was not found.
+    """
+
+    capacities: dict[str, int]
+    works: dict[str, Work]
+    between: Work
+    missing: tuple[str, ...]
+
+
+def request(folder: str) -> None:
+    """Have libtpu, which this process has not loaded yet, write its schedules to `folder`."""
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} {_FLAGS} {given}".strip()
+
+
+def refused() -> UserError:
+    """The error for a libtpu that does not take the flags of `request`."""
+    return UserError(
+        f"libtpu {_version()} does not take the flags that make it write its schedule; plan without --schedule, or "
+        f"install libtpu {TRIED}, with which it was tried"
+    )
+
+
+def read(folder: Path, program: hlo.Program, runs: list[hlo.Executed]) -> Schedule:
+    """Read what libtpu has written of `program`, whose instructions run as `hlo.executed` says.
+
+    Of equal operations libtpu writes one; the others are found by it. Raises UserError when there are no such files.
+    """
+    texts, usages = {}, {}
+    for path in sorted(folder.iterdir()):
+        found = _FILE.fullmatch(path.name)
+        if found:
+            (texts if found.group(2) == "final_bundles" else usages)[found.group(1)] = path
+    if _PROGRAM not in texts or not texts.keys() <= usages.keys():
+        raise UserError(
+            f"libtpu {_version()} wrote no schedule of the program that can be read; plan without --schedule, or "
+            f"install libtpu {TRIED}, with which it was tried"
+        )
+    capacities, _ = _usage(usages[_PROGRAM])
+    written = {name: _work(texts[name], usages[name]) for name in texts if name != _PROGRAM}
+    around = [work for name, work in written.items() if name.startswith("<")]  # the program's beginning and end
+    between, called = _between(texts[_PROGRAM], usages[_PROGRAM], {run.instruction.name: run.times for run in runs})
+    home = {name: computation for computation in program.computations.values() for name in computation.instructions}
+    equal = {}
+    for name in written.keys() & home.keys():
+        equal.setdefault(signature(program, home[name], home[name].instructions[name]), written[name])
+    works, missing = {}, []
+    for run in runs:
+        name = run.instruction.name
+        work = written.get(name) or equal.get(signature(program, home[name], run.instruction))
+        if work is not None:
+            works[name] = work
+        elif name in called:
+            missing.append(name)
+    return Schedule(capacities, works, sum(around, between), tuple(missing))
+
+
+def signature(program: hlo.Program, computation: hlo.Computation, instruction: hlo.Instruction) -> tuple:
+    """Equal for instructions that compute the same from operands of the same shapes and layouts."""
+    operands = tuple(computation.instructions[name].shapes for name in instruction.operands)
+    return operands, *_meaning(program, instruction)
+
+
+def _meaning(program, instruction) -> tuple:
+    attributes = instruction.attributes
+    for pattern in (_METADATA, _CALLED, _PLACES):
+        attributes = pattern.sub("", attributes)
+    called = tuple(_body(program, program.computations[name]) for name in instruction.called.values())
+    text = instruction.text if instruction.opcode in ("constant", "parameter") else ""
+    return instruction.opcode, instruction.shapes, text, attributes, called
+
+
+def _body(program, computation) -> tuple:
+    """A computation without its names: instructions numbered in the order in which the result needs them."""
+    numbers, lines, needed = {}, [], [computation.root]
+    while needed:
+        instruction = computation.instructions[needed[-1]]
+        missing = [name for name in instruction.operands if name not in numbers]
+        needed.extend(reversed(missing))
+        if not missing:
+            name = needed.pop()
+            if name not in numbers:
+                numbers[name] = len(numbers)
+                operands = tuple(numbers[operand] for operand in instruction.operands)
+                lines.append((operands, *_meaning(program, instruction)))
+    return tuple(lines)
+
+
+def _usage(path: Path) -> tuple[dict[str, int], list[list[int]]]:
+    """Slots of a bundle by kind, and those used in each bundle in the same order."""
+    heading, _, rows = path.read_text().partition("== UTILIZATION:\n")
+    names, capacities = heading.splitlines()[1:3]
+    kinds = [name.strip() for name in names.split(",")]
+    rows = [[int(used) for used in row.split()] for row in rows.splitlines()]
+    return dict(zip(kinds, map(int, capacities.split()), strict=True)), rows
+
+
+def _sum(parts: list[str], rows: list[list[int]], kinds: list[str], times: list[float], unknown: int) -> Work:
+    slots = dict.fromkeys(kinds, 0.0)
+    for row, count in zip(rows, times, strict=True):
+        for kind, used in zip(kinds, row, strict=True):
+            slots[kind] += used * count
+    empty = sum(count for part, count in zip(parts, times, strict=True) if bundles.is_empty(part))
+    return Work(float(sum(times)), float(empty), slots, unknown)
+
+
+def _work(text: Path, usage: Path) -> Work:
+    """The work of one operation in one run."""
+    parts = bundles.split(text.read_text())
+    kinds, rows = _usage(usage)
+    return _sum(parts, rows, list(kinds), *bundles.executions(parts))
+
+
+def _between(text: Path, usage: Path, runs: dict[str, float]) -> tuple[Work, set[str]]:
+    """What runs between the operations, and the names of those that are called.
+
+    runs: how often each operation runs. The loops here are those of the program: their bodies turn as often as the
+    operations run that are called in them.
+    """
+    parts = bundles.split(text.read_text())
+    kinds, rows = _usage(usage)
+    innermost = [None] * len(parts)
+    for first, end, _ in bundles.loops(parts):
+        innermost[first:end] = [(first, end)] * (end - first)
+    turns, called = collections.defaultdict(lambda: 1.0), set()
+    for loop, part in zip(innermost, parts, strict=True):
+        for names in _CALL.findall(part):
+            name = "".join(names)
+            called.add(name)
+            if loop is not None:
+                turns[loop] = max(turns[loop], runs.get(name, 1.0))
+    return _sum(parts, rows, list(kinds), [turns[loop] for loop in innermost], 0), called
+
+
+def _version() -> str:
+    try:
+        return version("libtpu")
+    except PackageNotFoundError:
+        return "of an unknown version"
