@@ -160,8 +160,6 @@ def softmax_numerators(communicate, dtype, logits, parameters, bound):
     logits: [..., A', A]; communicate: to any shape with the maps in the same order. bound: a number that no |l|
     exceeds, None where none is known. The maximum is that of each row of A, or 0 where `bound` is so small that neither
     the exponentials, nor their sums, nor what the derivatives divide by them leave the range of `dtype`.
-
-    The communication is computed inside of the branches: its product and the exponential of it are one loop.
     """
     return _numerators_forward(communicate, dtype, logits, parameters, bound)[0]
 
@@ -172,20 +170,40 @@ def largest_bound(dtype) -> float:
 
 
 def _numerators_forward(communicate, dtype, logits, parameters, bound):
-    def with_maximum(logits, parameters):
-        after = communicate(logits, *parameters)
+    after, derivative = jax.vjp(communicate, logits, *parameters)
+    bounded = jnp.asarray(False) if bound is None else bound <= largest_bound(dtype)
+
+    def exponentials(rows, maxima):
+        return jnp.exp(rows - maxima[..., None]).reshape(after.shape).astype(dtype)
+
+    def minus_chosen_maxima():
         rows = after.reshape(logits.shape)
-        return jnp.exp(rows - rows.max(axis=-1, keepdims=True)).reshape(after.shape).astype(dtype)
+        return exponentials(rows, jax.lax.cond(bounded, _zeros_for_rows, _maxima_of_rows, rows))
 
-    def without(logits, parameters):
-        return jnp.exp(communicate(logits, *parameters)).astype(dtype)
+    def corrected():
+        """A TPU computes communication and exponential in one loop; what it chooses between are their results.
 
-    if bound is None:
-        numerators = with_maximum(logits, parameters)
-    else:
-        numerators = jax.lax.cond(bound <= largest_bound(dtype), without, with_maximum, logits, parameters)
-    derivative = jax.vjp(communicate, logits, *parameters)[1]  # that of the exponential is itself
+        Behind the barrier it keeps them in the shape of `communicate` and as `dtype`: it would compute them both for
+        their sum and for their product with the values, of float32 maps whose short axes it pads to twice their size.
+        """
+        without_maximum = jax.lax.optimization_barrier(jnp.exp(after).astype(dtype))
+
+        def with_maximum(_, logits, parameters):
+            rows = communicate(logits, *parameters).reshape(logits.shape)
+            return exponentials(rows, _maxima_of_rows(rows))
+
+        return jax.lax.cond(bounded, lambda result, *_: result, with_maximum, without_maximum, logits, parameters)
+
+    numerators = on_platform(tpu=corrected, default=minus_chosen_maxima)
     return numerators, (numerators, derivative)
+
+
+def _maxima_of_rows(rows):
+    return rows.max(axis=-1)
+
+
+def _zeros_for_rows(rows):
+    return jnp.zeros(rows.shape[:-1], rows.dtype)
 
 
 def _numerators_backward(communicate, dtype, saved, gradient):
@@ -200,17 +218,12 @@ softmax_numerators.defvjp(_numerators_forward, _numerators_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mix(kind, weights, v):
-    """The mean of v with the `weights` of maps, in any shape.
-
-    A TPU keeps the weights in that shape and in the type of v: it would compute them for their sum and again for their
-    product, of float32 maps whose short axes it pads to twice their size or more.
-    """
+    """The mean of v with the `weights` of maps, in any shape."""
     return _mix_forward(kind, weights, v)[0]
 
 
 @partial(jax.jit, static_argnums=0)
 def _mix_forward(kind, weights, v):
-    weights = on_platform(weights, tpu=jax.lax.optimization_barrier, default=lambda weights: weights)
     maps = weights.reshape(kind.maps_shape(v, weights.size))
     share = 1 / on_platform(maps, tpu=sums_by_product, default=partial(sum_over, axis=-1))
     mixed = (kind.mix(maps, v) * kind.over(share)).astype(v.dtype)

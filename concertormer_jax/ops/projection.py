@@ -59,7 +59,9 @@ def _channels_first_backward(saved, gradient):
     features, kernel = saved
     gradient = gradient.reshape(gradient.shape[0], -1)
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
-    kernel_gradient = _contract(gradient, 1, features.reshape(-1, features.shape[-1]), 0, wide).T
+    kernel_gradient = _contract(gradient, 1, features.reshape(-1, features.shape[-1]), 0, wide)
+    # XLA would make the transposition a part of the product, and on a CPU has no such product of bfloat16.
+    kernel_gradient = jax.lax.optimization_barrier(kernel_gradient).T
     return _contract(gradient, 0, kernel, 1).reshape(features.shape), kernel_gradient.astype(kernel.dtype)
 
 
