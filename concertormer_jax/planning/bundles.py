@@ -73,11 +73,13 @@ def _branches(bundles: list[str]) -> list[tuple[int, int, str]]:
     """Branches within the operation as (bundle, bundle that it goes to, condition, "" for always)."""
     regions = {}
     for i, bundle in enumerate(bundles):
-        for number in _REGION.findall(bundle):
-            regions.setdefault(number, i)
+        if "Start" in bundle:
+            for number in _REGION.findall(bundle):
+                regions.setdefault(number, i)
     return [
         (i, regions[number], condition)
         for i, bundle in enumerate(bundles)
+        if "sbr.rel" in bundle
         for condition, number in _BRANCH.findall(bundle)
         if number in regions
     ]
