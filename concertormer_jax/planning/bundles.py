@@ -24,10 +24,12 @@ _ARITHMETIC = {
     "sadd.s32": lambda a, b: a + b,
     "ssub.s32": lambda a, b: a - b,
     "smul.u32": lambda a, b: a * b,
+    "smulhi.u32": lambda a, b: (a % 2**32 * (b % 2**32)) >> 32,
     "sand.u32": lambda a, b: a & b,
     "sor.u32": lambda a, b: a | b,
     "sshll.u32": lambda a, b: a << (b % 32),
     "sshrl.u32": lambda a, b: (a % 2**32) >> (b % 32),
+    "sshra.s32": lambda a, b: a >> (b % 32),
     "scmp.eq.s32.totalorder": lambda a, b: a == b,
     "scmp.ne.s32.totalorder": lambda a, b: a != b,
     "scmp.lt.s32.totalorder": lambda a, b: a < b,
@@ -71,11 +73,13 @@ def _branches(bundles: list[str]) -> list[tuple[int, int, str]]:
     """Branches within the operation as (bundle, bundle that it goes to, condition, "" for always)."""
     regions = {}
     for i, bundle in enumerate(bundles):
-        for number in _REGION.findall(bundle):
-            regions.setdefault(number, i)
+        if "Start" in bundle:
+            for number in _REGION.findall(bundle):
+                regions.setdefault(number, i)
     return [
         (i, regions[number], condition)
         for i, bundle in enumerate(bundles)
+        if "sbr.rel" in bundle
         for condition, number in _BRANCH.findall(bundle)
         if number in regions
     ]
