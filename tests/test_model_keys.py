@@ -56,5 +56,5 @@ def test_expansion_is_any_number_for_restormer_and_whole_for_others(monkeypatch)
     assert whole.expansion == 4 and isinstance(whole.expansion, int)
     for value in ("2.66", "nan", "inf"):
         model = model_of(monkeypatch, "--config.model.variant=lite", f"--config.model.expansion={value}")
-        with pytest.raises(UserError, match=rf"config\.model: expansion={value} must be a whole number"):
+        with pytest.raises(UserError, match=rf"config\.model\.expansion={value} must be a whole number"):
             module_from(model)

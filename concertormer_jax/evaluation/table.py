@@ -88,7 +88,8 @@ def read_results(path) -> list[Result]:
 
 
 def _file(path):
-    return Path(path, RESULTS_FILE) if Path(path).is_dir() else Path(path)
+    path = local_path(path, "RESULTS")
+    return path / RESULTS_FILE if path.is_dir() else path
 
 
 def _rows(file, protocol, variant, sets, average):
