@@ -24,15 +24,24 @@ from concertormer_jax.values import Number, OrNone, Several, Switch, Text, Whole
 
 pytestmark = pytest.mark.long
 
-LAST_STEP = 200
-# When to kill: words of the output, and seconds after them.
-MOMENTS = [
-    *[("seed:", 0.0), ("seed:", 0.5), ("seed:", 2.0), ("parameters,", 0.0), ("parameters,", 0.2)],
-    *[("compiling the step", 0.0), ("compiling the step", 0.5), ("compiled in", 0.0), ("compiled in", 0.1)],
-    *[("compiling the validation", 0.0), ("compiling the validation", 0.3)],
-    *[(f"/{LAST_STEP}", delay / 40) for delay in range(14)],  # in the steps, and in the saving between them
+LAST_STEP, RUNS = 200, 5
+BEGINNINGS = [  # of a start, before its first step: words of the output, and seconds after them
+    *[("seed:", 0.0), ("seed:", 1.0), ("parameters,", 0.0), ("parameters,", 0.2), ("compiling the step", 0.0)],
+    *[("compiling the step", 0.5), ("compiled in", 0.0), ("compiled in", 0.1), ("compiling the validation", 0.0)],
+    ("compiling the validation", 0.3),
 ]
-RUNS = 5
+
+
+def moments_of(number: int) -> list[tuple[str, float]]:
+    """When to kill one of the runs: five starts that each get further, or go on from where the one before was."""
+    early, late = BEGINNINGS[2 * number : 2 * number + 2]
+    return [
+        (f"step {6 + number}/", 0.0),
+        early,
+        (f"step {60 + number}/", 0.03 * number),  # a checkpoint is due every five steps
+        late,
+        (f"step {140 + number}/", 0.1 * number),
+    ]
 
 
 def kill_at(command: list[str], words: str, delay_s: float) -> None:
@@ -53,13 +62,13 @@ def test_runs_killed_at_25_moments_end_as_one_that_was_left_alone(tmp_path):
     settings["run.checkpoint_every_steps"] = 5
     runs.finish(runs.start(runs.command(tmp_path / "undisturbed", settings), devices=1))
     expected = runs.stored_state(tmp_path / "undisturbed", LAST_STEP)
-    moments = random.Random(0).sample(MOMENTS, len(MOMENTS))
     kills = 0
     for number in range(RUNS):
         workdir = tmp_path / f"run{number}"
-        for words, delay_s in moments[number::RUNS]:
+        for words, delay_s in moments_of(number):
             kill_at(runs.command(workdir, settings), words, delay_s)
             kills += 1
+        assert any((workdir / "checkpoints").iterdir())
         runs.finish(runs.start(runs.command(workdir, settings), devices=1))
         runs.assert_identical(runs.stored_state(workdir, LAST_STEP), expected)
         assert load_model(workdir).step <= LAST_STEP
