@@ -5,6 +5,7 @@ The numbers come from outside (see golden/README.md): mend the code, never the f
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,6 +16,9 @@ import pytest
 
 from concertormer_jax.models import create
 from concertormer_jax.models.blocks import Stage
+from concertormer_jax.models.csa import TALKING
+from concertormer_jax.ops import reference
+from concertormer_jax.ops.platforms import traced_for
 from concertormer_jax.training.optimizer import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step
 from concertormer_jax.weights import params_from_torch, torch_from_params
@@ -63,8 +67,25 @@ def params(archive, module):
     return params_from_torch(with_prefix(archive, "state/"), module)
 
 
+def by_reference(stage, params, x, y=None):
+    """What `stage` computes, by `ops.reference`."""
+    keys = None if y is None else reference.layer_norm(y, params["norm2"]["scale"], params["norm2"]["bias"])
+    for index in range(stage.blocks):
+        p = jax.tree.map(lambda leaf, index=index: leaf[index], params["blocks"])
+        attention = p["attention"]
+        cdc = {group: attention[name] for group, name in TALKING.items()}
+        others = ("to_q", "to_kv", "temperature"), ("sca_kernel", "sca_bias")
+        before, after = ([attention[name] for name in names] for names in others)
+        weights = reference.AttentionWeights(*before, cdc, *after)
+        mlp = reference.MLPWeights(p["to_uz"], p["dw_u"], p["project"], p["project_out"])
+        norm = p["norm"]["scale"], p["norm"]["bias"]
+        x = reference.block(x, keys if index == 0 else None, norm, weights, mlp, index % 2 == 1, stage.heads)
+    return x
+
+
+@pytest.mark.parametrize("form", ["reference", "cpu", "gpu", "tpu"])
 @pytest.mark.parametrize("case", ["heads4_shifted", "cross"])
-def test_block(case):
+def test_block(case, form):
     with np.load(GOLDEN / "blocks.npz") as archive:
         meta = json.loads(str(archive[f"{case}/meta"]))
         state = with_prefix(archive, f"{case}/state/")
@@ -93,7 +114,11 @@ def test_block(case):
         if mapping.torch_name.startswith(prefix):
             write({mapping.paths[0][0]: params}, mapping, state.pop(mapping.torch_name.removeprefix(prefix)))
     assert not state
-    output = jax.jit(stage.apply)({"params": params}, *inputs)
+    if form == "reference":
+        output = jax.jit(partial(by_reference, stage))(params, *inputs)
+    else:
+        with traced_for(form):
+            output = jax.jit(stage.apply)({"params": params}, *inputs)
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
 
 

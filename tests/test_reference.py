@@ -39,7 +39,7 @@ def value_and_gradients(function, params, features, goal):
 
     def weighed(params, features):
         result = function(params, *features)
-        return jnp.sum(goal * result[..., : goal.shape[-1]].astype(jnp.float32)), result
+        return jnp.sum(goal * result.astype(jnp.float32)), result
 
     (_, value), gradients = jax.jit(jax.value_and_grad(weighed, argnums=(0, 1), has_aux=True))(params, features)
     return {"value": value, "parameters": gradients[0], "features": gradients[1]}
@@ -91,17 +91,18 @@ def random_features(*shapes):
     ("fields", "shifted", "size", "cross"),
     [
         ({"heads": 2, "block_px": 4}, True, (8, 12), True),
-        ({"heads": 8, "block_px": 4}, False, (8, 8), False),
-        ({"heads": 1, "block_px": 4, "tlc_window": 8}, True, (8, 12), True),
+        ({"heads": 8, "block_px": 4, "tlc_window": 8}, False, (8, 12), False),
         ({"heads": 2, "block_px": 4, "dtype": jnp.bfloat16}, True, (8, 16), False),
-        ({"heads": 1, "block_px": 8, "dtype": jnp.bfloat16}, False, (24, 16), True),
-        ({"groups": RIPIENO, "block_px": 8}, True, (24, 16), False),
-        ({"groups": concerto.CONCERTO[:1], "heads": 8, "block_px": 8}, True, (16, 16), False),
-        ({"groups": concerto.CONCERTO[:1], "communication": "none", "block_px": 16}, True, (16, 16), False),
-        ({"groups": concerto.CONCERTO[::2], "heads": 2, "communication": "none", "block_px": 4}, True, (8, 8), True),
-        ({"communication": "channel", "sca": False, "block_px": 4}, True, (8, 12), False),
+        ({"groups": RIPIENO, "heads": 1, "block_px": 8}, True, (24, 16), False),
+        ({"groups": RIPIENO[:1], "communication": "none", "block_px": 16}, True, (16, 16), False),
+        (
+            {"groups": concerto.CONCERTO[::2], "communication": "channel", "sca": False, "block_px": 4},
+            True,
+            (8, 8),
+            True,
+        ),
+        ({"groups": concerto.CONCERTO[1:], "communication": "none", "block_px": 4}, False, (8, 12), False),
         ({"groups": (concerto.WINDOW, concerto.TRANSPOSED), "heads": 2, "block_px": 4}, True, (8, 12), True),
-        ({"groups": (concerto.WINDOW,), "block_px": 4, "dtype": jnp.bfloat16}, True, (8, 8), False),
     ],
     ids=lambda part: "-".join(map(str, part.values())) if isinstance(part, dict) else None,
 )
@@ -165,12 +166,16 @@ def alike(module, features, temperature, cdc):
     return params
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize(
-    ("communication", "temperature", "cdc"),
-    [("both", 2, 100), ("both", 1, -200), ("none", 300, 0)],
+    ("communication", "temperature", "cdc", "dtype"),
+    [
+        ("both", 2, 100, "float32"),
+        ("both", 1, -200, "float32"),
+        ("none", 300, 0, "bfloat16"),
+        ("none", -300, 0, "float16"),
+    ],
 )
-def test_logits_beyond_an_exponential_are_those_of_a_softmax_with_its_maximum(dtype, communication, temperature, cdc):
+def test_logits_beyond_an_exponential_are_those_of_a_softmax_with_its_maximum(communication, temperature, cdc, dtype):
     """All of a row are large, or all are very negative; some are masked. Without a maximum: 0 / 0 or inf / inf."""
     groups = concerto.CONCERTO if communication == "both" else (*CONCERTINO, concerto.TRANSPOSED)
     module = ConcertoSelfAttention(4 * len(groups), 2, groups, communication, block_px=4, dtype=jnp.dtype(dtype))
@@ -181,7 +186,7 @@ def test_logits_beyond_an_exponential_are_those_of_a_softmax_with_its_maximum(dt
     check_module(module, jnp.array(True), params, features, tolerance, cancelling=["temperature"])
 
 
-@pytest.mark.parametrize("temperature", [-75, 25, 75])
+@pytest.mark.parametrize("temperature", [-75, 75])
 def test_derivatives_do_not_sink_below_what_a_number_can_hold(temperature):
     """The derivatives are divided by the sum of the exponentials, which may be large."""
     module = ConcertoSelfAttention(8, 1, ("ripieno_spatial",), "none", sca=False, block_px=4)

@@ -136,7 +136,7 @@ def concerto_attention(
         if weights.sca_kernel is None:
             return output
         mean = output.mean(axis=(1, 2), keepdims=True, dtype=wide(x))
-        return output * (mean @ weights.sca_kernel + weights.sca_bias).astype(x.dtype)
+        return (output * (mean @ weights.sca_kernel + weights.sca_bias)).astype(x.dtype)
 
     return on_map(x, y) if tlc_window is None else on_windows(on_map, (x, y), tlc_window)
 
