@@ -91,7 +91,8 @@ def random_features(*shapes):
     ("fields", "shifted", "size", "cross"),
     [
         ({"heads": 2, "block_px": 4}, True, (8, 12), True),
-        ({"heads": 8, "block_px": 4, "tlc_window": 8}, False, (8, 12), False),
+        ({"groups": concerto.CONCERTO[:1], "heads": 8, "block_px": 4}, False, (8, 8), False),
+        ({"groups": concerto.CONCERTO[3:], "block_px": 4, "tlc_window": 8}, True, (8, 12), False),
         ({"heads": 2, "block_px": 4, "dtype": jnp.bfloat16}, True, (8, 16), False),
         ({"groups": RIPIENO, "heads": 1, "block_px": 8}, True, (24, 16), False),
         ({"groups": RIPIENO[:1], "communication": "none", "block_px": 16}, True, (16, 16), False),
@@ -118,8 +119,8 @@ def test_every_form_of_the_attention_is_the_reference(monkeypatch, fields, shift
 @pytest.mark.parametrize("cross", [False, True])
 def test_every_form_of_the_block_is_the_reference(cross):
     """The second block of a stage, which is shifted, or the first of a cross stage, which is not."""
-    stage = Stage(8, 2, 1 if cross else 2, 2)
-    features = random_features(*[(1, 8, 16, 8)] * (1 + cross))
+    stage = Stage(4, 1, 1 if cross else 2, 2)
+    features = random_features(*[(1, 8, 16, 4)] * (1 + cross))
     params = random_parameters(stage, *features)
 
     def ours(params, *features):
