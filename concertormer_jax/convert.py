@@ -35,14 +35,15 @@ def main(arguments=None) -> None:
     parser.add_argument(
         "--key", metavar="NAME", help="the dictionary in a weights file; default: a moving average such as params_ema"
     )
+    parser.add_argument("--half", action="store_true", help="write a .safetensors file of float16, half as large")
     flags = parse_arguments(parser, arguments)
     absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax tells of every file otherwise
     with reported():
-        _convert(flags.source, flags.destination, flags.variant, flags.key)
+        _convert(flags.source, flags.destination, flags.variant, flags.key, flags.half)
         print(f"{flags.source} -> {flags.destination}")
 
 
-def _convert(source, destination, variant, key):
+def _convert(source, destination, variant, key, half):
     source, destination = user_path(source, "SOURCE"), user_path(destination, "DESTINATION")
     suffix = destination.suffix.lower()
     if suffix in WRITTEN_SUFFIXES:
@@ -54,6 +55,8 @@ def _convert(source, destination, variant, key):
     if source.is_dir() and (variant or key):
         raise UserError(f"--variant and --key are for a weights file, and {source} is a checkpoint directory")
     to_file = source.is_dir() or suffix in (*WRITTEN_SUFFIXES, *OTHER_FILE_SUFFIXES)
+    if half and not to_file:
+        raise UserError(f"--half is for a weights file, and {destination} would be a checkpoint directory")
     if to_file:
         require_written_suffix(destination)
         if destination.is_dir() or os.path.realpath(destination) == os.path.realpath(source):
@@ -66,7 +69,7 @@ def _convert(source, destination, variant, key):
         loaded = load_weights_file(source, variant, key)
         print(loaded.remark)
     if to_file:
-        write_state_dict(destination, torch_from_params(loaded.params, loaded.module))
+        write_state_dict(destination, torch_from_params(loaded.params, loaded.module), half=half)
     else:
         checkpoints.save_converted(destination, loaded.module, loaded.params, loaded.train_crop_px)
 

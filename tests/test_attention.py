@@ -145,16 +145,6 @@ def cosine(q, k):
     return np.einsum("...ak,...bk->...ab", q, k)
 
 
-def recorded(seen):
-    """A communication that changes nothing and tells the maps that it is given."""
-
-    def communicate(maps):
-        jax.debug.callback(seen.append, maps)
-        return maps
-
-    return communicate
-
-
 def test_queries_and_keys_are_normalised():
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 6, 4))
     temperature = jnp.array([0.5, 2.0])[:, None]

@@ -352,3 +352,27 @@ def test_a_damaged_weights_file_is_one_sentence(tmp_path, capsys, state, name):
         with pytest.raises(UserError):
             checkpoints.load_model(tmp_path / name)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_half_file_is_half_as_large_and_holds_the_same_numbers_rounded(tmp_path, module, params):
+    checkpoints.save_converted(tmp_path / "run", module, params, train_crop_px=16)
+    for name, extra in (("whole", []), ("half", ["--half"])):
+        convert.main([str(tmp_path / "run"), str(tmp_path / f"{name}.safetensors"), *extra])
+    whole, half = (checkpoints.load_model(tmp_path / f"{name}.safetensors").params for name in ("whole", "half"))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(b, a.astype(np.float16).astype(np.float32)), whole, half)
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("whole", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    ("destination", "reason"), [("w.pth", "float16 is for .safetensors"), ("run2", "--half is for")]
+)
+def test_half_is_refused_where_it_cannot_be(tmp_path, module, params, capsys, destination, reason):
+    checkpoints.save_converted(tmp_path / "run", module, params, train_crop_px=16)
+    source = tmp_path / "run"
+    if destination == "run2":
+        source = tmp_path / "w.safetensors"
+        convert.main([str(tmp_path / "run"), str(source)])
+    with pytest.raises(SystemExit):
+        convert.main([str(source), str(tmp_path / destination), "--half"])
+    assert reason in capsys.readouterr().err

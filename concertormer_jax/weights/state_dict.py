@@ -65,15 +65,22 @@ def _widened(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype in NARROW_TYPES else array
 
 
-def write_state_dict(path, state_dict: dict[str, np.ndarray]) -> None:
+def write_state_dict(path, state_dict: dict[str, np.ndarray], *, half: bool = False) -> None:
     """Write float32 tensors to a `.safetensors` file, or to a `.pth` or `.pt` file that `torch.load` reads, under
-    `params`.
+    `params`. half: float16, in a `.safetensors` file only.
 
-    Raises UserError for another suffix.
+    Raises UserError for another suffix, and for numbers that float16 does not hold.
     """
     path = epath.Path(path)
     require_written_suffix(path)
-    arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in state_dict.items()}
+    if half and path.suffix.lower() != ".safetensors":
+        raise UserError(f"{path}: float16 is for .safetensors files; choose that suffix, or leave --half out")
+    with np.errstate(over="ignore"):
+        arrays = {
+            name: np.ascontiguousarray(array, np.float16 if half else np.float32) for name, array in state_dict.items()
+        }
+    if too_large := [name for name, array in arrays.items() if half and not np.isfinite(array).all()]:
+        raise UserError(f"{too_large[0]} has numbers that float16 does not hold; leave --half out")
     write = write_safetensors if path.suffix.lower() == ".safetensors" else write_torch_file
     with written_atomically(path) as temporary:
         write(arrays, temporary)
