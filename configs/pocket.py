@@ -1,4 +1,4 @@
-"""The small network of the shipped weights, on photographs that are blurred anew and on real pairs.
+"""The small network for laptops, on photographs that are blurred anew and on real pairs.
 
     python train.py --config=configs/pocket.py --workdir=runs/pocket \
         --config.data.source=PHOTOS,GOPRO,REDS --config.data.shares=0.5,0.3,0.2
