@@ -9,17 +9,17 @@ DEMO ?= runs/demo
 
 .PHONY: demo test lint
 
-$(VENV)/ready: requirements.txt
+$(VENV)/ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
 	touch $@
 
 demo: $(VENV)/ready
 	$(RUN) train.py --config=configs/demo.py --workdir=$(DEMO)
-	$(RUN) -m concertormer_jax.data.synthesize photos/test $(DEMO)/data
+	$(RUN) -m concertormer_jax synthesize photos/test $(DEMO)/data
 	$(RUN) evaluate.py --ckpt=$(DEMO) --data=$(DEMO)/data --output=$(DEMO)/evaluation/tlc-off --tlc=off
 	$(RUN) evaluate.py --ckpt=$(DEMO) --data=$(DEMO)/data --output=$(DEMO)/evaluation/tlc-auto --tlc=auto
-	$(RUN) -m concertormer_jax.restore --ckpt=$(DEMO) $(DEMO)/data/input/sklearn_china.png $(DEMO)/restored.png --compare
+	$(RUN) -m concertormer_jax restore --ckpt=$(DEMO) $(DEMO)/data/input/sklearn_china.png $(DEMO)/restored.png --compare
 	@echo
 	@cat $(DEMO)/evaluation/tlc-off/results.md; tail -n 1 $(DEMO)/evaluation/tlc-auto/results.md
 	@echo

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from benchmarks.torch_peer import ConcertormerPeer, Trainer, load_state
-from concertormer_jax import errors
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime import errors
+from concertormer_jax.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
 KEPT_ELEMENTS = 512  # of each gradient and weight in a cut set

@@ -24,9 +24,9 @@ from benchmarks import report
 from benchmarks.machine import processor
 from benchmarks.report import OURS
 from benchmarks.sides import ROOT, Side
-from concertormer_jax import errors, files
 from concertormer_jax.data.images import list_images, read_rgb, write_png
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime import errors, files
+from concertormer_jax.runtime.errors import UserError
 
 FRAME = (1280, 720)  # GoPro's width and height
 CROP_PX, BATCH = 256, 32

@@ -22,10 +22,10 @@ from benchmarks.jobs import environment, make_job, write_weights
 from benchmarks.machine import processor, use_cores
 from benchmarks.report import OURS
 from benchmarks.sides import Side
-from concertormer_jax import errors, files
-from concertormer_jax.data.cache import available_memory_bytes
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import VARIANTS
+from concertormer_jax.runtime import errors, files
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.memory import available_memory_bytes
 
 SIZES_PX = (128, 256, 512, 1024, 2048)
 REFERENCE_PX = 512

@@ -5,7 +5,7 @@ import os
 import platform
 from pathlib import Path
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 
 
 def processor() -> str:

@@ -31,8 +31,8 @@ from benchmarks import report
 from benchmarks.jax_worker import task_of
 from benchmarks.jobs import make_job, write_weights
 from benchmarks.machine import processor
-from concertormer_jax import errors, files
 from concertormer_jax.models import VARIANTS
+from concertormer_jax.runtime import errors, files
 
 PARTS = {
     "norm": "layer norm",

@@ -24,9 +24,9 @@ from benchmarks.jobs import environment, make_job, write_weights
 from benchmarks.machine import processor, use_cores
 from benchmarks.report import OURS
 from benchmarks.sides import Side
-from concertormer_jax import errors, files
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import VARIANTS, Concertormer
+from concertormer_jax.runtime import errors, files
+from concertormer_jax.runtime.errors import UserError
 
 PEERS = [name for name, variant in VARIANTS.items() if variant.network is Concertormer]  # what the peer implements
 EAGER, COMPILED = "PyTorch eager", "torch.compile"

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 

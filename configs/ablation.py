@@ -11,8 +11,8 @@ spatial_cdc, channel_cdc, block_4, block_16, single_scale, skip_sum, skip_concat
 Expected hardware: 8 TPU chips or GPUs. These recipes have not been run to their end with this code.
 """
 
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import ABLATIONS
+from concertormer_jax.runtime.errors import UserError
 from configs import gopro
 
 

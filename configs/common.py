@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.model.unshuffle = placeholder(int)  # side of the squares of pixels that are one position of the finest level
     config.model.attention = placeholder(str)  # of Restormer only: transposed or concerto
     config.model.norm_bias = placeholder(bool)  # of Restormer's layer norms
-    # What the blocks are made of (models/design.py says more); None for the variant's.
+    # What the blocks are made of (models/architecture.py says more); None for the variant's.
     config.model.groups = placeholder(
         str
     )  # of the attention, names of ops/concerto.py separated by commas; "" for none
@@ -43,15 +43,15 @@ def get_config() -> ConfigDict:
     config.model.remat = True  # recompute each block in the backward pass: far less memory; off where it fits without
 
     config.data = ConfigDict()
-    # Prepared sets (tfds:NAME, made by `python -m concertormer_jax.prepare`) and folders, separated by commas. A folder
-    # holds pairs in input/ and target/ or folders named alike (data/folder_names.py), also below it; or else sharp
+    # Prepared sets (tfds:NAME, made by `python -m concertormer_jax prepare`) and folders, separated by commas. A folder
+    # holds pairs in input/ and target/ or folders named alike (data/folders.py), also below it; or else sharp
     # photographs, which are degraded anew for every crop.
     config.data.source = ""
     config.data.data_dir = ""  # where prepared sets are; "" for ~/tensorflow_datasets or $TFDS_DATA_DIR
     config.data.shares = ()  # share of the samples that comes from each folder; () for in proportion to their images
     config.data.flip = True  # mirror at random
     config.data.rotate = True  # turn by quarter turns at random
-    # Of photographs: shake, frames, rain or noise (data/degradations.py). Of several, separated by commas, each crop
+    # Of photographs: shake, frames, rain or noise (data/degrade/). Of several, separated by commas, each crop
     # gets one.
     config.data.degradation = "shake"
     config.data.blur_min_px = 3.0  # shortest path of the camera (shake, frames), in pixels

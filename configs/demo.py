@@ -10,7 +10,7 @@ def get_config():
     """The demo network, 500 steps."""
     config = common.get_config()
     config.model.variant = "demo"
-    config.data.source = "photos/train"
+    config.data.source = "bundled:photos/train"
     config.stages.steps = (500,)
     config.stages.crop_px = (64,)
     config.stages.batch = (8,)

@@ -1,4 +1,4 @@
-"""Deraining on Rain13K: 13,711 training pairs (`python -m concertormer_jax.prepare rain13k --source=DIR`).
+"""Deraining on Rain13K: 13,711 training pairs (`python -m concertormer_jax prepare rain13k --source=DIR`).
 
     python train.py --config=configs/derain.py --workdir=runs/derain
     python train.py --config=configs/derain.py:synthetic --workdir=runs/rain --config.data.source=FOLDER
@@ -8,7 +8,7 @@ The paper's figure is 34.60 dB / 0.943 SSIM on Y, the average of Test100, Rain10
 hardware: 8 TPU chips or GPUs. This recipe has not been run to its end with this code.
 """
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 from configs import common
 
 
@@ -22,7 +22,7 @@ def get_config(data: str = "rain13k"):
     config.optimizer.learning_rate = 1e-4
     config.optimizer.weight_decay = 1e-4
     if data == "synthetic":
-        config.data.source = "photos/train"
+        config.data.source = "bundled:photos/train"
         config.data.degradation = "rain"
         config.run.cache = True
     elif data != "rain13k":

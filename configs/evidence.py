@@ -1,6 +1,6 @@
 """The smallest runs that set forms of the network side by side: a tiny network on the bundled photographs.
 
-    python -m concertormer_jax.evidence --output=runs/evidence
+    python -m concertormer_jax ablation_study --output=runs/evidence
     python train.py --config=configs/evidence.py --workdir=runs/tiny      (trains the full form alone)
 
 The forms are the paper's ablations; these are not its experiment (that is configs/ablation.py): one level in place of
@@ -27,7 +27,7 @@ def get_config():
     config.stages.steps = (120,)
     config.stages.batch = (4,)
     config.optimizer.learning_rate = 6e-3
-    config.validation.source = "photos/test"
+    config.validation.source = "bundled:photos/test"
     config.validation.images = 8
     config.validation.crop_px = 256
     return config

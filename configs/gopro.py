@@ -1,4 +1,4 @@
-"""GoPro deblurring: 2,103 training pairs of 1280x720 (`python -m concertormer_jax.prepare gopro --source=DIR`).
+"""GoPro deblurring: 2,103 training pairs of 1280x720 (`python -m concertormer_jax prepare gopro --source=DIR`).
 
     python train.py --config=configs/gopro.py --workdir=runs/gopro            the released schedule
     python train.py --config=configs/gopro.py:paper --workdir=runs/paper      the paper's schedule
@@ -11,7 +11,7 @@ full one 32.12 / 0.951 on HIDE. Expected hardware: 8 TPU chips or GPUs. This rec
 this code.
 """
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 from configs import common
 
 
@@ -29,7 +29,7 @@ def get_config(schedule: str = "released"):
         config.stages.crop_px = (256, 320, 384)
         config.stages.batch = (32, 16, 8)
     elif schedule == "synthetic":
-        config.data.source = "photos/train"
+        config.data.source = "bundled:photos/train"
         config.data.degradation = "frames"
         config.run.cache = True
     else:

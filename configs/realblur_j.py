@@ -1,4 +1,4 @@
-"""RealBlur-J deblurring from GoPro weights: 3,758 pairs (`python -m concertormer_jax.prepare realblur_j --source=DIR`).
+"""RealBlur-J deblurring from GoPro weights: 3,758 pairs (`python -m concertormer_jax prepare realblur_j --source=DIR`).
 
     python train.py --config=configs/realblur_j.py --workdir=runs/realblur_j --config.init_from=runs/gopro
 

@@ -1,4 +1,4 @@
-"""RealBlur-R deblurring from GoPro weights: 3,758 pairs (`python -m concertormer_jax.prepare realblur_r --source=DIR`).
+"""RealBlur-R deblurring from GoPro weights: 3,758 pairs (`python -m concertormer_jax prepare realblur_r --source=DIR`).
 
     python train.py --config=configs/realblur_r.py --workdir=runs/realblur_r --config.init_from=runs/gopro
 

@@ -1,4 +1,4 @@
-"""REDS deblurring with JPEG artifacts: 24,000 training pairs (`python -m concertormer_jax.prepare reds --source=DIR`).
+"""REDS deblurring with JPEG artifacts: 24,000 training pairs (`python -m concertormer_jax prepare reds --source=DIR`).
 
     python train.py --config=configs/reds.py --workdir=runs/reds
 

@@ -1,4 +1,4 @@
-"""Restormer on GoPro: 2,103 training pairs of 1280x720 (`python -m concertormer_jax.prepare gopro --source=DIR`).
+"""Restormer on GoPro: 2,103 training pairs of 1280x720 (`python -m concertormer_jax prepare gopro --source=DIR`).
 
     python train.py --config=configs/restormer.py --workdir=runs/restormer           its own, transposed attention
     python train.py --config=configs/restormer.py:csa --workdir=runs/restormer_csa   with Concerto self-attention
@@ -8,7 +8,7 @@ The schedule of its paper (arXiv 2111.09881), batches for 8 devices. The papers'
 --tlc=off`). Expected hardware: 8 TPU chips or GPUs. This recipe has not been run to its end with this code.
 """
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 from configs import common
 
 

@@ -1,4 +1,4 @@
-"""SIDD denoising: 320 training pairs (`python -m concertormer_jax.prepare sidd --source=DIR`).
+"""SIDD denoising: 320 training pairs (`python -m concertormer_jax prepare sidd --source=DIR`).
 
     python train.py --config=configs/sidd.py --workdir=runs/sidd
 

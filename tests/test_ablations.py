@@ -10,12 +10,12 @@ import training_runs as runs
 from test_configs import build
 from tiny_network import random_params
 
-from concertormer_jax.checkpoints import load_model, require_same_size, save_converted, size_of
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.forward import restore_bytes
+from concertormer_jax.inference.compiled import restore_bytes
 from concertormer_jax.models import ABLATIONS, Design, concertormer, create
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.training.schedule import make_stages
 from concertormer_jax.training.setup import module_from, training_from
-from concertormer_jax.training.stages import make_stages
+from concertormer_jax.weights.checkpoints import load_model, require_same_size, save_converted, size_of
 from configs import ablation
 
 SMALL = {key: value for key, value in runs.TINY_RUN.items() if key != "model.variant"}

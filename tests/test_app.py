@@ -11,9 +11,9 @@ import pytest
 from fake_model import fake_model
 from PIL import Image
 
-from concertormer_jax.errors import UserError
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.pages.app import Studio, make_server
+from concertormer_jax.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

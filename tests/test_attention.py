@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops import attention, concerto, reference, windows
+from concertormer_jax.ops import attention, blocks, concerto, reference
 from concertormer_jax.ops.attention import Communication
-from concertormer_jax.ops.platforms import traced_for
+from concertormer_jax.ops.dispatch import traced_for
 
 
 def only_spatial_ripieno_values():
@@ -121,7 +121,7 @@ def test_halves_of_queries_and_of_heads_make_the_whole(halves):
 
 @pytest.mark.parametrize("shifted", [True, False])
 def test_maps_are_masked_as_rows_too(shifted):
-    grid, heads = windows.Grid(2, 4, 2), 3
+    grid, heads = blocks.Grid(2, 4, 2), 3
     logits = jax.random.normal(jax.random.key(0), (2, 8, heads, 4, 4))
     rows = logits.reshape(2, 2, 2, 2 * heads, 16)  # two neighbouring blocks together
     expected = concerto.mask_maps(grid, logits, shifted)

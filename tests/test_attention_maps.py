@@ -10,11 +10,11 @@ from PIL import Image
 from tiny_network import random_images, random_params, tiny_network
 from tiny_restormer import tiny_restormer
 
-from concertormer_jax import attention_maps as command
-from concertormer_jax.attribution.attention_maps import Maps, attention_maps, attention_sheet, stages
-from concertormer_jax.errors import UserError
+from concertormer_jax.analysis.attention_maps import Maps, attention_maps, attention_sheet, stages
+from concertormer_jax.commands import attention_maps as command
 from concertormer_jax.models import LOGITS, ConcertoSelfAttention, parameter_shapes
-from concertormer_jax.ops import windows
+from concertormer_jax.ops import blocks as windows
+from concertormer_jax.runtime.errors import UserError
 
 # Logits of q and k, and the result of a map and v; n blocks, positions i, j, p, heads m, channels a, b, c.
 BY_HAND = {

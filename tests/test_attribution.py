@@ -11,15 +11,23 @@ import scipy.ndimage
 from PIL import Image
 from tiny_network import random_images, random_params, tiny_network
 
-from concertormer_jax.attribution import __main__ as command
-from concertormer_jax.attribution import opening
-from concertormer_jax.attribution.detector import edges_in_window, gradient_magnitude
-from concertormer_jax.attribution.index import diffusion_index, gini, holding, strength
-from concertormer_jax.attribution.integrate import PathIntegral
-from concertormer_jax.attribution.path import blurred, gaussian_kernels, path_points
-from concertormer_jax.attribution.pictures import attribution_sheet
-from concertormer_jax.attribution.window import Window, cut_around, middle_window, parse_window
-from concertormer_jax.errors import UserError
+from concertormer_jax.analysis import windows
+from concertormer_jax.analysis.lam import (
+    PathIntegral,
+    blurred,
+    diffusion_index,
+    edges_in_window,
+    gaussian_kernels,
+    gini,
+    gradient_magnitude,
+    holding,
+    path_points,
+    strength,
+)
+from concertormer_jax.analysis.reports import attribution_sheet
+from concertormer_jax.analysis.windows import Window, cut_around, middle_window, parse_window
+from concertormer_jax.commands import attribution as command
+from concertormer_jax.runtime.errors import UserError
 
 SILENT = {"log": lambda line: None}
 
@@ -106,7 +114,7 @@ def test_contributions_of_the_network_sum_to_the_change():
     module = tiny_network()
     params = random_params(module)
     picture = scipy.ndimage.gaussian_filter(random_images(20, 28, 3), (1, 1, 0))  # padded by the network
-    restore = opening.restoring(SimpleNamespace(module=module, params=params))
+    restore = windows.restoring(SimpleNamespace(module=module, params=params))
     integral, calls = PathIntegral(restore, batch=26, **SILENT), []
     attribution = integral(picture, Window(9, 5, 8), lambda: calls.append(1))
     ends = np.stack([gaussian_blurred(picture, 1.2), picture])

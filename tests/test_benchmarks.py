@@ -15,8 +15,8 @@ from benchmarks import data_pipeline, growth, jax_worker, params, profile_block,
 from benchmarks.jax_batches import Batches
 from benchmarks.jobs import make_job
 from benchmarks.sides import ROOT, Side
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import VARIANTS, create, parameter_shapes
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.weights import params_from_torch, read_state_dict
 
 README = (ROOT / "benchmarks" / "README.md").read_text()

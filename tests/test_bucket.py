@@ -9,8 +9,8 @@ import pytest
 import training_runs as runs
 from fake_bucket import FakeBucket
 
-from concertormer_jax.data.synthesize import synthesize
-from concertormer_jax.training import loop
+from concertormer_jax.commands.synthesize import synthesize
+from concertormer_jax.training import trainer
 from configs import common
 
 WORKDIR = "gs://bucket/runs/one"
@@ -57,7 +57,7 @@ def downloaded(bucket, folder) -> Path:
 
 def test_the_run_ends_like_one_on_the_disk(bucket, killed_and_resumed, settings, tmp_path):
     assert f"step {LAST_STEP} is saved in {WORKDIR}" in killed_and_resumed
-    loop.train(runs.override(common.get_config(), settings), tmp_path / "local")
+    trainer.train(runs.override(common.get_config(), settings), tmp_path / "local")
     workdir = downloaded(bucket, tmp_path)
     assert sorted(path.name for path in (workdir / "checkpoints").iterdir()) == ["2", "4"]
     expected = runs.stored_state(tmp_path / "local", LAST_STEP)

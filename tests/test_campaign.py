@@ -16,11 +16,11 @@ from command_lines import parse_all, run_all, sentence_of
 from test_weights_fuzz import SAVED_BY_TORCH, mutated
 from tiny_network import random_params, tiny_network
 
-from concertormer_jax import convert
-from concertormer_jax.checkpoints import load_model, save_converted
+from concertormer_jax.commands import convert
 from concertormer_jax.data.images import write_png
+from concertormer_jax.runtime.values import Number, OrNone, Several, Switch, Text, Whole
 from concertormer_jax.training.config_limits import KEYS
-from concertormer_jax.values import Number, OrNone, Several, Switch, Text, Whole
+from concertormer_jax.weights.checkpoints import load_model, save_converted
 
 pytestmark = pytest.mark.long
 

@@ -6,10 +6,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from concertormer_jax.checkpoints import Checkpoints, load_model, require_same_size, save_converted, size_of
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import create, parameter_shapes
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.step import TrainState
+from concertormer_jax.weights.checkpoints import Checkpoints, load_model, require_same_size, save_converted, size_of
 
 MODULE = create(
     None,

@@ -9,9 +9,9 @@ import pytest
 from dataset_fixtures import LAYOUTS, encoded, sharp_picture, write_set
 
 from concertormer_jax.datasets import pairing
-from concertormer_jax.datasets.checks import check
 from concertormer_jax.datasets.descriptions import SETS
 from concertormer_jax.datasets.layouts import find
+from concertormer_jax.datasets.verify import check
 
 
 def check_in(source, name):

@@ -5,7 +5,7 @@ import argparse
 import pytest
 from command_lines import parse_all, sentence_of
 
-from concertormer_jax.arguments import number, parse_arguments, whole
+from concertormer_jax.commands.flags import number, parse_arguments, whole
 
 DEMO = "--config=configs/demo.py"
 WORKDIR = "--workdir=runs/x"
@@ -58,7 +58,7 @@ def test_a_config_of_the_right_kind_is_taken(tmp_path):
         [DEMO, WORKDIR, "--config.init_from=", "--config.model.width", "8", "--distributed"],
     ]
     assert parse_all("train", good) == [(0, "")] * len(good)
-    assert parse_all("concertormer_jax.evidence.__main__", [["--output=x"]], "configs/evidence.py") == [(0, "")]
+    assert parse_all("concertormer_jax.commands.ablation_study", [["--output=x"]], "configs/evidence.py") == [(0, "")]
 
 
 WRONG_FLAGS = {

@@ -7,10 +7,10 @@ import training_runs as runs
 from ml_collections import ConfigDict
 from test_configs import RECIPES, build
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.values import Number, OrNone, Several, Switch, Text, Whole, shown
 from concertormer_jax.training import config_limits
 from concertormer_jax.training.config_limits import KEYS
-from concertormer_jax.values import Number, OrNone, Several, Switch, Text, Whole, shown
 from configs import common
 
 NAN, INFINITE = math.nan, math.inf

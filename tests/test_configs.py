@@ -7,11 +7,11 @@ import pytest
 import training_runs as runs
 from light_network import leave_out_blocks
 
-from concertormer_jax.checkpoints import load_model
-from concertormer_jax.data.rain import Rain
-from concertormer_jax.data.shake import CameraShake, FrameAverage
-from concertormer_jax.training import loop
+from concertormer_jax.data.degrade.motion_blur import CameraShake, FrameAverage
+from concertormer_jax.data.degrade.rain import Rain
+from concertormer_jax.training import trainer
 from concertormer_jax.training.data import sources_from
+from concertormer_jax.weights.checkpoints import load_model
 from configs import common
 
 ON_PHOTOGRAPHS = [
@@ -61,7 +61,7 @@ def test_recipe_trains_two_steps_when_shrunk(recipe, tmp_path, monkeypatch):
     leave_out_blocks(monkeypatch)
     runs.write_photos(tmp_path / "photos")
     shrunk = runs.TINY_RUN | runs.ONE_STAGE | {"data.source": str(tmp_path / "photos"), "optimizer.constant_steps": 0}
-    assert loop.train(runs.override(build(recipe), shrunk), tmp_path / "run") == 2
+    assert trainer.train(runs.override(build(recipe), shrunk), tmp_path / "run") == 2
     assert load_model(tmp_path / "run").step == 2
 
 

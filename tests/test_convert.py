@@ -7,11 +7,17 @@ from pth_files import Storage, tensor, write_pth
 from tiny_network import random_params, tiny_network
 from tiny_restormer import tiny_restormer
 
-from concertormer_jax import checkpoints, convert
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.outputs import results_path
+from concertormer_jax.commands import convert
 from concertormer_jax.models import Concertormer, create, variant_name
-from concertormer_jax.weights import params_from_torch, read_state_dict, torch_from_params, write_state_dict
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.outputs import results_path
+from concertormer_jax.weights import (
+    checkpoints,
+    params_from_torch,
+    read_state_dict,
+    torch_from_params,
+    write_state_dict,
+)
 from concertormer_jax.weights.conversion import (
     PUBLISHED,
     mappings,

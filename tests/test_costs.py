@@ -10,7 +10,7 @@ from tiny_restormer import tiny_restormer
 
 from concertormer_jax.models import ABLATIONS, VARIANTS, create, parameter_shapes
 from concertormer_jax.models.costs import COMMUNICATION, OUTSIDE, convolution, costs_of, total
-from concertormer_jax.ops.platforms import traced_for
+from concertormer_jax.ops.dispatch import traced_for
 from concertormer_jax.planning import arithmetic
 
 NAMES = [*VARIANTS, *ABLATIONS]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from concertormer_jax.models import ConcertoSelfAttention
-from concertormer_jax.models.csa import LOGITS, TALKING
+from concertormer_jax.models.concerto_attention import LOGITS, TALKING
 from concertormer_jax.ops import concerto
 
 RIPIENO, CONCERTINO = concerto.CONCERTO[:2], concerto.CONCERTO[2:]

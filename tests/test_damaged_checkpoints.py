@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.checkpoint_integrity import digest
-from concertormer_jax.checkpoints import Checkpoints, load_model, save_converted, size_of
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import create, parameter_shapes
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.step import TrainState
+from concertormer_jax.weights.checkpoints import Checkpoints, load_model, save_converted, size_of
+from concertormer_jax.weights.integrity import digest
 
 MODULE = create(
     None,

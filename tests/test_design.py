@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from tiny_network import random_images, random_params, tiny_network
 
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import ABLATIONS, Design, create, parameter_shapes, settings_of, variant_name
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.ops.concerto import GROUPS
-from concertormer_jax.ops.platforms import traced_for
+from concertormer_jax.ops.dispatch import traced_for
 from concertormer_jax.planning import arithmetic
+from concertormer_jax.runtime.errors import UserError
 
 BARE = {"communication": "none", "sca": False}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from concertormer_jax.devices import share_code_on_tpus
+from concertormer_jax.runtime.devices import share_code_on_tpus
 
 FLAG = "--xla_tpu_enable_deduplicated_calls"
 

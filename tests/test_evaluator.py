@@ -9,15 +9,15 @@ from fake_model import FakeModule, fake_model
 from PIL import Image
 
 import evaluate as command
-from concertormer_jax import metrics
 from concertormer_jax.data.sources import open_source
-from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation import evaluator
 from concertormer_jax.evaluation.evaluator import evaluate
-from concertormer_jax.evaluation.forward import CompiledBySize
-from concertormer_jax.evaluation.outputs import restored_path
 from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.evaluation.sets import EvaluationSet
+from concertormer_jax.evaluation.scores import EvaluationSet
+from concertormer_jax.inference.compiled import CompiledBySize
+from concertormer_jax.metrics.psnr_ssim import psnr_ssim
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.outputs import restored_path
 
 SIZES = [(64, 64), (70, 40), (64, 64), (7, 130), (50, 60), (1, 1), (64, 64)]
 
@@ -84,8 +84,8 @@ def test_every_picture_is_scored_once_on_any_number_of_devices(tmp_path, devices
         restored = read(restored_path(tmp_path / "out", image.name))
         np.testing.assert_array_equal(restored, np.rint(degraded * 0.8437))
         for name in ("psnr_rgb", "ssim_y"):
-            assert image.restored[name] == metrics.ROUNDED_METRICS[name](restored, target)
-            assert image.input[name] == metrics.ROUNDED_METRICS[name](degraded, target)
+            assert image.restored[name] == psnr_ssim.ROUNDED_METRICS[name](restored, target)
+            assert image.input[name] == psnr_ssim.ROUNDED_METRICS[name](degraded, target)
     assert result.mean("restored", "psnr_rgb") == pytest.approx(
         np.mean([i.restored["psnr_rgb"] for i in result.images])
     )
@@ -151,7 +151,7 @@ def test_padding_reflects_and_changes_no_pixel_of_the_picture(tmp_path):
 
 def test_equal_input_and_target_are_perfect(tmp_path):
     folder = write_pairs(tmp_path / "data", noise=0)
-    names = list(metrics.ROUNDED_METRICS)
+    names = list(psnr_ssim.ROUNDED_METRICS)
     result = evaluate(fake_model(), pairs_in(folder), tmp_path / "out", tlc="off", metrics=names)
     for name in names:
         perfect = math.inf if name.startswith("psnr") else 1.0
@@ -195,10 +195,10 @@ def test_unrounded_metrics_see_the_output_before_it_is_rounded(tmp_path, devices
         exact = degraded.astype(np.float64) * 0.8437
         np.testing.assert_array_equal(read(image.file), np.rint(exact), err_msg="what is written is rounded")
         assert image.restored["psnr_rgb_unrounded"] == pytest.approx(
-            metrics.psnr_rgb_unrounded(exact, target), abs=1e-5
+            psnr_ssim.psnr_rgb_unrounded(exact, target), abs=1e-5
         )
         assert image.restored["psnr_rgb_unrounded"] != image.restored["psnr_rgb"]
-        assert image.restored["psnr_rgb"] == metrics.psnr_rgb(read(image.file), target)
+        assert image.restored["psnr_rgb"] == psnr_ssim.psnr_rgb(read(image.file), target)
 
 
 def test_the_alignment_is_recorded_for_the_output_and_the_input(tmp_path, monkeypatch):
@@ -206,7 +206,7 @@ def test_the_alignment_is_recorded_for_the_output_and_the_input(tmp_path, monkey
     outcomes = iter([True, False, False, False])
 
     def fake(names, restored, target):
-        return metrics.Scores(dict.fromkeys(names, 30.0), next(outcomes))
+        return psnr_ssim.Scores(dict.fromkeys(names, 30.0), next(outcomes))
 
     monkeypatch.setattr(evaluator, "score", fake)
     monkeypatch.setattr(evaluator, "_THREADS", 1)  # so that the outcomes come in order

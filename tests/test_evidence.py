@@ -11,13 +11,13 @@ import training_runs as runs
 from light_network import leave_out_blocks
 from PIL import Image
 
-from concertormer_jax.errors import Stopped, UserError
-from concertormer_jax.evidence import __main__ as command
-from concertormer_jax.evidence import chart, tables
-from concertormer_jax.evidence import runs as evidence_runs
-from concertormer_jax.evidence.runs import MiddleCrops, Result, config_of, cost_of
+from concertormer_jax.analysis.ablation_study import runs as evidence_runs
+from concertormer_jax.analysis.ablation_study import tables
+from concertormer_jax.analysis.ablation_study.runs import MiddleCrops, Result, config_of, cost_of
+from concertormer_jax.commands import ablation_study as command
 from concertormer_jax.models import ABLATIONS
 from concertormer_jax.models.costs import Cost
+from concertormer_jax.runtime.errors import Stopped, UserError
 from concertormer_jax.training.setup import module_from
 from configs import demo, evidence, restormer
 
@@ -170,7 +170,7 @@ def test_chart_of_several_seeds_of_one_and_without_the_reference(tmp_path):
     results = [result(name, seed, 25 + seed) for name in COSTS for seed in (0, 1)]
     sizes = []
     for some in (results, results[::2], results[:2]):
-        chart.draw(tables.rows(some, COSTS), tmp_path / "chart.png")
+        tables.draw(tables.rows(some, COSTS), tmp_path / "chart.png")
         sizes.append(Image.open(tmp_path / "chart.png").size)
     assert sizes[0] == sizes[1] == sizes[2]
 

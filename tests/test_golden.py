@@ -16,10 +16,10 @@ import pytest
 
 from concertormer_jax.models import create
 from concertormer_jax.models.blocks import Stage
-from concertormer_jax.models.csa import TALKING
+from concertormer_jax.models.concerto_attention import TALKING
 from concertormer_jax.ops import reference
-from concertormer_jax.ops.platforms import traced_for
-from concertormer_jax.training.optimizer import adamw, cosine
+from concertormer_jax.ops.dispatch import traced_for
+from concertormer_jax.training.schedule import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step
 from concertormer_jax.weights import params_from_torch, torch_from_params
 from concertormer_jax.weights.conversion import mappings, write

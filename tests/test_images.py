@@ -11,12 +11,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from concertormer_jax import encoders
-from concertormer_jax.data.decoding import decode_file
-from concertormer_jax.data.images import image_size, list_images, read_rgb, write_png
-from concertormer_jax.errors import UserError
-from concertormer_jax.metadata import png_chunk
-from concertormer_jax.photo import read_photo
+from concertormer_jax.data.images import decode_file, image_size, list_images, read_rgb, write_png
+from concertormer_jax.data.metadata import png_chunk
+from concertormer_jax.photos import photo_io
+from concertormer_jax.photos.photo_io import read_photo
+from concertormer_jax.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -170,14 +169,14 @@ def test_training_sees_what_is_restored(tmp_path, picture, suffix, mode):
 def test_16_bits_of_colour_are_rounded_alike_for_training_and_restoration(tmp_path):
     deep = np.random.default_rng(0).integers(0, 65536, (5, 7, 3), np.uint16)
     path = tmp_path / "a.png"
-    path.write_bytes(encoders.deep_png(deep))
+    path.write_bytes(photo_io.deep_png(deep))
     np.testing.assert_array_equal(read_rgb(path), np.rint(deep / 257))
     np.testing.assert_array_equal(read_rgb(path), np.rint(read_photo(path).rgb * 255))
 
 
 def test_16_bit_transparency_by_one_colour_is_seen(tmp_path):
     deep = np.array([[[5], [300]]], np.uint16)
-    content = encoders.deep_png(deep)
+    content = photo_io.deep_png(deep)
     (tmp_path / "a.png").write_bytes(content[:33] + png_chunk(b"tRNS", b"\0\5") + content[33:])
     photo = read_photo(tmp_path / "a.png")
     assert photo.alpha.tolist() == [[0, 65535]]

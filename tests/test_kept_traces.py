@@ -7,18 +7,18 @@ import pytest
 import training_runs as runs
 from light_network import leave_out_blocks
 
-from concertormer_jax import kept_traces, losses
-from concertormer_jax.devices import data_mesh, replicated
-from concertormer_jax.training import loop
+from concertormer_jax.runtime import trace_cache
+from concertormer_jax.runtime.devices import data_mesh, replicated
+from concertormer_jax.training import losses, trainer
 from concertormer_jax.training.setup import lower_step, trace_step, training_from
 from configs import common
 
 
 @pytest.fixture
 def folder(tmp_path):
-    kept_traces.keep_in(tmp_path / "traces")
+    trace_cache.keep_in(tmp_path / "traces")
     yield tmp_path / "traces"
-    kept_traces.keep_in(None)
+    trace_cache.keep_in(None)
 
 
 class Traced:
@@ -33,7 +33,7 @@ class Traced:
             return {"doubled": 2 * tree["x"]}
 
         expected = 2 * np.asarray(x)
-        compiled = kept_traces.lower(double, {"x": x}, made_from=made_from, **options).compile()
+        compiled = trace_cache.lower(double, {"x": x}, made_from=made_from, **options).compile()
         np.testing.assert_array_equal(compiled({"x": x})["doubled"], expected)
         return self.times
 
@@ -58,8 +58,8 @@ def test_another_shape_type_text_option_setting_or_code_is_traced_anew(folder, m
         jax.config.update("jax_default_matmul_precision", before)
     assert traced(x) == 5  # the first, again
     assert traced(x.copy(), donate_argnums=0) == 6
-    monkeypatch.setattr(kept_traces, "_digest_of_sources", lambda: "other code")
-    kept_traces.keep_in(folder)
+    monkeypatch.setattr(trace_cache, "_digest_of_sources", lambda: "other code")
+    trace_cache.keep_in(folder)
     assert traced(x) == 7
 
 
@@ -71,13 +71,13 @@ def test_arguments_on_other_devices_are_traced_anew(folder):
 
 def test_the_package_s_code_is_in_the_key(tmp_path, monkeypatch):
     (tmp_path / "ops").mkdir()
-    for name in ("kept_traces.py", "ops/attention.py"):
+    for name in ("runtime/trace_cache.py", "ops/attention.py"):
         (tmp_path / name).write_text("1\n")
-    monkeypatch.setattr(kept_traces, "__file__", str(tmp_path / "kept_traces.py"))
-    before = kept_traces._digest_of_sources()
-    assert kept_traces._digest_of_sources() == before
+    monkeypatch.setattr(trace_cache, "__file__", str(tmp_path / "runtime/trace_cache.py"))
+    before = trace_cache._digest_of_sources()
+    assert trace_cache._digest_of_sources() == before
     (tmp_path / "ops" / "attention.py").write_text("2\n")
-    assert kept_traces._digest_of_sources() != before
+    assert trace_cache._digest_of_sources() != before
 
 
 def test_nothing_is_kept_by_a_process_that_did_not_ask(tmp_path):
@@ -99,12 +99,12 @@ def test_a_damaged_file_is_written_anew(folder, damage):
 
 def test_a_folder_that_takes_no_files_is_named_and_does_no_harm(tmp_path):
     (tmp_path / "file").write_text("")
-    kept_traces.keep_in(tmp_path / "file" / "traces")
+    trace_cache.keep_in(tmp_path / "file" / "traces")
     try:
         with pytest.warns(UserWarning, match=r"cannot be kept in .*file/traces"):
             assert Traced()(jnp.ones(2)) == 1
     finally:
-        kept_traces.keep_in(None)
+        trace_cache.keep_in(None)
 
 
 def test_a_file_that_cannot_be_read_does_no_harm(folder):
@@ -125,10 +125,10 @@ def test_a_run_with_kept_traces_is_the_same(folder, tmp_path, monkeypatch):
     photos.mkdir()
     runs.write_photos(photos)
     settings = runs.TINY_RUN | runs.ONE_STAGE | {"data.source": str(photos)}
-    loop.train(runs.override(common.get_config(), settings), tmp_path / "traced")
+    trainer.train(runs.override(common.get_config(), settings), tmp_path / "traced")
     assert len(list(folder.iterdir())) == 3  # initial weights, step and validation
     monkeypatch.setattr(losses, "multiscale_l1_fft", None)
-    loop.train(runs.override(common.get_config(), settings | {"run.log_every_steps": 2}), tmp_path / "kept")
+    trainer.train(runs.override(common.get_config(), settings | {"run.log_every_steps": 2}), tmp_path / "kept")
     traced, kept = (runs.stored_state(tmp_path / name, 2) for name in ("traced", "kept"))
     runs.assert_identical(kept, traced)
 
@@ -136,7 +136,7 @@ def test_a_run_with_kept_traces_is_the_same(folder, tmp_path, monkeypatch):
 def test_a_step_from_a_kept_trace_donates_the_state(folder, monkeypatch):
     leave_out_blocks(monkeypatch)
     config = runs.override(common.get_config(), runs.TINY_RUN | runs.ONE_STAGE)
-    stages = loop.make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
+    stages = trainer.make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
     training, mesh = training_from(config, stages), data_mesh()
     whole = replicated(mesh)
     shapes = jax.eval_shape(training.initialise, 0)

@@ -9,9 +9,8 @@ from dataset_fixtures import LAYOUTS, pairs_of, write_set
 
 from concertormer_jax.data.images import decode_rgb
 from concertormer_jax.datasets.descriptions import SETS
-from concertormer_jax.datasets.items import encoded
-from concertormer_jax.datasets.layouts import find, sets_in
-from concertormer_jax.errors import UserError
+from concertormer_jax.datasets.layouts import encoded, find, sets_in
+from concertormer_jax.runtime.errors import UserError
 
 EVERY_LAYOUT = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_network import random_images
 
-from concertormer_jax.losses import l1_fft, multiscale_l1_fft
+from concertormer_jax.training.losses import l1_fft, multiscale_l1_fft
 
 
 def expected_l1_fft(output, target):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops.memory import in_memory_of_its_own
+from concertormer_jax.ops.dispatch import in_memory_of_its_own
 
 
 def parameter(*shape):

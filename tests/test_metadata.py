@@ -10,11 +10,11 @@ import pytest
 import tifffile
 from PIL import ExifTags, Image, ImageCms
 
-from concertormer_jax import encoders, tiff_directory
-from concertormer_jax.data.decoding import decode_bytes, decode_file
-from concertormer_jax.data.images import image_size
-from concertormer_jax.metadata import png_chunk
-from concertormer_jax.photo import losses, read_photo, write_photo
+from concertormer_jax.data import tiff_directory
+from concertormer_jax.data.images import decode_bytes, decode_file, image_size
+from concertormer_jax.data.metadata import png_chunk
+from concertormer_jax.photos import photo_io
+from concertormer_jax.photos.photo_io import losses, read_photo, write_photo
 
 # What a camera writes, in its own order of bytes: text that is not ASCII, a maker's note, a place, a thumbnail.
 MAKER = "Fotoğraf Mühle 写真".encode()
@@ -166,7 +166,7 @@ def test_the_chunks_of_a_png_are_passed_through(tmp_path):
         photo_file(tmp_path / "in.png")
         content = (tmp_path / "in.png").read_bytes()
         if bits == 16:
-            content = encoders.deep_png(PIXELS.astype(np.uint16) * 257)
+            content = photo_io.deep_png(PIXELS.astype(np.uint16) * 257)
         (tmp_path / "in.png").write_bytes(with_chunks(content, chunks))
         photo, result = restored(tmp_path, tmp_path / "in.png", ".png")
         assert photo.bits == bits

@@ -7,8 +7,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import ABLATIONS, VARIANTS, Restormer, create
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.setup import module_from
 
 ROOT = Path(__file__).parent.parent

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tiny_network import random_images, random_params, tiny_network
 
-from concertormer_jax.devices import to_run_once
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import VARIANTS, create, initial_params, parameter_shapes
 from concertormer_jax.ops import concerto
 from concertormer_jax.ops.image import downsample
+from concertormer_jax.runtime.devices import to_run_once
+from concertormer_jax.runtime.errors import UserError
 
 
 def count(module):

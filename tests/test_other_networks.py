@@ -9,10 +9,10 @@ from test_configs import OTHER_NETWORKS, build
 from tiny_restormer import TINY_FIELDS
 
 import evaluate
-from concertormer_jax import restore
+from concertormer_jax.commands import restore
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.inference import restorer
-from concertormer_jax.training import loop
+from concertormer_jax.training import trainer
 
 SHRUNK = {
     **{key: value for key, value in runs.TINY_RUN.items() if not key.startswith("model.")},
@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch):
 def test_recipe_trains_two_steps_when_shrunk_evaluates_and_restores(recipe, folder):
     run = folder / "run"
     config = runs.override(build(recipe), SHRUNK | {"data.source": str(folder / "photos")})
-    assert loop.train(config, run) == 2
+    assert trainer.train(config, run) == 2
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if "train/loss" in line]
     assert [line["train/learning_rate"] for line in training] == pytest.approx([3e-4, 3e-4])

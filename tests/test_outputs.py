@@ -10,18 +10,15 @@ import pytest
 from fake_model import fake_model
 from PIL import Image
 
-from concertormer_jax import attention_maps, receptive_field
-from concertormer_jax.attribution import __main__ as attribution
-from concertormer_jax.data import contact_sheet
+from concertormer_jax.commands import attention_maps, attribution, contact_sheet, receptive_field
+from concertormer_jax.commands.synthesize import synthesize
 from concertormer_jax.data.sources import open_source
-from concertormer_jax.data.synthesize import synthesize
-from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
-from concertormer_jax.evaluation.outputs import require_separate
 from concertormer_jax.evaluation.reports import markdown_table, per_image_csv
-from concertormer_jax.evaluation.scores import Evaluation, ImageScores
-from concertormer_jax.evaluation.sets import EvaluationSet
-from concertormer_jax.files import write_text
+from concertormer_jax.evaluation.scores import Evaluation, EvaluationSet, ImageScores
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.files import write_text
+from concertormer_jax.runtime.outputs import require_separate
 
 
 @pytest.fixture

@@ -6,17 +6,24 @@ import sys
 import pytest
 import training_runs as runs
 
-from concertormer_jax import attention_maps, convert, prepare, receptive_field, restore, summary
-from concertormer_jax.attribution import __main__ as attribution
-from concertormer_jax.checkpoints import Checkpoints, load_model, save_converted
-from concertormer_jax.data import synthesize
+from concertormer_jax.commands import ablation_study as evidence
+from concertormer_jax.commands import (
+    attention_maps,
+    attribution,
+    convert,
+    prepare,
+    receptive_field,
+    restore,
+    summary,
+    synthesize,
+    table,
+)
 from concertormer_jax.data.prepared import default_data_dir, prepared_folder
 from concertormer_jax.data.sources import open_source
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation import table
-from concertormer_jax.evidence import __main__ as evidence
-from concertormer_jax.paths import is_remote, local_path, user_path
-from concertormer_jax.training import loop
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import is_remote, local_path, user_path
+from concertormer_jax.training import trainer
+from concertormer_jax.weights.checkpoints import Checkpoints, load_model, save_converted
 from configs import common
 
 sys.path.insert(0, str(runs.ROOT))
@@ -91,7 +98,7 @@ def test_a_run_in_the_home_folder(tmp_path):
     config = common.get_config()
     runs.write_photos(tmp_path / "home" / "photos")
     settings = runs.TINY_RUN | runs.WITHOUT_ATTENTION | runs.ONE_STAGE | {"data.source": "~/photos"}
-    loop.train(runs.override(config, settings), "~/runs/x")
+    trainer.train(runs.override(config, settings), "~/runs/x")
     assert (tmp_path / "home" / "runs" / "x" / "checkpoints" / "2").is_dir()
     assert load_model("~/runs/x").step == 2
 
@@ -99,7 +106,7 @@ def test_a_run_in_the_home_folder(tmp_path):
 @pytest.mark.parametrize("workdir", ["", "s3://bucket/x", "gs://", "gs:/bucket/x"])
 def test_a_work_folder_that_cannot_be_is_one_sentence(workdir):
     with pytest.raises(UserError, match=r"^--workdir"):
-        loop.train(common.get_config(), workdir)
+        trainer.train(common.get_config(), workdir)
     with pytest.raises(UserError):
         Checkpoints(workdir)
     with pytest.raises(UserError):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from concertormer_jax import encoders
-from concertormer_jax.data.decoding import decode_file
-from concertormer_jax.errors import UserError
-from concertormer_jax.metadata import Metadata, into_png
-from concertormer_jax.photo import Photo, losses, read_photo, write_photo
+from concertormer_jax.data.images import decode_file
+from concertormer_jax.data.metadata import Metadata, into_png
+from concertormer_jax.photos import photo_io
+from concertormer_jax.photos.photo_io import Photo, losses, read_photo, write_photo
+from concertormer_jax.runtime.errors import UserError
 
 SIZE = (21, 34)
 
@@ -42,7 +42,7 @@ def deep_file(path, samples, exif=b"", icc_profile=b""):
     """Write uint16 [H, W, C] to a PNG or TIFF."""
     metadata = Metadata(exif.removeprefix(b"Exif\0\0"), icc_profile)
     parts = (
-        [into_png(encoders.deep_png(samples), metadata)] if path.suffix == ".png" else encoders.tiff(samples, metadata)
+        [into_png(photo_io.deep_png(samples), metadata)] if path.suffix == ".png" else photo_io.tiff(samples, metadata)
     )
     path.write_bytes(b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts))
 
@@ -237,7 +237,7 @@ def test_bad_files_are_named(tmp_path):
         "truncated.png": buffer.getvalue()[:3000],
         "text.jpg": b"this is no picture",
         "empty.webp": b"",
-        "deep.png": encoders.deep_png(gradient(3, peak=65535))[:200],
+        "deep.png": photo_io.deep_png(gradient(3, peak=65535))[:200],
     }
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)

@@ -7,12 +7,11 @@ import time
 import numpy as np
 import pytest
 
-from concertormer_jax.data.crops import random_orientation
-from concertormer_jax.data.degradations import CameraShake
+from concertormer_jax.data.degrade import CameraShake
 from concertormer_jax.data.images import write_png
-from concertormer_jax.data.pipeline import batches, located, sample_names
+from concertormer_jax.data.pipeline import batches, located, random_orientation, sample_names
 from concertormer_jax.data.sources import Mixture, open_source
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 
 SETTINGS = {"seed": 3, "batch": 4, "crop_px": 16, "host_index": 0, "host_count": 1}
 

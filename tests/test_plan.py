@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import pytest
 import training_runs as runs
 
-from concertormer_jax.devices import data_mesh
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import parameter_shapes
-from concertormer_jax.ops.platforms import traced_for
-from concertormer_jax.planning import advice, arithmetic, chips, compilation, programs, report
+from concertormer_jax.ops.dispatch import traced_for
+from concertormer_jax.planning import arithmetic, chips, compilation, report
 from concertormer_jax.planning.compilation import Collective, Plan, compile_apart, compile_task, too_large
+from concertormer_jax.runtime.devices import data_mesh
+from concertormer_jax.runtime.errors import UserError
 from configs import common
 
 V5E = chips.CHIPS["v5e"]
@@ -138,7 +138,7 @@ def test_other_messages_are_not_about_memory():
 
 def test_suggestions_go_from_cheap_to_costly():
     config = config_with({"model.remat": False, "stages.batch": (64,)})
-    found = [s.flags for s in advice.for_training(config, target("v5e:2x4", 8), excess=3.2)]
+    found = [s.flags for s in report.for_training(config, target("v5e:2x4", 8), excess=3.2)]
     assert found[:3] == [
         "--config.model.remat=True",
         "--config.train.accumulation=4",  # 8 images on each chip; 2 parts would not do
@@ -150,7 +150,7 @@ def test_suggestions_go_from_cheap_to_costly():
 
 def test_suggestions_do_not_repeat_what_is_set():
     settings = {"model.remat": True, "model.dtype": "bfloat16", "train.accumulation": 2, "stages.batch": (32,)}
-    found = [s.flags for s in advice.for_training(config_with(settings), target("v5e:2x4", 8), excess=1.5)]
+    found = [s.flags for s in report.for_training(config_with(settings), target("v5e:2x4", 8), excess=1.5)]
     assert found == ["--config.train.accumulation=4", "--tpu=v5e:4x4"]
 
 
@@ -158,16 +158,16 @@ def test_suggestions_do_not_repeat_what_is_set():
 def test_suggestions_divide_the_batches_of_all_stages(batches, parts):
     stages = {"stages.batch": batches, "stages.steps": (2,) * len(batches), "stages.crop_px": (64,) * len(batches)}
     config = config_with({"model.remat": False, **stages})
-    suggestions = advice.for_training(config, target("v5e:2x4", 8), excess=1.0)
+    suggestions = report.for_training(config, target("v5e:2x4", 8), excess=1.0)
     assert sorted({s.keys["train.accumulation"] for s in suggestions if "train.accumulation" in s.keys}) == parts
     for suggestion in suggestions:
-        chosen = advice.changed(config, suggestion)
-        programs.require_trainable(chosen, chips.count(suggestion.tpu or "v5e:2x4"))
+        chosen = report.changed(config, suggestion)
+        compilation.require_trainable(chosen, chips.count(suggestion.tpu or "v5e:2x4"))
 
 
 def test_a_suggestion_changes_a_copy_of_the_config():
     config = config_with({"model.remat": False}).lock()
-    other = advice.changed(config, advice.Suggestion({"model.remat": True, "train.accumulation": 4}))
+    other = report.changed(config, report.Suggestion({"model.remat": True, "train.accumulation": 4}))
     assert (other.model.remat, other.train.accumulation) == (True, 4)
     assert (config.model.remat, config.train.accumulation) == (False, 1)
 
@@ -223,9 +223,9 @@ def test_a_program_that_does_not_fit_names_reason_and_suggestions():
 
 def test_memory_is_told_by_kind_and_loops_are_counted():
     config = config_with(runs.TINY_RUN | runs.WITHOUT_ATTENTION | {"train.ema_decay": 0.9})
-    task = programs.training_task(config, data_mesh(jax.devices()[:1]), 2)
+    task = compilation.training_task(config, data_mesh(jax.devices()[:1]), 2)
     plan = compile_task(task, 2**40, table_rows=3)
-    weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(programs.module_from(config.model))))
+    weights = 4 * sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(compilation.module_from(config.model))))
     assert plan.fits and (plan.kind, plan.images, plan.steps) == ("train", 8, 4)
     assert plan.memory["weights"] == plan.memory["average of the weights"] == weights
     assert 2 * weights <= plan.memory["optimiser"] <= 2 * weights + 100
@@ -238,7 +238,7 @@ def test_memory_is_told_by_kind_and_loops_are_counted():
 def test_a_batch_of_any_stage_that_does_not_divide_is_one_sentence():
     config = config_with(runs.TINY_RUN | {"stages.batch": (8, 9)})
     with pytest.raises(UserError, match="batch of 9 images of stage 2 does not divide over 2 devices"):
-        programs.training_task(config, data_mesh(jax.devices()[:2]), 1)
+        compilation.training_task(config, data_mesh(jax.devices()[:2]), 1)
 
 
 def killed(config, mesh):
@@ -270,7 +270,7 @@ def python(*arguments):
 
 
 def command(*arguments):
-    return python("-m", "concertormer_jax.plan", *OF_A_TINY_NETWORK, *arguments)
+    return python("-m", "concertormer_jax", "plan", *OF_A_TINY_NETWORK, *arguments)
 
 
 def test_the_command_plans_for_this_machine(tmp_path):

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh
 
-from concertormer_jax.devices import replicated
-from concertormer_jax.errors import UserError
 from concertormer_jax.planning import bundles, chips, compilation, hlo, schedule, schedule_report
-from concertormer_jax.planning.programs import Task
+from concertormer_jax.planning.compilation import Task
+from concertormer_jax.runtime.devices import replicated
+from concertormer_jax.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "schedule"
 V5E = chips.CHIPS["v5e"]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from concertormer_jax.ops.platforms import on_platform, traced_for
+from concertormer_jax.ops.dispatch import on_platform, traced_for
 
 
 @jax.jit

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 import evaluate as command
-from concertormer_jax import metrics
 from concertormer_jax.data.images import read_rgb, write_png
 from concertormer_jax.data.sources import open_source
-from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.evaluator import evaluate_predictions
 from concertormer_jax.evaluation.predictions import find_predictions, predictions_folder
 from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.evaluation.sets import EvaluationSet
+from concertormer_jax.evaluation.scores import EvaluationSet
+from concertormer_jax.metrics.psnr_ssim import psnr_ssim
+from concertormer_jax.runtime.errors import UserError
 
 NAMES = ("scene-1", "scene-2", "scene-3")
 
@@ -46,8 +46,8 @@ def test_every_picture_is_scored_against_its_target(folder):
         restored, degraded, target = (
             read_rgb(folder / part / f"{image.name}.png") for part in ("made", "data/input", "data/target")
         )
-        assert image.restored["psnr_y"] == metrics.psnr_y(restored, target)
-        assert image.input["ssim_y"] == metrics.ssim_y(degraded, target)
+        assert image.restored["psnr_y"] == psnr_ssim.psnr_y(restored, target)
+        assert image.input["ssim_y"] == psnr_ssim.ssim_y(degraded, target)
     assert result.gain("psnr_y") > 5
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from dataset_fixtures import LAYOUTS, blurred, encoded, pairs_of, sharp_picture, write_set
 
-from concertormer_jax import prepare
+from concertormer_jax.commands import prepare
 from concertormer_jax.data.held_out import hold_out, sequence_of
 from concertormer_jax.data.images import decode_rgb, write_png
 from concertormer_jax.data.prepared import open_prepared, prepared_folder, read_pairs_file
 from concertormer_jax.datasets import preparation
 from concertormer_jax.datasets.descriptions import SETS
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,9 @@ from concertormer_jax.data.folders import find_pairs
 from concertormer_jax.data.pipeline import batches
 from concertormer_jax.data.prepared import VALIDATION, open_prepared, prepared_folder, read_pairs_file
 from concertormer_jax.data.sources import Mixture, open_source, split_source
-from concertormer_jax.datasets.opening import open_evaluation_sets
-from concertormer_jax.datasets.preparation import examine, prepare
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.outputs import restored_path
+from concertormer_jax.datasets.preparation import examine, open_evaluation_sets, prepare
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.outputs import restored_path
 from concertormer_jax.training.data import data_notes, sources_from
 from configs import custom
 

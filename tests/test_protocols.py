@@ -7,11 +7,11 @@ import pytest
 import training_runs as runs
 from dataset_fixtures import write_set
 
-from concertormer_jax.devices import data_mesh
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.opening import protocol_of_training, set_name
 from concertormer_jax.evaluation.protocols import PAIRS, PROTOCOLS, protocol_named
-from concertormer_jax.planning.programs import evaluation_task
+from concertormer_jax.evaluation.sets import protocol_of_training, set_name
+from concertormer_jax.planning.compilation import evaluation_task
+from concertormer_jax.runtime.devices import data_mesh
+from concertormer_jax.runtime.errors import UserError
 
 RGB = ("psnr_rgb", "ssim_rgb_3d")
 REALBLUR = ("psnr_realblur", "ssim_realblur")

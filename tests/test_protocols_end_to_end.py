@@ -15,11 +15,11 @@ from dataset_fixtures import LAYOUTS, pairs_of, write_set
 from light_network import leave_out_blocks
 
 import evaluate
-from concertormer_jax import metrics, prepare
+from concertormer_jax.commands import prepare, table
 from concertormer_jax.data.images import read_rgb, write_png
-from concertormer_jax.evaluation import table
 from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.training import loop
+from concertormer_jax.metrics.psnr_ssim import psnr_ssim
+from concertormer_jax.training import trainer
 
 DOCUMENTATION = (runs.ROOT / "docs" / "datasets.md").read_text()
 SETS = ["gopro", "hide", "realblur_r", "realblur_j", "rain13k", "reds", "sidd"]
@@ -58,7 +58,7 @@ class Commands:
         python, *rest = [self.placed(argument) for argument in arguments]
         assert python == "python"
         data_dir = f"--data-dir={self.folder / 'prepared'}"
-        if rest[:2] == ["-m", "concertormer_jax.prepare"]:
+        if rest[:2] == ["-m", "concertormer_jax", "prepare"]:
             prepare.main([*rest[2:], data_dir])
         elif rest[0] == "evaluate.py":
             evaluate.main([*rest[1:], data_dir, "--batch=8", f"--output={self.folder / 'results'}"])
@@ -73,7 +73,7 @@ class Commands:
         keys = dict(a.removeprefix("--config.").split("=", 1) for a in arguments if a.startswith("--config."))
         settings = SHRUNK | {"data.data_dir": str(self.folder / "prepared")} | keys
         config = runs.override(recipe.get_config(*[argument] if argument else []), settings)
-        assert loop.train(config, flag(arguments, "workdir")) == 2
+        assert trainer.train(config, flag(arguments, "workdir")) == 2
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_documented_commands_give_the_protocols_numbers(made, name):
         assert list(scores["mean"]) == list(protocol.metrics)
         mine = [pair.pixels for pair in expected if pair.split in (row, "test")]
         for metric in protocol.metrics:
-            inputs = [metrics.score([metric], *pixels).values[metric] for pixels in mine]
+            inputs = [psnr_ssim.score([metric], *pixels).values[metric] for pixels in mine]
             assert scores["mean"][metric]["input"] == pytest.approx(np.mean(inputs), abs=1e-9), (row, metric)
             assert 0 < scores["mean"][metric]["restored"] < 60
 
@@ -179,7 +179,7 @@ def test_training_on_realblur_starts_from_the_gopro_weights(made):
 
 def test_the_documented_table_takes_all_results(made, capsys):
     folders = [str(made(name) / "results") for name in SETS]
-    assert "python -m concertormer_jax.evaluation.table RESULTS... --published RESULTS..." in DOCUMENTATION
+    assert "python -m concertormer_jax table RESULTS... --published RESULTS..." in DOCUMENTATION
     table.main([*folders, "--published", folders[0]])
     printed = capsys.readouterr().out
     (gopro,) = [line for line in printed.splitlines() if line.startswith("| gopro | custom |")]

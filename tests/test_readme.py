@@ -12,9 +12,9 @@ import pytest
 import training_runs as runs
 from tiny_network import random_params, tiny_network
 
-from concertormer_jax.checkpoints import save_converted
+from concertormer_jax.commands.synthesize import synthesize
 from concertormer_jax.data.images import read_rgb
-from concertormer_jax.data.synthesize import synthesize
+from concertormer_jax.weights.checkpoints import save_converted
 
 README = (runs.ROOT / "README.md").read_text()
 
@@ -66,7 +66,7 @@ def test_evaluate(folder):
 
 
 def test_restore_a_file(folder, monkeypatch):
-    command = command_with("python -m concertormer_jax.restore --ckpt=runs/demo photo.jpg")
+    command = command_with("python -m concertormer_jax restore --ckpt=runs/demo photo.jpg")
     photo = next((folder / "photos").iterdir())
     command = command.replace("runs/demo", str(folder / "run")).replace("restored.jpg", str(folder / "restored.jpg"))
     run_here(shlex.split(command.replace("photo.jpg", str(photo))), monkeypatch)
@@ -74,7 +74,7 @@ def test_restore_a_file(folder, monkeypatch):
 
 
 def test_convert(tmp_path, monkeypatch):
-    command = command_with("python -m concertormer_jax.convert runs/mine")
+    command = command_with("python -m concertormer_jax convert runs/mine")
     module = tiny_network()  # the run above has no attention, which no published file has names for
     save_converted(tmp_path / "mine", module, random_params(module), train_crop_px=16)
     weights = tmp_path / "mine.safetensors"

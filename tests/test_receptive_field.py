@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from concertormer_jax import receptive_field as command
-from concertormer_jax.attribution.pictures import receptive_field_picture
-from concertormer_jax.attribution.receptive_field import influence_on_middle, radius_holding
+from concertormer_jax.analysis.receptive_field import influence_on_middle, radius_holding
+from concertormer_jax.analysis.reports import receptive_field_picture
+from concertormer_jax.commands import receptive_field as command
 
 
 def mean_of_3x3(images):

@@ -10,10 +10,10 @@ import pytest
 
 from concertormer_jax.models import ConcertoSelfAttention
 from concertormer_jax.models.blocks import Stage
-from concertormer_jax.models.csa import TALKING
-from concertormer_jax.ops import concerto, reference, windows
-from concertormer_jax.ops.platforms import traced_for
-from concertormer_jax.ops.transposed import transposed_attention
+from concertormer_jax.models.concerto_attention import TALKING
+from concertormer_jax.ops import blocks, concerto, reference
+from concertormer_jax.ops.concerto import transposed_attention
+from concertormer_jax.ops.dispatch import traced_for
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 RIPIENO, CONCERTINO = concerto.CONCERTO[:2], concerto.CONCERTO[2:]
@@ -225,7 +225,7 @@ def test_restormers_attention_beyond_an_exponential(temperature):
 def test_no_logit_exceeds_its_bound_and_one_can_reach_it():
     """Where all cosines are 1 and no weight is negative, the largest logit after communication is the bound."""
     temperature = jnp.array([[0.5], [2.0]])
-    grid = windows.Grid(3, 3, 4)
+    grid = blocks.Grid(3, 3, 4)
     for group, shape, maps in (
         ("ripieno_spatial", (3, 3, 2, 2), jnp.broadcast_to(temperature[..., None], (1, 9, 2, 16, 16))),
         ("ripieno_channel", (3, 3, 2, 2), jnp.broadcast_to(temperature[..., None], (1, 9, 2, 3, 3))),

@@ -12,7 +12,6 @@ from PIL import Image
 
 from concertormer_jax.data.sources import open_source
 from concertormer_jax.evaluation.evaluator import evaluate
-from concertormer_jax.evaluation.pictures import ERROR_GAIN, comparison_sheet, error_picture, side_by_side
 from concertormer_jax.evaluation.reports import (
     markdown_table,
     per_image_csv,
@@ -21,8 +20,8 @@ from concertormer_jax.evaluation.reports import (
     write_reports,
     write_summary,
 )
-from concertormer_jax.evaluation.scores import Evaluation, ImageScores
-from concertormer_jax.evaluation.sets import EvaluationSet
+from concertormer_jax.evaluation.scores import Evaluation, EvaluationSet, ImageScores
+from concertormer_jax.photos.sheets import ERROR_GAIN, comparison_sheet, error_picture, side_by_side
 
 
 def evaluation(

@@ -7,12 +7,12 @@ import pytest
 from fake_model import fake_model
 from PIL import Image
 
-from concertormer_jax import restore as command
-from concertormer_jax import system_memory
-from concertormer_jax.errors import UserError
+from concertormer_jax.commands import restore as command
+from concertormer_jax.commands.restore import restore_files
 from concertormer_jax.inference.restorer import Restorer
-from concertormer_jax.restore import restore_files
-from concertormer_jax.restore_plan import Job, plan
+from concertormer_jax.photos.restore_plan import Job, plan
+from concertormer_jax.runtime import memory
+from concertormer_jax.runtime.errors import UserError
 
 
 def restorer(factor=1.0, **options):
@@ -228,8 +228,8 @@ def test_a_picture_too_large_for_its_format_is_refused_before_it_is_restored(tmp
 
 def test_a_picture_too_large_for_the_memory_is_refused_with_what_to_do(tmp_path, monkeypatch):
     save(tmp_path / "a.png", (600, 700))
-    monkeypatch.setattr(system_memory, "_LITTLE_BYTES", 0)
-    monkeypatch.setattr(system_memory, "available_memory_bytes", lambda: 10_000_000)
+    monkeypatch.setattr(memory, "_LITTLE_BYTES", 0)
+    monkeypatch.setattr(memory, "available_memory_bytes", lambda: 10_000_000)
     with pytest.raises(UserError, match=r"a\.png: restoring 700x600 pixels needs .* make the picture smaller"):
         restore_files(restorer(), plan(tmp_path / "a.png", tmp_path / "b.png"))
 

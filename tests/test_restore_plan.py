@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation import outputs
-from concertormer_jax.restore_plan import plan
+from concertormer_jax.photos.restore_plan import plan
+from concertormer_jax.runtime import outputs
+from concertormer_jax.runtime.errors import UserError
 
 
 def touch(folder, *names):

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from fake_model import FakeModel, FakeModule, fake_model
 
-from concertormer_jax.errors import UserError
-from concertormer_jax.inference.canvas import canvas_px
-from concertormer_jax.inference.restorer import LARGEST_DEPARTURE, Restorer, departure
+from concertormer_jax.inference.restorer import LARGEST_DEPARTURE, Restorer, canvas_px, departure
+from concertormer_jax.runtime.errors import UserError
 
 
 def restorer(factor=1.0, model=None, **options):

@@ -7,12 +7,12 @@ import pytest
 from tiny_network import random_images, random_params
 from tiny_restormer import tiny_restormer
 
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import VARIANTS, create, parameter_shapes
 from concertormer_jax.models.restormer import TransformerBlock, TransformerStage, layer_norm
-from concertormer_jax.ops.platforms import traced_for
-from concertormer_jax.ops.transposed import transposed_attention
+from concertormer_jax.ops.concerto import transposed_attention
+from concertormer_jax.ops.dispatch import traced_for
 from concertormer_jax.planning.arithmetic import flops
+from concertormer_jax.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(

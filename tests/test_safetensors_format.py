@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.weights import read_state_dict, write_state_dict
 
 

@@ -10,10 +10,9 @@ from dataset_fixtures import write_set
 
 from concertormer_jax.data.images import write_png
 from concertormer_jax.datasets.preparation import examine, prepare
-from concertormer_jax.errors import UserError
-from concertormer_jax.training.data import data_notes, sources_from
-from concertormer_jax.training.loop import claim_workdir
-from concertormer_jax.training.same_data import DIGESTS_FILE, digests_of
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.training.data import DIGESTS_FILE, data_notes, digests_of, sources_from
+from concertormer_jax.training.trainer import claim_workdir
 from configs import common
 
 

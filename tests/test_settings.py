@@ -2,9 +2,9 @@
 
 import pytest
 
-from concertormer_jax.errors import UserError
 from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.evaluation.settings import overlap_px, tile_setting, tlc_window
+from concertormer_jax.inference.compiled import overlap_px, tile_setting, tlc_window
+from concertormer_jax.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(

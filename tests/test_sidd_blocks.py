@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from concertormer_jax.data import sidd_blocks
-from concertormer_jax.errors import UserError
+from concertormer_jax.datasets import sidd_blocks
+from concertormer_jax.runtime.errors import UserError
 
 
 @pytest.fixture

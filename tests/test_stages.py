@@ -2,8 +2,8 @@
 
 import pytest
 
-from concertormer_jax.errors import UserError
-from concertormer_jax.training.stages import Stage, make_stages, require_divisible
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.training.schedule import Stage, make_stages, require_divisible
 
 
 def test_stages_follow_each_other_in_steps_and_in_samples():

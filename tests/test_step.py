@@ -7,9 +7,9 @@ import optax
 import pytest
 from tiny_network import random_params, tiny_network
 
-from concertormer_jax.devices import batch_sharding, data_mesh, replicated
-from concertormer_jax.errors import UserError
-from concertormer_jax.training.optimizer import adamw, cosine
+from concertormer_jax.runtime.devices import batch_sharding, data_mesh, replicated
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.training.schedule import adamw, cosine
 from concertormer_jax.training.step import batch_psnr, initial_state, make_train_step, to_unit
 
 SCHEDULE = cosine(1e-2, 1e-4, steps=10)

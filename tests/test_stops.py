@@ -15,13 +15,13 @@ import pytest
 import training_runs as runs
 from light_network import leave_out_blocks
 
-from concertormer_jax import background
-from concertormer_jax.devices import compile_while_listening, run_in_background
-from concertormer_jax.errors import STOPPING, Stopped, UserError, reported
-from concertormer_jax.files import locked
 from concertormer_jax.planning.compilation import compile_apart
-from concertormer_jax.training import loop
-from concertormer_jax.training.stop import Stop
+from concertormer_jax.runtime import threads
+from concertormer_jax.runtime.devices import compile_while_listening, run_in_background
+from concertormer_jax.runtime.errors import STOPPING, Stopped, UserError, reported
+from concertormer_jax.runtime.files import locked
+from concertormer_jax.training import trainer
+from concertormer_jax.training.preemption import Stop
 from concertormer_jax.training.validation import Validation
 from configs import common
 
@@ -45,7 +45,7 @@ def send(number):
 
 def assert_stopped_while_compiling(settings, workdir, monkeypatch, stage, number):
     """Let the compiler of a stage work until the test ends, and send a signal meanwhile. Returns what is said."""
-    lower, released, calls = loop.lower_step, threading.Event(), []
+    lower, released, calls = trainer.lower_step, threading.Event(), []
 
     def compile_forever():
         threading.Timer(0.2, send, [number]).start()
@@ -55,12 +55,12 @@ def assert_stopped_while_compiling(settings, workdir, monkeypatch, stage, number
         calls.append(arguments)
         return MagicMock(compile=compile_forever) if len(calls) == stage else lower(*arguments)
 
-    monkeypatch.setattr(loop, "lower_step", lower_step)
+    monkeypatch.setattr(trainer, "lower_step", lower_step)
     before = {each: signal.getsignal(each) for each in STOPPING}
     try:
         with pytest.raises(Stopped) as stopped:
-            loop.train(config_with(settings), workdir)
-        assert background.busy()
+            trainer.train(config_with(settings), workdir)
+        assert threads.busy()
     finally:
         released.set()
     assert {each: signal.getsignal(each) for each in STOPPING} == before
@@ -85,13 +85,13 @@ def test_a_stop_while_the_first_stage_compiles_is_obeyed_at_once(settings, tmp_p
 def test_a_stop_while_validating_saves_without_it(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(Validation, "__call__", lambda *_: send(signal.SIGTERM))
     with pytest.raises(Stopped, match="step 1 is saved"):
-        loop.train(config_with(settings | {"run.checkpoint_every_steps": 1}), tmp_path / "run")
+        trainer.train(config_with(settings | {"run.checkpoint_every_steps": 1}), tmp_path / "run")
     model = json.loads((tmp_path / "run" / "checkpoints" / "1" / "model" / "metadata").read_text())
     assert model["psnr"] is None
 
 
 def test_the_last_interval_of_every_stage_is_told(settings, tmp_path):
-    loop.train(config_with(settings | {"stages.steps": (2, 3), "run.log_every_steps": 2}), tmp_path / "run")
+    trainer.train(config_with(settings | {"stages.steps": (2, 3), "run.log_every_steps": 2}), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["train/stage"]) for line in lines if "train/loss" in line] == [(2, 1), (4, 2), (5, 2)]
 
@@ -159,7 +159,7 @@ COMMANDS = [
 def test_ctrl_c_while_a_command_imports_is_one_sentence(command):
     process = runs.start([sys.executable, "-X", "importtime", *command])
     for line in process.stdout:
-        if line.split("|")[-1].strip() == "concertormer_jax.interrupts":
+        if line.split("|")[-1].strip() == "concertormer_jax.runtime.interrupts":
             process.send_signal(signal.SIGINT)
             break
     said = [line for line in runs.finish(process, status=130).splitlines() if not line.startswith("import time:")]
@@ -183,19 +183,19 @@ def test_a_second_process_in_a_work_folder_is_refused(settings, tmp_path):
         locked(tmp_path / "run" / ".lock", ""),
         pytest.raises(UserError, match=rf"{tmp_path / 'run'}: process {os.getpid()} on .* is training in this folder"),
     ):
-        loop.train(config_with(settings), tmp_path / "run")
+        trainer.train(config_with(settings), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 def test_only_the_first_host_holds_the_work_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with locked(tmp_path / ".lock", ""), loop._only_run(tmp_path):
+    with locked(tmp_path / ".lock", ""), trainer._only_run(tmp_path):
         pass
 
 
 def test_with_several_hosts_no_program_is_started_by_another_thread(monkeypatch):
     square = jax.jit(jnp.square).lower(3.0)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(background, "run", lambda _: pytest.fail("a thread was started"))
+    monkeypatch.setattr(threads, "run", lambda _: pytest.fail("a thread was started"))
     assert run_in_background(square, 3.0).result() == 9
     assert compile_while_listening(square)(3.0) == 9

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from concertormer_jax import summary
+from concertormer_jax.commands import summary
 from concertormer_jax.models import VARIANTS
 from concertormer_jax.models.costs import OUTSIDE
 from concertormer_jax.planning.arithmetic import counted_by_xla

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops.platforms import traced_for
-from concertormer_jax.ops.sums import sum_over
+from concertormer_jax.ops.dispatch import sum_over, traced_for
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])

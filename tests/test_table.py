@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.table import main, read_results, results_table
+from concertormer_jax.commands.table import main, read_results, results_table
+from concertormer_jax.runtime.errors import UserError
 
 
 def write_results(path, protocol="gopro", name="gopro", variant="gopro", psnr=33.0, images=1111, **changes):

@@ -2,8 +2,7 @@
 
 import pytest
 
-from concertormer_jax.errors import UserError, reported
-from concertormer_jax.terminal import printable
+from concertormer_jax.runtime.errors import UserError, printable, reported
 
 
 @pytest.mark.parametrize(

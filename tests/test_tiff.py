@@ -9,10 +9,9 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
-from concertormer_jax.data.decoding import decode_bytes, decode_file
-from concertormer_jax.data.images import decode_rgb, image_size, read_rgb
-from concertormer_jax.errors import UserError
-from concertormer_jax.photo import read_photo, write_photo
+from concertormer_jax.data.images import decode_bytes, decode_file, decode_rgb, image_size, read_rgb
+from concertormer_jax.photos.photo_io import read_photo, write_photo
+from concertormer_jax.runtime.errors import UserError
 
 HEIGHT, WIDTH = 50, 70
 # name: (photometric interpretation, channels, what the extra ones are)

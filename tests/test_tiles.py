@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from concertormer_jax import tiles
-from concertormer_jax.tiles import fixed_axis, tiled_axis, whole_axis
+from concertormer_jax.inference import tiles
+from concertormer_jax.inference.tiles import fixed_axis, tiled_axis, whole_axis
 
 
 def restore_tiled(apply, image, tile, overlap, multiple=64):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops.platforms import traced_for
+from concertormer_jax.ops.dispatch import traced_for
 from concertormer_jax.ops.tlc import on_windows, window_starts, windows_at_once, windows_in_turn
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from pth_files import TORCH, TORCH_STORAGE, TORCH_UTILS, Call, Storage, pickled, tensor, write_pth
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.weights import read_state_dict, torch_pickle, write_state_dict
 
 SAVED_BY_TORCH = Path(__file__).parent / "golden" / "torch_saved.pth"

@@ -9,8 +9,8 @@ import training_runs as runs
 from PIL import Image
 from tiny_network import random_images, random_params, tiny_network
 
-from concertormer_jax.checkpoints import LoadedModel, save_converted
-from concertormer_jax.ops import tlc, windows
+from concertormer_jax.ops import blocks, tlc
+from concertormer_jax.weights.checkpoints import LoadedModel, save_converted
 from docs.figures import __main__ as command
 from docs.figures import diagrams, measured
 
@@ -98,7 +98,7 @@ def test_rings_hold_the_mean_of_their_frequencies():
 def test_diagrams_show_what_the_functions_do(monkeypatch):
     """They are drawn from the functions that they explain: the functions are called."""
     called = []
-    for module, name in ((windows, "cut"), (windows, "crosses_border"), (tlc, "window_starts")):
+    for module, name in ((blocks, "cut"), (blocks, "crosses_border"), (tlc, "window_starts")):
         function = getattr(module, name)
         spy = lambda *given, name=name, function=function: (called.append(name), function(*given))[1]  # noqa: E731
         monkeypatch.setattr(module, name, spy)

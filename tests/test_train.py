@@ -13,12 +13,12 @@ import pytest
 import training_runs as runs
 from light_network import leave_out_blocks
 
-from concertormer_jax.checkpoints import load_model, save_converted
-from concertormer_jax.devices import run_in_background
-from concertormer_jax.errors import UserError, reported
 from concertormer_jax.models import parameter_shapes
-from concertormer_jax.training import config_limits, loop, start
-from concertormer_jax.training.stop import Stop
+from concertormer_jax.runtime.devices import run_in_background
+from concertormer_jax.runtime.errors import UserError, reported
+from concertormer_jax.training import config_limits, setup, trainer
+from concertormer_jax.training.preemption import Stop
+from concertormer_jax.weights.checkpoints import load_model, save_converted
 from configs import common
 
 LAST_STEP = 8
@@ -40,7 +40,7 @@ def settings(photos):
 def undisturbed(settings, tmp_path_factory):
     """The state at the end of a run that was left alone, which traced everything itself, and its work folder."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    loop.train(config_with(settings), workdir)
+    trainer.train(config_with(settings), workdir)
     return runs.stored_state(workdir, LAST_STEP), workdir
 
 
@@ -100,7 +100,7 @@ def test_run_folder_holds_what_the_readme_promises(undisturbed):
 @pytest.mark.long
 def test_two_hosts_train_like_one(settings, tmp_path):
     settings = settings | runs.ONE_STAGE
-    loop.train(config_with(settings), tmp_path / "one")
+    trainer.train(config_with(settings), tmp_path / "one")
     hosts = [
         runs.start(
             [*runs.command(tmp_path / "two", settings), "--distributed"],
@@ -130,7 +130,7 @@ def test_not_finite_stops_with_step_and_images(settings, tmp_path, monkeypatch):
     monkeypatch.setitem(config_limits.KEYS, "optimizer.learning_rate", config_limits.Number(0, 1e30))
     config = config_with(settings | {"optimizer.learning_rate": 1e30})
     with pytest.raises(UserError, match=r"the loss is (nan|inf).* at step \d+, on the batch of photo\d"):
-        loop.train(config, tmp_path)
+        trainer.train(config, tmp_path)
     kept = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
     for step in kept:  # what was saved before is good
         for name, value in runs.stored_state(tmp_path, step).items():
@@ -140,7 +140,7 @@ def test_not_finite_stops_with_step_and_images(settings, tmp_path, monkeypatch):
 def test_moving_average_is_what_is_loaded(settings, tmp_path, monkeypatch):
     leave_out_blocks(monkeypatch)
     config = config_with(settings | runs.ONE_STAGE | {"train.ema_decay": 0.5})
-    loop.train(config, tmp_path)
+    trainer.train(config, tmp_path)
     weights = runs.stored_state(tmp_path, 2)["params['intro']['kernel']"]
     average = load_model(tmp_path).params["intro"]["kernel"]
     assert average.shape == weights.shape
@@ -152,15 +152,15 @@ def test_init_from_starts_at_those_weights(undisturbed, settings, tmp_path):
     one_step = {"stages.steps": (1,), "stages.crop_px": (16,), "stages.batch": (8,)}
     no_rate = {"optimizer.learning_rate": 1e-12, "optimizer.final_learning_rate": 0.0}
     config = config_with(settings | one_step | no_rate | {"init_from": str(workdir), "seed": 7})
-    loop.train(config, tmp_path)
-    start = load_model(workdir).params["intro"]["kernel"]
-    np.testing.assert_allclose(load_model(tmp_path).params["intro"]["kernel"], start, atol=1e-9)
+    trainer.train(config, tmp_path)
+    setup = load_model(workdir).params["intro"]["kernel"]
+    np.testing.assert_allclose(load_model(tmp_path).params["intro"]["kernel"], setup, atol=1e-9)
 
 
 def test_loaded_weights_take_the_place_of_the_drawn_ones(settings, tmp_path, monkeypatch):
     config = config_with(settings | {"init_from": str(tmp_path / "ones")})
-    stages = loop.make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
-    training = loop.training_from(config, stages)
+    stages = trainer.make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
+    training = trainer.training_from(config, stages)
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), parameter_shapes(training.module))
     save_converted(tmp_path / "ones", training.module, ones, train_crop_px=16)
     drawn = []
@@ -169,9 +169,9 @@ def test_loaded_weights_take_the_place_of_the_drawn_ones(settings, tmp_path, mon
         drawn.append(lowered.compile()(*arguments))
         return MagicMock(result=lambda: drawn[0])
 
-    monkeypatch.setattr(start, "run_in_background", run_in_background)
+    monkeypatch.setattr(setup, "run_in_background", run_in_background)
     checkpoints = MagicMock(latest_step=lambda: None)
-    _, first_state = start.starting_state(config, training, checkpoints, loop.data_mesh())
+    _, first_state = setup.starting_state(config, training, checkpoints, trainer.data_mesh())
     state = first_state()
     jax.tree.map(np.testing.assert_array_equal, state.params, ones)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(drawn[0].params))
@@ -185,10 +185,10 @@ def test_the_step_is_compiled_before_anything_waits_for_the_weights(settings, tm
     order, drawn, step = [], MagicMock(), MagicMock()
     drawn.result.side_effect = Wanted
     step.compile.side_effect = lambda: order.append("step compiled")
-    monkeypatch.setattr(start, "run_in_background", lambda *_: (order.append("drawing started"), drawn)[1])
-    monkeypatch.setattr(loop, "lower_step", lambda *_: step)
+    monkeypatch.setattr(setup, "run_in_background", lambda *_: (order.append("drawing started"), drawn)[1])
+    monkeypatch.setattr(trainer, "lower_step", lambda *_: step)
     with pytest.raises(Wanted):
-        loop.train(config_with(settings | runs.ONE_STAGE), tmp_path)
+        trainer.train(config_with(settings | runs.ONE_STAGE), tmp_path)
     assert order == ["drawing started", "step compiled"]
 
 
@@ -202,7 +202,7 @@ def test_a_failure_in_the_background_is_raised_where_its_result_is_wanted():
 def test_init_from_another_architecture_is_refused(undisturbed, settings, tmp_path):
     config = config_with(settings | {"init_from": str(undisturbed[1]), "model.width": 8})
     with pytest.raises(UserError, match=r"another architecture: width is 4 there and 8"):
-        loop.train(config, tmp_path)
+        trainer.train(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -222,46 +222,46 @@ def test_init_from_another_architecture_is_refused(undisturbed, settings, tmp_pa
 )
 def test_bad_settings_are_named(photos, tmp_path, changed, message):
     with pytest.raises(UserError, match=message):
-        loop.train(config_with(runs.TINY_RUN | {"data.source": str(photos)} | changed), tmp_path)
+        trainer.train(config_with(runs.TINY_RUN | {"data.source": str(photos)} | changed), tmp_path)
 
 
 def test_a_network_that_no_device_holds_is_refused_before_it_is_drawn(settings, tmp_path):
     wide = {"model.width": 4096, "model.expansion": 64, "model.middle_blocks": 1000}
     with pytest.raises(UserError, match=r"state take \d+\.\d GiB on each device, which has .*config.model"):
-        loop.train(config_with(settings | wide), tmp_path)
+        trainer.train(config_with(settings | wide), tmp_path)
 
 
 def test_work_folder_of_another_config_is_refused(settings, tmp_path):
-    loop.claim_workdir(tmp_path, config_with(settings), begun=False)
+    trainer.claim_workdir(tmp_path, config_with(settings), begun=False)
     for harmless in ({"run.log_every_steps": 7}, {"train.accumulation": 2}, {"model.remat": False}):
-        loop.claim_workdir(tmp_path, config_with(settings | harmless), begun=True)
+        trainer.claim_workdir(tmp_path, config_with(settings | harmless), begun=True)
     with pytest.raises(UserError, match=r"config.optimizer.clip_norm was 0.01 and is now 0.5"):
-        loop.claim_workdir(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}), begun=True)
+        trainer.claim_workdir(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}), begun=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[1]", b"\xff\xfe"])
 def test_a_damaged_config_is_one_sentence(settings, tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=rf"{tmp_path}/config.json is damaged; remove it if"):
-        loop.claim_workdir(tmp_path, config_with(settings), begun=True)
+        trainer.claim_workdir(tmp_path, config_with(settings), begun=True)
     assert (tmp_path / "config.json").read_bytes() == content
 
 
 def test_what_stopped_the_first_start_may_be_mended_in_the_same_folder(settings, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nowhere does not exist"):
-        loop.train(config_with(settings | {"init_from": "nowhere"}), tmp_path)
+        trainer.train(config_with(settings | {"init_from": "nowhere"}), tmp_path)
     reached = MagicMock(side_effect=InterruptedError)
-    monkeypatch.setattr(loop, "_steps", reached)
+    monkeypatch.setattr(trainer, "_steps", reached)
     with pytest.raises(InterruptedError):
-        loop.train(config_with(settings), tmp_path)
+        trainer.train(config_with(settings), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["init_from"] == ""
 
 
 def test_a_device_that_is_too_small_is_one_sentence(settings, tmp_path, monkeypatch):
     exhausted = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
-    monkeypatch.setattr(loop, "_steps", MagicMock(side_effect=exhausted))
+    monkeypatch.setattr(trainer, "_steps", MagicMock(side_effect=exhausted))
     with pytest.raises(UserError, match=r"ran out of memory; raise config\.train\.accumulation"):
-        loop.train(config_with(settings), tmp_path)
+        trainer.train(config_with(settings), tmp_path)
 
 
 @pytest.mark.parametrize(("hosts", "noted"), [(1, {signal.SIGINT, signal.SIGTERM}), (2, set())])
@@ -284,6 +284,6 @@ def test_command_reports_a_mistyped_key(settings, tmp_path):
 def test_a_file_as_work_folder_is_one_sentence(settings, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit), reported():
-        loop.train(config_with(settings), tmp_path / "file" / "run")
+        trainer.train(config_with(settings), tmp_path / "file" / "run")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {tmp_path / 'file'}")

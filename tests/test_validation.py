@@ -5,8 +5,8 @@ import pytest
 
 from concertormer_jax.data.folders import Pair
 from concertormer_jax.data.sources import PairSource
-from concertormer_jax.devices import data_mesh
-from concertormer_jax.metrics import psnr_rgb
+from concertormer_jax.metrics.psnr_ssim import psnr_rgb
+from concertormer_jax.runtime.devices import data_mesh
 from concertormer_jax.training.validation import Validation, middle_crop
 
 

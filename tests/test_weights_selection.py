@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.weights.selection import select
 
 KNOWN = {f"encoders.{i}.{name}" for i in range(4) for name in ("weight", "bias")} | {"intro.weight", "intro.bias"}

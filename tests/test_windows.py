@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops import windows
+from concertormer_jax.ops import blocks as windows
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training import writers
-from concertormer_jax.training.stages import make_stages
+from concertormer_jax.training.schedule import make_stages
 from concertormer_jax.training.writers import Interval, Writer, duration
 
 

@@ -6,8 +6,8 @@ import numpy as np
 from tqdm import tqdm
 
 from concertormer_jax.data.images import image_size, read_rgb
-from concertormer_jax.errors import UserError
-from concertormer_jax.system_memory import available_memory_bytes
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.memory import available_memory_bytes
 
 _HEADER_THREADS = 16
 

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 
 _MOST_OVER = 2  # a sequence is held out as a whole unless that makes more than so many times what was asked for
 _SHORT = 5  # pictures of a sequence that is not worth cutting

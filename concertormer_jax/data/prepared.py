@@ -1,4 +1,4 @@
-"""Reading the sets that `python -m concertormer_jax.prepare` wrote: by index, in any order, from a disk or a bucket.
+"""Reading the sets that `python -m concertormer_jax prepare` wrote: by index, in any order, from a disk or a bucket.
 
 A prepared set is a folder of tensorflow-datasets (ArrayRecord files, which give any record at once) with one more file,
 pairs.json, that lists the pairs, so that names and sizes are known without reading the pictures:
@@ -15,12 +15,11 @@ import numpy as np
 from etils import epath
 
 from concertormer_jax.data.cache import ImageReader
-from concertormer_jax.data.digests import digest
 from concertormer_jax.data.images import decode_rgb
-from concertormer_jax.data.safe_names import checked_name, checked_part
+from concertormer_jax.data.listing import digest
 from concertormer_jax.data.sources import Pairs
-from concertormer_jax.errors import UserError
-from concertormer_jax.paths import user_path
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import checked_name, checked_part, user_path
 
 PAIRS_FILE = "pairs.json"
 PREFIX = "tfds:"
@@ -127,7 +126,7 @@ def prepared_folder(reference: str, data_dir: str = "") -> epath.Path:
         checked_part(part, f"{PREFIX}{reference}")
     root = user_path(data_dir or default_data_dir(), "data_dir")
     folder = root / name / config if config else root / name
-    prepare = f"prepare it with: python -m concertormer_jax.prepare {reference} --source=DIR --data-dir={root}"
+    prepare = f"prepare it with: python -m concertormer_jax prepare {reference} --source=DIR --data-dir={root}"
     children = _folders(folder)
     if not any(map(_VERSION.fullmatch, children)) and not config:
         configs = [child for child in children if any(map(_VERSION.fullmatch, _folders(folder / child)))]

@@ -6,7 +6,7 @@ is what all its decoded pictures take. `source.part_at(position)` gives the sour
 of an endless stream, and the position within that source's own stream; only a mixture passes it on.
 
 `source.parts()` are the sources that a mixture is of, else itself. Of each, `describe()` says in words what it is,
-`item_keys()` tells its pictures from others on this machine, and `digest()` from others wherever they lie (digests.py).
+`item_keys()` tells its pictures from others on this machine, and `digest()` from others wherever they lie (listing.py).
 """
 
 import math
@@ -16,15 +16,15 @@ import zlib
 import numpy as np
 
 from concertormer_jax.data.cache import ImageReader, decoded_bytes
-from concertormer_jax.data.camera import Camera
-from concertormer_jax.data.crops import random_corner, reflected_window
-from concertormer_jax.data.digests import digest_of_files
+from concertormer_jax.data.degrade.motion_blur import CameraShake
+from concertormer_jax.data.degrade.sensor import Camera
 from concertormer_jax.data.folders import contents_of, require_equal_size, require_equal_sizes
 from concertormer_jax.data.held_out import hold_out, relative_names
 from concertormer_jax.data.images import image_size
-from concertormer_jax.data.shake import CameraShake
-from concertormer_jax.errors import UserError
-from concertormer_jax.paths import local_path
+from concertormer_jax.data.listing import digest_of_files
+from concertormer_jax.data.pipeline import random_corner, reflected_window
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import local_path
 
 _MIXTURE_CYCLE = 1000
 

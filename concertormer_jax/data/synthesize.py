@@ -1,25 +1,15 @@
-"""Command: make evaluation pairs from a folder of sharp photographs, the same bytes every time.
+"""Evaluation pairs from sharp photographs, the same bytes every time."""
 
-python -m concertormer_jax.data.synthesize PHOTOS OUT [--degradation=shake] [--seed=0]
-"""
-
-from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
-
-# isort: split
-
-import argparse
 from pathlib import Path
 
 from tqdm import tqdm
 
-from concertormer_jax import errors
-from concertormer_jax.arguments import parse_arguments, whole
-from concertormer_jax.data.degradations import DEGRADATIONS, make_degradation
+from concertormer_jax.data.degrade import make_degradation
 from concertormer_jax.data.images import picture_names, write_png
 from concertormer_jax.data.listing import walk
 from concertormer_jax.data.sources import PhotoSource, open_source
-from concertormer_jax.evaluation.outputs import require_separate
-from concertormer_jax.paths import local_path
+from concertormer_jax.runtime import errors
+from concertormer_jax.runtime.outputs import require_separate
 
 
 def synthesize(photos, out, seed: int = 0, degradation: str = "shake") -> int:
@@ -48,23 +38,3 @@ def synthesize(photos, out, seed: int = 0, degradation: str = "shake") -> int:
         write_png(Path(out, "input", f"{name}.png"), degraded)
         write_png(Path(out, "target", f"{name}.png"), sharp)
     return len(names)
-
-
-def main():
-    parser = argparse.ArgumentParser(prog="python -m concertormer_jax.data.synthesize", description=__doc__)
-    parser.add_argument("photos", metavar="PHOTOS", help="folder of sharp photographs")
-    parser.add_argument("out", metavar="OUT", help="folder for input/ and target/")
-    parser.add_argument(
-        "--seed", type=whole(0, 2**32 - 1), default=0, help="another seed draws other blur or rain (default: 0)"
-    )
-    known = ", ".join(DEGRADATIONS)
-    parser.add_argument("--degradation", default="shake", metavar="NAME", help=f"one of {known} (default: shake)")
-    arguments = parse_arguments(parser)
-    with errors.reported():
-        photos, out = local_path(arguments.photos, "PHOTOS"), local_path(arguments.out, "OUT")
-        count = synthesize(photos, out, arguments.seed, arguments.degradation)
-        print(f"{count} pairs in {out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -8,9 +8,9 @@ import tifffile
 from PIL import Image
 from tifffile import COMPRESSION, PHOTOMETRIC, SAMPLEFORMAT
 
-from concertormer_jax import tiff_directory
-from concertormer_jax.errors import UserError
-from concertormer_jax.system_memory import require_memory
+from concertormer_jax.data import tiff_directory
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.memory import require_memory
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _REDUCED, _MASK = 1, 4  # bits of NewSubfileType: a small copy of another page, a mask for it

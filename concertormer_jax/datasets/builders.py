@@ -2,7 +2,7 @@
 
     PYTHONPATH=. tfds build gopro/blur --imports=concertormer_jax.datasets.builders --manual_dir=DIR
 
-writes the same as `python -m concertormer_jax.prepare gopro/blur --source=DIR`, where the dependencies of `tfds build`
+writes the same as `python -m concertormer_jax prepare gopro/blur --source=DIR`, where the dependencies of `tfds build`
 are installed (`pip install apache-beam mlcroissant`). Examples are written in the order of their names; the content of
 the picture files is kept as it is.
 """
@@ -17,18 +17,16 @@ from array_record.python import array_record_module
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from concertormer_jax.data.ahead import ahead
-from concertormer_jax.data.crops import grid_corners
 from concertormer_jax.data.held_out import hold_out, sequence_of
 from concertormer_jax.data.images import decode_rgb
+from concertormer_jax.data.pipeline import grid_corners
 from concertormer_jax.data.prepared import PAIRS_FILE, TRAINING_SPLITS
-from concertormer_jax.datasets.checks import Report, check
 from concertormer_jax.datasets.descriptions import CROP_PX, CROP_STEP_PX, SETS, Variant
-from concertormer_jax.datasets.items import as_png, encoded, labels
-from concertormer_jax.datasets.layouts import find
-from concertormer_jax.disk import written_error
-from concertormer_jax.errors import UserError
-from concertormer_jax.files import write_text
+from concertormer_jax.datasets.layouts import as_png, encoded, find, labels
+from concertormer_jax.datasets.verify import Report, check
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.files import write_text, written_error
+from concertormer_jax.runtime.threads import ahead
 
 FILE_FORMAT = "array_record"  # any record can be read at once
 HELD_OUT = 0.05  # share of the training pairs in the validation split, the default of configs/common.py

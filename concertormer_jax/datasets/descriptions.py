@@ -5,10 +5,55 @@ tensorflow-datasets builder of it.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable
 
-from concertormer_jax.data.folder_names import INPUTS, TARGETS
-from concertormer_jax.datasets import names
+from concertormer_jax.data.folders import INPUTS, TARGETS
+
+
+def joined(path: str) -> str:
+    """<sequence>/<frame> to <sequence>-<frame>, as the re-packs have it."""
+    return path.replace("/", "-")
+
+
+def last_part(path: str) -> str:
+    """HIDE: test-close-ups/1fromGOPR1087 to 1fromGOPR1087."""
+    return path.rpartition("/")[2]
+
+
+def scene_and_number(path: str) -> str:
+    """RealBlur: scene001/blur_1, scene001-1, scene001_gt_1 and the like to scene001-1."""
+    match = re.search(r"(scene\d+).*?(\d+)$", path)
+    return f"{match[1]}-{match[2]}" if match else path
+
+
+def sequence_and_frame(path: str) -> str:
+    """REDS: 000/00000009, 000_00000009 to 000-00000009."""
+    return re.sub(r"^(\d{3})[/_]", r"\1-", path)
+
+
+def rain_number(path: str) -> str:
+    """rain-001, norain-001, rain-001x2 to 1, as the re-packs of Restormer and MPRNet number the pictures."""
+    return re.sub(r"^(?:no)?rain-?0*(\d+)(?:x2)?$", r"\1", last_part(path))
+
+
+def rain_role(stem: str) -> str | None:
+    """Whether a file beside its partner is an input (rain-001) or a target (norain-001)."""
+    match = re.fullmatch(r"(no)?rain-?\d+", stem)
+    return match and ("target" if match[1] else "input")
+
+
+def instance_and_number(path: str) -> str:
+    """SIDD: <instance>_.../<instance>_NOISY_SRGB_010 to <instance>-010; the folder's instance if the file has none."""
+    match = re.search(r"(?:^|/)(\d{4})_(?:.*?)(\d{3})$", path)
+    return f"{match[1]}-{match[2]}" if match else path
+
+
+def sidd_role(stem: str) -> str | None:
+    """Whether a file beside its partner is an input (..._NOISY_SRGB_010) or a target (..._GT_SRGB_010)."""
+    match = re.search(r"(NOISY|GT)_SRGB_\d+$", stem.upper())
+    return match and {"NOISY": "input", "GT": "target"}[match[1]]
+
 
 CROP_PX, CROP_STEP_PX = 512, 256
 
@@ -99,7 +144,7 @@ def _realblur(letter: str, kind: str) -> SetDescription:
         title=f"RealBlur-{letter}",
         counts={"train": 3758, "test": 980},
         folders=f"realblur{letter.lower()}((bm3d)?ecc.*)?",
-        rename=names.scene_and_number,
+        rename=scene_and_number,
         sequence_folder=r"scene\d+",
         lists={split: f"RealBlur_{letter}_{split}_list.txt" for split in ("train", "test")},
         homepage="https://github.com/rimchang/RealBlur",
@@ -122,7 +167,7 @@ SETS = {
             title="GoPro",
             counts={"train": 2103, "test": 1111},
             folders="gopro(large)?",
-            rename=names.joined,
+            rename=joined,
             sequence_folder=r"GOPR\d+_\d+_\d+",
             homepage="https://seungjunnah.github.io/Datasets/gopro",
             licence="CC BY 4.0",
@@ -147,7 +192,7 @@ SETS = {
             title="HIDE",
             counts={"test": 2025},
             folders="hide|hidedataset|hidetest|testcloseups|testlongshot",
-            rename=names.last_part,
+            rename=last_part,
             split_folders=_TEST | {"train": "", "training": ""},
             default_split="test",
             variants=(Variant("", "test pictures of both distances", (Roles(("test",), ("gt",)), Roles())),),
@@ -172,9 +217,9 @@ SETS = {
             title="Rain13K",
             counts={"train": 13711} | _RAIN_TESTS,
             folders="|".join(("rain13k", *_RAIN_TESTS)),
-            rename=names.rain_number,
+            rename=rain_number,
             split_folders=_TRAIN | {name: name for name in _RAIN_TESTS} | {"rain13k": "train", "test": ""},
-            file_role=names.rain_role,
+            file_role=rain_role,
             softer=None,
             targets_repeat=True,
             homepage="https://github.com/swz30/Restormer",
@@ -197,7 +242,7 @@ SETS = {
             title="REDS blur+JPEG",
             counts={"train": 24000, "test": 300},
             folders="reds|(train|val)blurjpeg",
-            rename=names.sequence_and_frame,
+            rename=sequence_and_frame,
             split_folders=_TRAIN | _TEST | _VALIDATION_IS_TEST,
             chosen={"test": "9$"},
             variants=(
@@ -232,9 +277,9 @@ SETS = {
             title="SIDD-Medium",
             counts={"train": 320, "test": 1280},
             folders="sidd(medium|small)?(srgb)?(only)?",
-            rename=names.instance_and_number,
+            rename=instance_and_number,
             split_folders=_TRAIN | _TEST | _VALIDATION_IS_TEST,
-            file_role=names.sidd_role,
+            file_role=sidd_role,
             softer="target",
             variants=(
                 Variant("whole", "whole training pictures; test is the 1,280 validation blocks"),

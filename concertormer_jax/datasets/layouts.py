@@ -6,19 +6,54 @@ belongs to.
 """
 
 import dataclasses
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from concertormer_jax.data.folder_names import plain
-from concertormer_jax.data.folders import Pair, matched, pair_folders
+from PIL import Image
+
+from concertormer_jax.data.folders import Pair, matched, pair_folders, plain
 from concertormer_jax.data.images import picture_names
 from concertormer_jax.data.listing import find_file, walk
-from concertormer_jax.data.safe_names import checked_name
-from concertormer_jax.data.sidd_blocks import SiddBlocks, find_block_files
 from concertormer_jax.datasets.descriptions import SETS, SetDescription, Variant
-from concertormer_jax.datasets.items import BlockPair
-from concertormer_jax.errors import UserError
+from concertormer_jax.datasets.sidd_blocks import SiddBlocks, find_block_files
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import checked_name
+
+# One pair of a set on the disk, whatever form its author gave it: `name`, and what these functions say of it.
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockPair:
+    """Block `index` of SIDD's two .mat files, named `files`."""
+
+    name: str
+    blocks: SiddBlocks
+    index: int
+    files: tuple[str, str]
+
+
+def labels(item: Pair | BlockPair) -> tuple[str, str]:
+    """Return what to call input and target in messages: their paths."""
+    if isinstance(item, Pair):
+        return str(item.input), str(item.target)
+    return tuple(f"{file}, block {item.name}" for file in item.files)
+
+
+def encoded(item: Pair | BlockPair) -> tuple[bytes, bytes]:
+    """Return input and target as the content of picture files."""
+    if isinstance(item, Pair):
+        return item.input.read_bytes(), item.target.read_bytes()
+    return tuple(as_png(pixels) for pixels in item.blocks.whole(item.index))
+
+
+def as_png(pixels) -> bytes:
+    """Encode uint8 [H, W, 3] without loss, quickly rather than small."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
+
 
 _CROP_FOLDERS = ("crop", "crops")
 
@@ -288,5 +323,5 @@ def _looked_for(description, variant) -> str:
     roles = variant.roles[0]
     return (
         f"expected folders such as {roles.inputs[0]}/ and {roles.targets[0]}/; "
-        f"python -m concertormer_jax.prepare {description.name} --help lists the steps."
+        f"python -m concertormer_jax prepare {description.name} --help lists the steps."
     )

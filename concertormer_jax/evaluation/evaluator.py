@@ -12,19 +12,17 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from concertormer_jax.data.ahead import ahead
 from concertormer_jax.data.images import read_rgb, write_png
-from concertormer_jax.devices import batch_sharding, data_mesh, out_of_memory_explained, replicated
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.forward import CompiledBySize, restore_bytes, restore_floats
-from concertormer_jax.evaluation.outputs import require_separate, require_writable, restored_path, worst_ten_path
 from concertormer_jax.evaluation.protocols import PAIRS, Protocol
-from concertormer_jax.evaluation.scores import Evaluation, ImageScores
-from concertormer_jax.evaluation.sets import EvaluationSet
-from concertormer_jax.metrics import UNROUNDED_METRICS, require_known, score
+from concertormer_jax.evaluation.scores import Evaluation, EvaluationSet, ImageScores
+from concertormer_jax.inference.compiled import CompiledBySize, restore_bytes, restore_floats
+from concertormer_jax.metrics.psnr_ssim import UNROUNDED_METRICS, require_known, score
 from concertormer_jax.models import variant_name
 from concertormer_jax.ops.image import padded_size
-from concertormer_jax.terminal import printable
+from concertormer_jax.runtime.devices import batch_sharding, data_mesh, out_of_memory_explained, replicated
+from concertormer_jax.runtime.errors import UserError, printable
+from concertormer_jax.runtime.outputs import require_separate, require_writable, restored_path, worst_ten_path
+from concertormer_jax.runtime.threads import ahead
 
 ORDERING_METRIC = "psnr_rgb"  # of the progress bar and the worst ten; computed whatever else is asked for
 _SHOWN = ("restored", "input")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from concertormer_jax.data.cache import image_sizes
 from concertormer_jax.data.images import list_images
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.sets import EvaluationSet
+from concertormer_jax.evaluation.scores import EvaluationSet
+from concertormer_jax.runtime.errors import UserError
 
 
 def predictions_folder(folder, pairs: EvaluationSet, alone: bool) -> Path:

@@ -2,10 +2,13 @@
 
 import dataclasses
 
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation import settings
 from concertormer_jax.evaluation.scores import Average, Evaluation
-from concertormer_jax.tiles import GRID_PX
+from concertormer_jax.inference import compiled
+from concertormer_jax.inference.tiles import GRID_PX
+from concertormer_jax.runtime.errors import UserError
+
+# What an evaluation found: scores per picture, their means per set, and the average over sets.
+
 
 _TRAIN_SIZE_PX = 256  # that the published grid factors refer to, whatever crops a network was trained on
 _RGB = ("psnr_rgb", "ssim_rgb_3d")
@@ -31,10 +34,10 @@ class Protocol:
         protocol's window is rounded up to it.
         """
         if setting != "auto" or self is PAIRS:
-            return settings.tlc_window(setting, train_crop_px, multiple)
+            return compiled.tlc_window(setting, train_crop_px, multiple)
         if self.tlc_factor is None:
             return None
-        return settings.tlc_window_at_least(round(self.tlc_factor * _TRAIN_SIZE_PX), multiple)
+        return compiled.tlc_window_at_least(round(self.tlc_factor * _TRAIN_SIZE_PX), multiple)
 
     def average(self, evaluations) -> Average | None:
         """Return the average over the protocol's sets; None if it has none or one of them was not evaluated."""
@@ -48,7 +51,7 @@ class Protocol:
         return [name for name in self.averaged if name not in {evaluation.set.name for evaluation in evaluations}]
 
 
-PAIRS = Protocol("pairs", _RGB, settings.TLC_GRID_FACTOR, {})
+PAIRS = Protocol("pairs", _RGB, compiled.TLC_GRID_FACTOR, {})
 _DERAIN = {"test100": 100, "rain100h": 100, "rain100l": 100, "test2800": 2800, "test1200": 1200}
 PROTOCOLS = {
     protocol.name: protocol

@@ -1,41 +1,58 @@
 """A set of pairs that an evaluation scores."""
 
-import dataclasses
-import functools
+import re
 from pathlib import Path
-from typing import Any
+
+from concertormer_jax.data.prepared import PREFIX
+from concertormer_jax.datasets.layouts import sets_in
+from concertormer_jax.datasets.preparation import known_set, open_evaluation_sets
+from concertormer_jax.evaluation.protocols import PAIRS, PROTOCOLS, Protocol, protocol_named
+from concertormer_jax.evaluation.scores import EvaluationSet
+from concertormer_jax.runtime.paths import checked_part
+
+# From what the user names as data to the sets to score and the protocol to score them by.
+
+_PROTOCOL_OF_SET = {"rain13k": "derain"}  # the others are named like their set
 
 
-@dataclasses.dataclass(frozen=True)
-class EvaluationSet:
-    """A named set of pairs.
+def open_sets(data: str, protocol: str | None, data_dir: str = "") -> tuple[Protocol, list[EvaluationSet]]:
+    """Return the protocol and the sets that `--data` names: tfds:NAME, or a folder in any layout of the known sets.
 
-    source: has a length, and for every index `name(index)`, `size(index)` (height, width), and `whole(index)`, which
-    gives (input, target), uint8 [H, W, 3] each.
+    protocol: its name; None: that of the set, and `PAIRS` for a folder of no known set. Sets are named as in the
+    protocol where their folders say so. Raises UserError for an unknown protocol and data that cannot be opened.
     """
+    chosen = protocol_named(protocol) if protocol else None
+    name, sources = open_evaluation_sets(data, data_dir)
+    if chosen is None:
+        chosen = _protocol_of(name)
+    names = {row: checked_part(set_name(chosen, row, len(sources)), data) for row in sources}
+    return chosen, [EvaluationSet(names[row], source) for row, source in sources.items()]
 
-    name: str
-    source: Any
 
-    def __len__(self) -> int:
-        return len(self.source)
+def protocol_of_training(source: str) -> Protocol:
+    """Return the protocol of the benchmark that a network is for, by what it is trained on: `config.data.source`.
 
-    @functools.cached_property
-    def names(self) -> tuple[str, ...]:
-        """The name of every pair."""
-        return tuple(self.source.name(index) for index in range(len(self)))
+    That of the one known set among the sources, of which prepared ones are known by name and folders by those in them;
+    `PAIRS` for any other data.
+    """
+    names = set()
+    for place in filter(None, source.split(",")):
+        if place.startswith(PREFIX):
+            names.add(known_set(place.removeprefix(PREFIX)))
+        else:
+            names |= sets_in(place) if Path(place).is_dir() else set()
+    names.discard(None)
+    return _protocol_of(names.pop()) if len(names) == 1 else PAIRS
 
-    @functools.cached_property
-    def sizes(self) -> tuple[tuple[int, int], ...]:
-        """(height, width) of every pair."""
-        return tuple(tuple(self.source.size(index)) for index in range(len(self)))
 
-    @functools.cached_property
-    def files(self) -> tuple[Path, ...]:
-        """The picture files of all pairs; none for sets that are stored in another way."""
-        items = getattr(self.source, "items", ())
-        return tuple(getattr(item, part) for item in items for part in ("input", "target") if hasattr(item, part))
+def _protocol_of(name: str | None) -> Protocol:
+    """The protocol of the set `name`, None for pairs of no known set."""
+    return PROTOCOLS.get(_PROTOCOL_OF_SET.get(name, name), PAIRS)
 
-    def read(self, index: int):
-        """Return (input, target), uint8 [H, W, 3]. Raises UserError naming a file that cannot be read."""
-        return self.source.whole(index)
+
+def set_name(protocol: Protocol, row: str, count: int) -> str:
+    """Return the protocol's name of a set called `row` by its folder or split, one of `count`; else `row` itself."""
+    if len(protocol.sets) == 1 and count == 1:
+        return next(iter(protocol.sets))
+    plain = {re.sub("[-_]", "", name).lower(): name for name in protocol.sets}
+    return plain.get(re.sub("[-_]", "", row).lower(), row)

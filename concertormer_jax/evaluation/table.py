@@ -1,27 +1,14 @@
-"""Command: the results table, with what the paper says, the published weights give here, and weights trained here give.
+"""The results table: what the paper says, the published weights give here, and weights trained here give."""
 
-python -m concertormer_jax.evaluation.table RESULTS... [--published RESULTS...] [--output=FILE.md]
-
-RESULTS is a results.json of evaluate.py or its folder. A cell for which there is no result stays empty.
-"""
-
-from concertormer_jax import interrupts  # noqa: F401  (first: it takes Ctrl-C while the rest is imported)
-
-# isort: split
-
-import argparse
 import dataclasses
 import json
 from pathlib import Path
 
-from concertormer_jax import errors
-from concertormer_jax.arguments import parse_arguments
-from concertormer_jax.evaluation.outputs import require_file_writable, require_separate
 from concertormer_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from concertormer_jax.evaluation.reports import RESULTS_FILE
-from concertormer_jax.files import write_text
-from concertormer_jax.paths import local_path
-from concertormer_jax.terminal import printable
+from concertormer_jax.runtime import errors
+from concertormer_jax.runtime.errors import printable
+from concertormer_jax.runtime.paths import local_path
 
 _PAPER_FILE = Path(__file__).parent / "paper.json"
 _EMPTY = "-"
@@ -67,7 +54,7 @@ def read_results(path) -> list[Result]:
 
     Raises UserError as `results_table` does.
     """
-    file = _file(path)
+    file = results_file(path)
     try:
         content = json.loads(file.read_text())
         protocol, variant = protocol_named(content["protocol"]), content["variant"]
@@ -87,7 +74,7 @@ def read_results(path) -> list[Result]:
         raise errors.UserError(f"{file}: is damaged, or no results.json of evaluate.py; evaluate anew.") from error
 
 
-def _file(path):
+def results_file(path):
     path = local_path(path, "RESULTS")
     return path / RESULTS_FILE if path.is_dir() else path
 
@@ -145,28 +132,3 @@ def _cell(result):
 
 def _numbers(psnr, ssim):
     return _EMPTY if psnr is None else f"{psnr:.2f} / {ssim:.3f}"
-
-
-def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m concertormer_jax.evaluation.table",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("trained", nargs="*", metavar="RESULTS", help="results of weights that were trained here")
-    parser.add_argument("--published", nargs="+", default=[], metavar="RESULTS", help="results of published weights")
-    parser.add_argument("--output", metavar="FILE", help="write the table there too")
-    flags = parse_arguments(parser, arguments)
-    with errors.reported():
-        output = None if flags.output is None else local_path(flags.output, "--output")
-        if output:
-            require_file_writable(output)
-        table = results_table(flags.trained, flags.published)
-        if output:
-            require_separate([output], [_file(path) for path in (*flags.trained, *flags.published)])
-            write_text(output, table)
-        print(table, end="")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from concertormer_jax import tiles
-from concertormer_jax.devices import out_of_memory_explained
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.forward import CompiledBySize, restore_floats
-from concertormer_jax.evaluation.settings import overlap_px, tile_setting, tlc_window
-from concertormer_jax.inference.canvas import canvas_px
+from concertormer_jax.inference import tiles
+from concertormer_jax.inference.compiled import CompiledBySize, overlap_px, restore_floats, tile_setting, tlc_window
+from concertormer_jax.inference.tiles import tile_grid
 from concertormer_jax.ops.image import padded_size
+from concertormer_jax.runtime.devices import out_of_memory_explained
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.weights.checkpoints import load_model
 
+# Photographs are restored in one of these sizes, so that no picture asks for a program of its own.
+CANVASES_PX = (384, 768)  # multiples of 128, which every network's grid of tiles divides
 # Deblurring moves light over tens of pixels and makes none: the mean of a cell stays about as it was. In real pairs of
 # blurred and sharp frames (GOPRO and REDS) it moves by 0.12 at most.
 CELL_PX = 64
@@ -24,6 +27,17 @@ LARGEST_DEPARTURE = 0.15
 _TILES_AT_ONCE = {"cpu": 1}  # on a CPU several tiles at once take as long as one after the other
 _TILES_ON_ACCELERATORS = 4
 _IN_FLIGHT = 2  # calls of the program that the device is given before the first result is waited for
+
+
+def canvas_px(sizes: Iterable[tuple[int, int]], multiple: int) -> int:
+    """Return the side of the square canvas for pictures of `sizes` (height, width): the smallest that holds each.
+
+    The largest serves for all larger pictures, which are restored in several tiles of it. multiple: that of the
+    network; a canvas is a multiple of `tile_grid(multiple)`.
+    """
+    longest = max(max(size) for size in sizes)
+    fitting = (canvas for canvas in CANVASES_PX if canvas >= longest)
+    return padded_size(next(fitting, CANVASES_PX[-1]), tile_grid(multiple))
 
 
 class Restored(NamedTuple):
@@ -183,3 +197,11 @@ class Restorer:
         images = jax.device_put(pixels[None], self.device)
         restored, _, moved = jax.device_get(self._restore_without_tlc(self._params, images))
         return restored[0], moved[0]
+
+
+def load(ckpt, *, tlc: str = "auto", tile: str = "auto") -> Restorer:
+    """Open a training folder, a checkpoint or a weights file for restoring pictures.
+
+    tlc, tile: as of `Restorer`. Raises UserError for a `ckpt` that holds no network, and for other settings.
+    """
+    return Restorer(load_model(user_path(ckpt)), tlc=tlc, tile=tile)

@@ -3,9 +3,9 @@
 `ConcertoSelfAttention` is the attention alone, for other networks.
 """
 
+from concertormer_jax.models.architecture import Design
+from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.concertormer import Concertormer
-from concertormer_jax.models.csa import LOGITS, ConcertoSelfAttention
-from concertormer_jax.models.design import Design
 from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.models.variants import (
     ABLATIONS,

@@ -6,11 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.models.csa import LOGITS, ConcertoSelfAttention
-from concertormer_jax.models.design import Design
-from concertormer_jax.models.initializers import torch_uniform
+from concertormer_jax.models.architecture import Design, torch_uniform
+from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
 from concertormer_jax.ops import gdmlp
-from concertormer_jax.ops.projection import project
+from concertormer_jax.ops.convolution import project
 from concertormer_jax.ops.reference import MLPWeights
 
 NORM_EPSILON = 1e-6

@@ -7,9 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from concertormer_jax.models.architecture import Design, torch_uniform
 from concertormer_jax.models.blocks import Stage
-from concertormer_jax.models.design import Design
-from concertormer_jax.models.initializers import torch_uniform
 from concertormer_jax.ops import image
 from concertormer_jax.ops.convolution import convolve_to_few
 

@@ -7,10 +7,10 @@ two for each that a mean reads. Restormer's paper has convolutions alone.
 
 import dataclasses
 
+from concertormer_jax.models.architecture import communicating
 from concertormer_jax.models.blocks import feed_forward_channels
+from concertormer_jax.models.concerto_attention import ConcertoSelfAttention
 from concertormer_jax.models.concertormer import Concertormer
-from concertormer_jax.models.csa import ConcertoSelfAttention
-from concertormer_jax.models.design import communicating
 from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.ops import concerto
 from concertormer_jax.ops.image import padded_size

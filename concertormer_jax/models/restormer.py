@@ -7,13 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from concertormer_jax.models.architecture import torch_uniform
+from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.concertormer import convolution, require_stages
-from concertormer_jax.models.csa import LOGITS, ConcertoSelfAttention
-from concertormer_jax.models.initializers import torch_uniform
 from concertormer_jax.ops import image, tlc
-from concertormer_jax.ops.convolution import depthwise_3x3
-from concertormer_jax.ops.projection import project
-from concertormer_jax.ops.transposed import transposed_attention
+from concertormer_jax.ops.concerto import transposed_attention
+from concertormer_jax.ops.convolution import depthwise_3x3, project
 
 NORM_EPSILON = 1e-5
 ATTENTIONS = ("transposed", "concerto")

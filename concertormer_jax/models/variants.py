@@ -7,12 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.models.architecture import Design
+from concertormer_jax.models.concerto_attention import weights_alone
 from concertormer_jax.models.concertormer import Concertormer
-from concertormer_jax.models.csa import weights_alone
-from concertormer_jax.models.design import Design
 from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.ops import concerto
+from concertormer_jax.runtime.errors import UserError
 
 Network = Concertormer | Restormer
 NETWORKS = {"Concertormer": Concertormer, "Restormer": Restormer}

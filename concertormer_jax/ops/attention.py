@@ -21,8 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.ops.platforms import on_platform
-from concertormer_jax.ops.sums import sum_over
+from concertormer_jax.ops.dispatch import on_platform, sum_over
 
 SMALLEST_SQUARED_NORM = 1e-24
 

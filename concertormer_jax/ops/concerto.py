@@ -33,7 +33,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.ops import windows
+from concertormer_jax.ops import blocks as windows
 from concertormer_jax.ops.attention import (
     Communication,
     channel_attention,
@@ -41,11 +41,30 @@ from concertormer_jax.ops.attention import (
     plain_attention,
     spatial_attention,
 )
-from concertormer_jax.ops.convolution import communicate_over_blocks
-from concertormer_jax.ops.memory import in_memory_of_its_own
-from concertormer_jax.ops.platforms import on_platform
-from concertormer_jax.ops.projection import project, project_channels_first
+from concertormer_jax.ops.convolution import communicate_over_blocks, project, project_channels_first
+from concertormer_jax.ops.dispatch import in_memory_of_its_own, on_platform
 from concertormer_jax.ops.reference import AttentionWeights
+
+# Transposed attention: between the channels of a whole picture (Restormer, arXiv 2111.09881, section 3.1).
+
+
+def transposed_attention(q: jax.Array, k: jax.Array, v: jax.Array, temperature: jax.Array) -> jax.Array:
+    """Every channel of a head becomes a mean of all, weighted by how alike queries and keys are over the pixels.
+
+    Queries and keys are normalised over the pixels; logits and softmax are computed in float32 at least.
+    q, k, v: [B, H, W, m c], head after head; temperature: [m], what the logits are multiplied by. Returns q's shape.
+    """
+    batch, height, width, _ = q.shape
+    heads = temperature.shape[0]
+
+    def channels_first(features):  # [B, m, c, pixels]
+        return features.reshape(batch, height * width, heads, -1).transpose(0, 2, 3, 1)
+
+    # The attention between the rows of any matrices; here the rows are channels.
+    communication = Communication(lambda logits: logits, bound=jnp.abs(temperature).max())
+    attended = spatial_attention(*map(channels_first, (q, k, v)), temperature[:, None], communication)
+    return attended.transpose(0, 3, 1, 2).reshape(q.shape)
+
 
 CONCERTO = ("ripieno_spatial", "ripieno_channel", "concertino_channel", "concertino_spatial")
 WINDOW, TRANSPOSED = "window", "transposed"

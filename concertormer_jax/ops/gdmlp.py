@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.ops.convolution import depthwise_3x3, depthwise_3x3_valid
-from concertormer_jax.ops.platforms import on_platform
-from concertormer_jax.ops.projection import project
+from concertormer_jax.ops.convolution import depthwise_3x3, depthwise_3x3_valid, project
+from concertormer_jax.ops.dispatch import on_platform
 from concertormer_jax.ops.reference import MLPWeights
 
 STRIP_ROWS = 16  # at most: what is computed of as many rows stays in the cache of a CPU at every level of the network

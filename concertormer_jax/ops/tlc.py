@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from concertormer_jax.ops.platforms import on_platform
+from concertormer_jax.ops.dispatch import on_platform
 
 
 def window_starts(size: int, window: int) -> list[int]:

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from concertormer_jax.errors import UserError
-from concertormer_jax.inference.canvas import CANVASES_PX
+from concertormer_jax.inference.restorer import CANVASES_PX
 from concertormer_jax.pages.comparison import asset, page, slider
-from concertormer_jax.photo import FORMATS, Photo, read_photo, require_fits, write_photo
+from concertormer_jax.photos.photo_io import FORMATS, Photo, read_photo, require_fits, write_photo
+from concertormer_jax.runtime.errors import UserError
 
 HOST = "127.0.0.1"
 LARGEST_UPLOAD_BYTES = 2**30

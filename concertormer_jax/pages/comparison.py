@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from concertormer_jax.files import write_text
+from concertormer_jax.runtime.files import write_text
 
 PAGE_PICTURES = 50  # on one page: more would make it slow to open
 LARGEST_SIDE_PX = 1280

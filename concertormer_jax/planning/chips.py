@@ -8,8 +8,8 @@ import re
 import jax
 from jax.experimental import topologies
 
-from concertormer_jax.devices import share_code_on_tpus
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.devices import share_code_on_tpus
+from concertormer_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

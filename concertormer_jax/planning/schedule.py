@@ -10,8 +10,8 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from concertormer_jax.errors import UserError
 from concertormer_jax.planning import bundles, hlo
+from concertormer_jax.runtime.errors import UserError
 
 TRIED = "0.0.42.1"  # the version of libtpu whose files are read here
 _FLAGS = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles|utilization"

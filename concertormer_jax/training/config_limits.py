@@ -5,14 +5,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from concertormer_jax.data.degradations import DEGRADATIONS
-from concertormer_jax.errors import UserError
+from concertormer_jax.data.degrade import DEGRADATIONS
 from concertormer_jax.models import ABLATIONS, VARIANTS
-from concertormer_jax.models.design import COMMUNICATION, SKIPS
+from concertormer_jax.models.architecture import COMMUNICATION, SKIPS
 from concertormer_jax.models.restormer import ATTENTIONS
 from concertormer_jax.ops.concerto import GROUPS
-from concertormer_jax.training.stages import make_stages
-from concertormer_jax.values import NamesOf, Number, OneOf, OrNone, Several, Switch, Text, Whole, shown
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.values import NamesOf, Number, OneOf, OrNone, Several, Switch, Text, Whole, shown
+from concertormer_jax.training.schedule import make_stages
 
 DTYPES = ("float32", "bfloat16")
 MOST_STEPS = 10**9  # of a run: the state counts them in 32 bits

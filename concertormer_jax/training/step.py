@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import export
 
-from concertormer_jax import losses
+from concertormer_jax.training import losses
 
 
 class TrainState(flax.struct.PyTreeNode):

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from concertormer_jax import kept_traces
 from concertormer_jax.data.sources import Mixture, PairSource, PhotoSource
-from concertormer_jax.devices import compile_while_listening, place_batch
+from concertormer_jax.runtime import trace_cache
+from concertormer_jax.runtime.devices import compile_while_listening, place_batch
 from concertormer_jax.training.step import batch_psnr, to_unit
 
 
@@ -82,7 +82,7 @@ class Validation:
     def _compile(self, params) -> None:
         self._log("compiling the validation ...")
         start = time.perf_counter()
-        lowered = kept_traces.lower(self._restore, params, self._batch(0), made_from=self._made_from)
+        lowered = trace_cache.lower(self._restore, params, self._batch(0), made_from=self._made_from)
         self._compiled = compile_while_listening(lowered)
         self._log(f"compiled in {time.perf_counter() - start:.1f} s")
 

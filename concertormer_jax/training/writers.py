@@ -10,12 +10,11 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from concertormer_jax.errors import UserError
-from concertormer_jax.evaluation.pictures import comparison_sheet
-from concertormer_jax.files import write_text
-from concertormer_jax.paths import is_remote, user_path
-from concertormer_jax.terminal import printable
-from concertormer_jax.training.stages import Stage
+from concertormer_jax.photos.sheets import comparison_sheet
+from concertormer_jax.runtime.errors import UserError, printable
+from concertormer_jax.runtime.files import write_text
+from concertormer_jax.runtime.paths import is_remote, user_path
+from concertormer_jax.training.schedule import Stage
 
 METRICS_FILE = "metrics.jsonl"
 

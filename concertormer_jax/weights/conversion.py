@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from concertormer_jax.errors import UserError
 from concertormer_jax.models import (
     VARIANTS,
     Concertormer,
@@ -26,6 +25,7 @@ from concertormer_jax.models import (
     parameter_shapes,
     variant_name,
 )
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.weights import concertormer_names, restormer_names
 from concertormer_jax.weights.mappings import Mapping
 from concertormer_jax.weights.state_dict import read_selected

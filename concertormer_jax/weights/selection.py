@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.weights.torch_pickle import Tensor, shown
 
 MAX_DEPTH = 4  # of dictionaries in dictionaries

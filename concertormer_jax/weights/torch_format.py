@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from concertormer_jax.errors import UserError
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.weights.torch_pickle import RefusedError, Tensor, read_pickle
 
 MAX_PICKLE_BYTES = 2**26

@@ -14,17 +14,17 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from concertormer_jax import summary
-from concertormer_jax.attribution.integrate import WINDOW
-from concertormer_jax.attribution.window import Window
-from concertormer_jax.checkpoints import load_model
+from concertormer_jax.analysis.lam import WINDOW
+from concertormer_jax.analysis.windows import Window
+from concertormer_jax.commands import summary
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.data.sources import open_source
-from concertormer_jax.devices import prepare_to_compile
-from concertormer_jax.errors import UserError, reported
-from concertormer_jax.evaluation.outputs import require_writable
-from concertormer_jax.files import written_atomically
 from concertormer_jax.models import Concertormer, create
+from concertormer_jax.runtime.devices import prepare_to_compile
+from concertormer_jax.runtime.errors import UserError, reported
+from concertormer_jax.runtime.files import written_atomically
+from concertormer_jax.runtime.outputs import require_writable
+from concertormer_jax.weights.checkpoints import load_model
 from docs.figures import diagrams, measured
 
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from concertormer_jax.ops import blocks as windows
 from concertormer_jax.ops import image as image_ops
-from concertormer_jax.ops import tlc, windows
+from concertormer_jax.ops import tlc
 from docs.figures.drawing import INK, KEY, QUERY, THIRD, arrow, box, canvas, figure, finished, picture
 
 BLOCK_PX = 8

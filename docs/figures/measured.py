@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from concertormer_jax.attribution.attention_maps import attention_maps, attention_sheet
-from concertormer_jax.attribution.integrate import PathIntegral
-from concertormer_jax.attribution.opening import restoring
-from concertormer_jax.attribution.pictures import attribution_sheet, receptive_field_picture
-from concertormer_jax.attribution.receptive_field import influence_on_middle, radius_holding
-from concertormer_jax.attribution.window import Window
-from concertormer_jax.evaluation.pictures import side_by_side
-from concertormer_jax.losses import l1_fft
+from concertormer_jax.analysis.attention_maps import attention_maps, attention_sheet
+from concertormer_jax.analysis.lam import PathIntegral
+from concertormer_jax.analysis.receptive_field import influence_on_middle, radius_holding
+from concertormer_jax.analysis.reports import attribution_sheet, receptive_field_picture
+from concertormer_jax.analysis.windows import Window, restoring
 from concertormer_jax.ops import image as image_ops
+from concertormer_jax.photos.sheets import side_by_side
+from concertormer_jax.training.losses import l1_fft
 from docs.figures.drawing import INK, KEY, QUERY, figure, finished, picture
 
 SHARES = (0.5, 0.9, 0.99)

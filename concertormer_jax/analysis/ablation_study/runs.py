@@ -1,0 +1,121 @@
+"""One run of the comparison: a form of the network trained from one seed and scored on the held-out pictures."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from concertormer_jax.evaluation.evaluator import evaluate
+from concertormer_jax.evaluation.scores import EvaluationSet
+from concertormer_jax.models import ABLATIONS, Concertormer, variant_name
+from concertormer_jax.models.costs import Cost, costs_of, total
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.files import write_text
+from concertormer_jax.training.data import sources_from
+from concertormer_jax.training.setup import module_from
+from concertormer_jax.training.trainer import train
+from concertormer_jax.training.validation import middle_crop
+from concertormer_jax.weights.checkpoints import load_model
+
+METRICS = ("psnr_rgb", "ssim_rgb_3d")
+COUNTED_PX = 256  # side of the picture for which MACs are counted
+_SIZES = ("width", "encoder_blocks", "middle_blocks", "decoder_blocks", "expansion")
+_HEADS = ("encoder_heads", "middle_heads", "decoder_heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to. scores and input_scores: the mean of each of `METRICS`; seconds: of training and scoring."""
+
+    variant: str
+    seed: int
+    scores: dict[str, float]
+    input_scores: dict[str, float]
+    seconds: float
+    devices: str
+
+
+class MiddleCrops:
+    """The middles of pictures as a source for `EvaluationSet`: `crop_px` x `crop_px` pixels of each."""
+
+    def __init__(self, source, crop_px: int):
+        self._source, self._crop_px = source, crop_px
+
+    def __len__(self):
+        return len(self._source)
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return self._crop_px, self._crop_px
+
+    def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return tuple(middle_crop(image, self._crop_px) for image in self._source.whole(index))
+
+
+def config_of(config, variant: str, seed: int):
+    """`config` with the network in the form `variant`, of the same sizes, to be trained from `seed`.
+
+    The form has one head at every level where its entry in `ABLATIONS` has. The only checkpoint is the last, so that
+    nothing is chosen by the held-out pictures. Raises UserError for an unknown form and a config of another network.
+    """
+    if variant not in ABLATIONS:
+        raise UserError(f"--variants: {variant!r} is unknown; choose from {', '.join(ABLATIONS)}")
+    base = module_from(config.model)
+    if not isinstance(base, Concertormer):
+        raise UserError(f"--config: {variant_name(base)} is no Concertormer, of which the forms are")
+    changed = config.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.seed = seed
+        changed.model.variant = variant
+        for field in _SIZES + _HEADS:
+            changed.model[field] = getattr(base, field)
+        if "middle_heads" in ABLATIONS[variant]:
+            one = (1,) * base.levels
+            changed.model.encoder_heads, changed.model.middle_heads, changed.model.decoder_heads = one, 1, one
+        changed.run.checkpoint_every_steps = sum(config.stages.steps)
+    return changed
+
+
+def cost_of(config, variant: str) -> Cost:
+    """Parameters and MACs, for a picture of `COUNTED_PX`, of the form `variant` at the sizes of `config`."""
+    module = module_from(config_of(config, variant, 0).model)
+    parts = costs_of(module, COUNTED_PX, COUNTED_PX).values()
+    return total(cost for stage in parts for cost in stage.values())
+
+
+def finished(folder) -> Result | None:
+    """The result that lies in `folder`, None if there is none yet."""
+    path = Path(folder, "result.json")
+    if not path.exists():
+        return None
+    try:
+        return Result(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged; remove it to score this run again") from error
+
+
+def run(config, variant: str, seed: int, folder) -> Result:
+    """Train and score one form from one seed in `folder`, or go on with what lies there.
+
+    Raises UserError and Stopped like `training.loop.train` and `evaluation.evaluator.evaluate`.
+    """
+    start = time.perf_counter()
+    config = config_of(config, variant, seed)
+    train(config, folder)
+    _, held_out = sources_from(config)
+    pictures = EvaluationSet("held-out", MiddleCrops(held_out, config.validation.crop_px))
+    evaluation = evaluate(load_model(folder), pictures, Path(folder, "evaluation"), tlc="off", metrics=METRICS)
+    result = Result(
+        variant=variant,
+        seed=seed,
+        scores={metric: evaluation.mean("restored", metric) for metric in METRICS},
+        input_scores={metric: evaluation.mean("input", metric) for metric in METRICS},
+        seconds=round(time.perf_counter() - start, 1),
+        devices=evaluation.devices,
+    )
+    write_text(Path(folder, "result.json"), json.dumps(dataclasses.asdict(result), indent=2) + "\n")
+    return result

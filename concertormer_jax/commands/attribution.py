@@ -1,0 +1,130 @@
+"""What the network looks at: `python -m concertormer_jax attribution --ckpt=DIR IMAGE [--window=x,y,size]`.
+
+Local attribution maps (Gu and Dong, CVPR 2021) say which pixels of a picture contribute to the restoration of a window
+in it, and the diffusion index how widely they are spread. IMAGE is a picture, or a folder for a table with the mean.
+The network sees a square cut out around the window (--crop), since the index depends on the size of the picture. The
+output folder gets a sheet for every picture, results.json and results.md.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from concertormer_jax.analysis.lam import KERNEL, SIGMA, STEPS, WINDOW, PathIntegral
+from concertormer_jax.analysis.reports import Row, attribution_sheet, markdown_table, results_json, warnings
+from concertormer_jax.analysis.windows import Window, cut_around, middle_window, named_pictures, parse_window, restoring
+from concertormer_jax.commands.flags import number, parse_arguments, running, whole
+from concertormer_jax.data.images import image_size, read_rgb
+from concertormer_jax.runtime.devices import out_of_memory_explained, prepare_to_compile
+from concertormer_jax.runtime.errors import UserError, printable
+from concertormer_jax.runtime.files import write_text, written_atomically
+from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
+from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.weights.checkpoints import load_model
+
+CROP_PX = 256
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
+    parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
+    parser.add_argument(
+        "--window",
+        metavar="x,y,size",
+        help=f"the window to explain: column and row of its corner, and side, in pixels; default: {WINDOW} pixels in "
+        "the middle",
+    )
+    parser.add_argument(
+        "--crop",
+        type=whole(0, 65536),
+        default=CROP_PX,
+        metavar="PIXELS",
+        help=f"default: {CROP_PX}; 0 for the whole picture",
+    )
+    parser.add_argument(
+        "--sigma",
+        type=number(0.01, 1000),
+        default=SIGMA,
+        metavar="PIXELS",
+        help=f"blur where the path starts; default: {SIGMA}",
+    )
+    parser.add_argument(
+        "--steps", type=whole(1, 10**6), default=STEPS, metavar="N", help=f"steps of the path; default: {STEPS}"
+    )
+    parser.add_argument(
+        "--kernel",
+        type=whole(3, 255),
+        default=KERNEL,
+        metavar="PIXELS",
+        help=f"side of the blur's kernel; default: {KERNEL}",
+    )
+    parser.add_argument(
+        "--batch", type=whole(1, 65536), default=4, metavar="N", help="steps computed at once; default: 4"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", help="default: attribution/ in the checkpoint's folder, by the picture's name"
+    )
+    flags = parse_arguments(parser, arguments)
+    with running():
+        if flags.kernel % 2 == 0:
+            raise UserError(f"--kernel={flags.kernel}: must be an odd number of pixels.")
+        prepare_to_compile()
+        output = results_path(flags.output, flags.ckpt, "attribution", Path(flags.image).resolve().stem)
+        pictures = _windows(flags)
+        require_separate([output / f"{name}.png" for name in pictures], [path for path, _ in pictures.values()])
+        model = load_model(user_path(flags.ckpt, "--ckpt"))
+        require_writable(output)
+        rows = _attribute(flags, model, pictures, output)
+        settings = {key: getattr(flags, key) for key in ("sigma", "steps", "kernel", "crop")}
+        write_text(output / "results.json", results_json(model.name, settings, rows))
+        write_text(output / "results.md", markdown_table(model.name, rows))
+        print(markdown_table(model.name, rows))
+        for sentence in warnings(rows):
+            print(printable(f"note: {sentence}"))
+        print(f"pictures and tables are in {output}")
+
+
+def _windows(flags) -> dict[str, tuple[Path, Window]]:
+    """Every picture with its window, by name; what does not fit is found before the checkpoint is read."""
+    window = parse_window(flags.window) if flags.window else None
+    side = window.size if window else WINDOW
+    if 0 < flags.crop < side:
+        raise UserError(f"--crop={flags.crop}: is smaller than the window of {side} pixels; give a larger one.")
+    pictures = {}
+    for name, path in named_pictures(flags.image).items():
+        height, width = image_size(path)
+        chosen = window or middle_window(height, width, WINDOW)
+        chosen.require_within(height, width, path)
+        pictures[name] = path, chosen
+    return pictures
+
+
+def _attribute(flags, model, pictures, output) -> list[Row]:
+    """Attribute every picture, write its sheet into `output`, and return what is to be told of it."""
+    integral = PathIntegral(
+        restoring(model), sigma=flags.sigma, steps=flags.steps, kernel=flags.kernel, batch=flags.batch, log=tqdm.write
+    )
+    rows = []
+    with (
+        out_of_memory_explained("give a smaller --batch or --crop."),
+        tqdm(total=integral.parts * len(pictures), unit="batch", leave=False) as bar,
+    ):
+        for name, (path, window) in pictures.items():
+            bar.set_description(printable(name))
+            cut, inside = cut_around(read_rgb(path), window, flags.crop)
+            if np.ptp(cut) == 0:
+                raise UserError(f"{path}: is of one colour, so that nothing contributes; choose another picture.")
+            attribution = integral(cut.astype(np.float32) / 255, inside, bar.update)
+            if not np.isfinite(attribution.contributions).all():
+                raise UserError("--ckpt: the network's gradients are not finite; its weights are damaged or diverged.")
+            with written_atomically(output / f"{name}.png") as temporary:
+                attribution_sheet(cut, attribution.strength, inside).save(temporary, format="PNG")
+            index, completeness = attribution.diffusion_index, attribution.completeness
+            rows.append(Row(path.name, *cut.shape[:2], window.text, index, completeness))
+    return rows

@@ -1,0 +1,36 @@
+"""Command: a sheet that shows every synthetic degradation on one photograph.
+
+python -m concertormer_jax contact_sheet PHOTO OUT.jpg [--seed=0]
+"""
+
+import argparse
+
+from concertormer_jax.commands.flags import parse_arguments, running, whole
+from concertormer_jax.data.images import read_rgb
+from concertormer_jax.photos.sheets import SHOWN, contact_sheet
+from concertormer_jax.runtime import errors
+from concertormer_jax.runtime.files import written_atomically
+from concertormer_jax.runtime.outputs import require_file_writable, require_separate
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photo", metavar="PHOTO", help="a sharp photograph")
+    parser.add_argument("out", metavar="OUT", help="the sheet: .jpg or .png")
+    parser.add_argument(
+        "--seed", type=whole(0, 2**32 - 1), default=0, help="another seed draws other paths and drops (default: 0)"
+    )
+    flags = parse_arguments(parser, arguments)
+    with running():
+        if not flags.out.lower().endswith((".jpg", ".jpeg", ".png")):
+            raise errors.UserError(f"{flags.out}: must end in .jpg or .png.")
+        require_separate([flags.out], [flags.photo])
+        require_file_writable(flags.out)
+        photo = read_rgb(flags.photo)
+        try:
+            sheet = contact_sheet(photo, flags.seed)
+        except ValueError as error:
+            raise errors.UserError(f"{flags.photo}: {error}; give a larger one.") from error
+        with written_atomically(flags.out) as temporary:
+            sheet.save(temporary, quality=90)
+        print(f"{len(SHOWN)} pictures in {flags.out}")

@@ -1,0 +1,122 @@
+"""Restore and score the pictures of a benchmark or a folder: `python evaluate.py --ckpt=DIR [--data=DATA]`.
+
+DATA is a prepared set (tfds:NAME), a folder of one of the known sets in any of its layouts, or any folder with input/
+and target/. The output folder gets the restored pictures (restored/), the scores (per_image.csv, results.json,
+results.md), a sheet of the ten pictures with the lowest PSNR (worst_ten.png) and a page with before and after under a
+slider (comparison.html); of several sets, each gets a folder.
+
+`python evaluate.py --predictions=DIR --data=DATA` scores pictures that other software restored, by the same protocol.
+"""
+
+import argparse
+from pathlib import Path
+
+from concertormer_jax.commands.flags import parse_arguments, running, whole
+from concertormer_jax.commands.synthesize import synthesize
+from concertormer_jax.data.prepared import PREFIX
+from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
+from concertormer_jax.evaluation.predictions import find_predictions, predictions_folder
+from concertormer_jax.evaluation.protocols import PROTOCOLS
+from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
+from concertormer_jax.evaluation.sets import open_sets
+from concertormer_jax.inference.compiled import tlc_window
+from concertormer_jax.metrics.psnr_ssim import METRICS, require_known
+from concertormer_jax.runtime.bundled import bundled
+from concertormer_jax.runtime.devices import prepare_to_compile
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.outputs import require_writable, results_path
+from concertormer_jax.runtime.paths import local_path, user_path
+from concertormer_jax.weights.checkpoints import load_model
+
+BUNDLED_PHOTOS = bundled("photos/test")
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", metavar="DIR", help="training folder, checkpoint or weights file")
+    parser.add_argument("--predictions", metavar="DIR", help="pictures to score in place of a network's, by name")
+    parser.add_argument("--data", metavar="DATA", help="default: the bundled test photographs, blurred into pairs/")
+    parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared sets are; default as in prepare")
+    parser.add_argument("--protocol", metavar="NAME", help=f"default: the data's; {', '.join(PROTOCOLS)}")
+    parser.add_argument(
+        "--output", metavar="DIR", help="default: evaluation/ in the checkpoint's folder, by data and TLC"
+    )
+    parser.add_argument(
+        "--tlc", metavar="auto|off|N", help="window of the test-time local converter; auto, the default: the protocol's"
+    )
+    parser.add_argument("--metrics", help=f"default: the protocol's; any of {', '.join(METRICS)}")
+    parser.add_argument(
+        "--batch", type=whole(1, 65536), metavar="N", help="images per step over all devices; default: one for each"
+    )
+    flags = parse_arguments(parser, arguments)
+    with running():
+        if bool(flags.ckpt) == bool(flags.predictions):
+            raise UserError("give either --ckpt, a network to score, or --predictions, a folder of restored pictures.")
+        if flags.data is not None and not flags.data.startswith(PREFIX):
+            flags.data = str(local_path(flags.data, "--data"))
+        metrics = None
+        if flags.metrics:
+            metrics = require_known([name for name in flags.metrics.split(",") if name])
+        if flags.ckpt:
+            evaluations, output = _network(flags, metrics)
+        else:
+            evaluations, output = _predictions(flags, metrics)
+        print(markdown_table(evaluations))
+        protocol = PROTOCOLS[evaluations[0].protocol]
+        if missing := protocol.missing(evaluations):
+            print(f"no average over {', '.join(protocol.averaged)}: {', '.join(missing)} not evaluated")
+        images, seconds = sum(len(one.images) for one in evaluations), sum(one.seconds for one in evaluations)
+        print(f"{images} images in {seconds:.0f} s; pictures and tables are in {output}")
+
+
+def _network(flags, metrics):
+    prepare_to_compile()
+    tlc = flags.tlc or "auto"
+    data_name = "-".join(Path(flags.data or BUNDLED_PHOTOS).resolve().parts[-2:])
+    if flags.data and flags.data.startswith(PREFIX):
+        data_name = flags.data.removeprefix(PREFIX).replace("/", "-")
+    output = results_path(flags.output, flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}")
+    model = load_model(user_path(flags.ckpt, "--ckpt"))
+    tlc_window(tlc, model.train_crop_px, model.module.multiple)  # a wrong one is refused before anything is written
+    data = flags.data
+    if data is None:
+        data = str(output / "pairs")
+        require_writable(output)
+        synthesize(BUNDLED_PHOTOS, data)
+    protocol, sets = open_sets(data, flags.protocol, flags.data_dir)
+
+    def score(pairs, folder):
+        return evaluate(model, pairs, folder, protocol=protocol, tlc=tlc, metrics=metrics, batch=flags.batch)
+
+    return _scored(score, sets, output), output
+
+
+def _predictions(flags, metrics):
+    if not flags.data:
+        raise UserError("--predictions needs --data: the set whose inputs were restored.")
+    if flags.tlc or flags.batch:
+        raise UserError("--tlc and --batch are for a network; leave them out with --predictions.")
+    predictions = local_path(flags.predictions, "--predictions")
+    protocol, sets = open_sets(flags.data, flags.protocol, flags.data_dir)
+    output = local_path(flags.output or f"{predictions}-scores", "--output")
+    paths = {  # of all sets, before the first is scored
+        pairs.name: find_predictions(predictions_folder(predictions, pairs, len(sets) == 1), pairs) for pairs in sets
+    }
+
+    def score(pairs, folder):
+        maker = f"pictures in {flags.predictions}"
+        return evaluate_predictions(paths[pairs.name], pairs, folder, protocol=protocol, metrics=metrics, maker=maker)
+
+    return _scored(score, sets, output), output
+
+
+def _scored(score, sets, output):
+    """Score every set and write its reports; those of several go into folders, with a summary beside them."""
+    evaluations = []
+    for pairs in sets:
+        folder = output if len(sets) == 1 else output / pairs.name
+        evaluations.append(score(pairs, folder))
+        write_reports(evaluations[-1], folder)
+    if len(sets) > 1:
+        write_summary(evaluations, output)
+    return evaluations

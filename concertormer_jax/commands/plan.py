@@ -1,0 +1,148 @@
+"""Plan a run without the hardware: `python -m concertormer_jax plan --config=configs/gopro.py --tpu=v5e:2x4`.
+
+Compiles the training step of every stage and the evaluation with TLC ahead of time for a TPU that need not be there
+(package libtpu, pip install "jax[tpu]"), or for this machine's own device (--device=cpu, --device=gpu), and says what
+fits, where the memory goes, and how long the compiler thinks that it takes. Times are estimates; nothing is run.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+
+from absl import flags
+from tqdm import tqdm
+
+from concertormer_jax.commands.flags import define_config, parse_with_config, running
+from concertormer_jax.planning import advice, chips, compilation, report, schedule_report
+from concertormer_jax.planning.compilation import Plan, compile_apart
+from concertormer_jax.runtime import errors, files
+from concertormer_jax.runtime.outputs import require_file_writable
+from concertormer_jax.runtime.paths import local_path
+from concertormer_jax.runtime.values import Whole
+
+CONFIG = define_config()
+TPU = flags.DEFINE_string("tpu", None, f"A TPU and its topology: {chips.EXAMPLES}.")
+DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu"], "This machine's own device in place of --tpu.")
+ONLY = flags.DEFINE_enum("only", None, ["train", "evaluate"], "Plan one of the two; the default is both.")
+EVALUATE = flags.DEFINE_string("evaluate", "1280x720", "WIDTHxHEIGHT of the evaluated pictures in pixels.")
+TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto (that of evaluate.py), off or pixels.")
+FORWARD = flags.DEFINE_string("forward", None, "WIDTHxHEIGHT: plan only the bare network, one picture on one device.")
+PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles go, of this many rows.", 0, 10**6)
+SCHEDULE = flags.DEFINE_bool(
+    "schedule", False, "Read the compiler's final schedule, of TPUs only: cycles of every operation, and what binds."
+)
+TRY = flags.DEFINE_bool("try_suggestions", False, "Compile suggestions for what does not fit, until one fits.")
+OUTPUT = flags.DEFINE_string("output", None, "A file for the plan as JSON.")
+SIDE_PX = Whole(1, 32768)  # of a picture
+flags.mark_flags_as_required(["config"])
+
+
+def main() -> None:
+    parse_with_config(__name__)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    with running():
+        plan(CONFIG.value)
+
+
+def plan(config) -> None:
+    """Plan `config` as the flags say, and print and write the result. Raises UserError for flags that do not fit."""
+    if (TPU.value is None) == (DEVICE.value is None):
+        raise errors.UserError("give either --tpu=NAME:TOPOLOGY or --device=cpu|gpu")
+    output = None if OUTPUT.value is None else local_path(OUTPUT.value, "--output")
+    if SCHEDULE.value and not TPU.value:
+        raise errors.UserError("--schedule is that of a TPU; give --tpu=NAME:TOPOLOGY, which need not be there")
+    tasks = _tasks(config)
+    if output:
+        require_file_writable(output)
+    target = chips.tpu(TPU.value) if TPU.value else chips.own(DEVICE.value)
+    if ONLY.value != "evaluate" and not FORWARD.value:
+        compilation.require_trainable(config, len(target.devices))
+    print(report.heading(target), flush=True)
+    entries = []
+    for what, make in tasks:
+        found = _compiled(what, make, config, target.name, SCHEDULE.value)
+        suggestions = [] if found.fits else _suggestions(what, make, config, found, target)
+        print("\n" + report.describe(found, target.chip, suggestions), flush=True)
+        if found.tables:
+            print("\n" + report.tables(found), flush=True)
+        if found.schedule:
+            print("\n" + schedule_report.tables(found.schedule), flush=True)
+        entries.append(report.as_json(found, target.chip, suggestions))
+    if output is not None:
+        content = {"target": target.name, "devices": len(target.devices), "programs": entries}
+        files.write_text(output, json.dumps(content, indent=2) + "\n")
+        print(f"\nThe plan is in {output}.")
+
+
+def _tasks(config) -> list[tuple[str, Callable]]:
+    """What the flags ask for: (what it is, function of (config, mesh) that traces it)."""
+    if FORWARD.value:
+        width, height = _size("forward", FORWARD.value)
+        return [("the network", partial(compilation.forward_task, width=width, height=height))]
+    width, height = _size("evaluate", EVALUATE.value)
+    tasks = []
+    if ONLY.value != "evaluate":
+        for stage in compilation.training_stages(config):
+            tasks.append((f"stage {stage.number}", partial(compilation.training_task, number=stage.number)))
+    if ONLY.value != "train":
+        evaluation = partial(compilation.evaluation_task, width=width, height=height, tlc=TLC.value)
+        tasks.append(("the evaluation", evaluation))
+    return tasks
+
+
+def _size(flag: str, text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not all(re.fullmatch("[0-9]{1,5}", side) and int(side) in SIDE_PX for side in (width, height)):
+        raise errors.UserError(f"--{flag}={text}: must be WIDTHxHEIGHT, each {SIDE_PX} pixels, such as 1280x720")
+    return int(width), int(height)
+
+
+def _compiled(what: str, make: Callable, config, target: str, schedule: bool = False) -> Plan:
+    with _progress(f"compiling {what} for {target}" + (" and reading its schedule" if schedule else "")):
+        return compile_apart(make, config, target, PROFILE.value, schedule)
+
+
+@contextlib.contextmanager
+def _progress(text: str):
+    """A line with the time so far, which goes on while the compiler works, and is removed at the end."""
+    done = threading.Event()
+    with tqdm(bar_format="{desc}: {elapsed}", desc=text, leave=False, disable=None) as bar:
+
+        def tick():
+            while not done.wait(1):
+                bar.refresh()
+
+        if bar.disable:  # not a terminal
+            print(f"{text} ...", file=sys.stderr, flush=True)
+        thread = threading.Thread(target=tick, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _suggestions(what: str, make: Callable, config, found: Plan, target: chips.Target) -> list[str]:
+    """Sentences on what might help; with --try_suggestions, up to the first that does."""
+    if found.kind == "train":
+        excess = found.memory_total / found.memory_limit if found.memory_limit else 1.0
+        proposals = advice.for_training(config, target, excess)
+    else:
+        proposals = advice.for_forward(config) if found.kind == "forward" else []
+    if not TRY.value:
+        return [f"try {proposal.flags}" for proposal in proposals]
+    sentences = []
+    for proposal in proposals:
+        changed = advice.changed(config, proposal)
+        attempt = _compiled(f"{what} with {proposal.flags}", make, changed, proposal.tpu or target.name)
+        if attempt.fits:
+            needs = f"{attempt.memory_total / 2**30:.2f} GiB"
+            return [*sentences, f"{proposal.flags} fits ({needs} on each chip; compiled)"]
+        sentences.append(f"{proposal.flags} does not fit either: {attempt.reason}")
+    return sentences

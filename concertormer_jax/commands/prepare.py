@@ -1,0 +1,109 @@
+"""Prepare a data set for training and evaluation from the files that its author publishes, or a usual re-pack of them.
+
+python -m concertormer_jax prepare NAME --source=DIR [--data-dir=DIR] [--dry-run]
+
+NAME is one of gopro, hide, realblur_r, realblur_j, rain13k, reds, sidd, or pairs for input/ and target/ of your own;
+some have configurations, such as gopro/blur_gamma, and pairs/ANYTHING names yours. The layout below --source is found
+by looking. Every file is decoded and compared with its partner before anything is written. An interrupted preparation
+is started again by the same command.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+
+from concertormer_jax.commands.flags import parse_arguments, running
+from concertormer_jax.data.prepared import default_data_dir
+from concertormer_jax.datasets.descriptions import SETS
+from concertormer_jax.datasets.layouts import Found
+from concertormer_jax.datasets.preparation import described, examine, prepare
+from concertormer_jax.datasets.verify import Report, SplitReport
+from concertormer_jax.runtime import errors
+from concertormer_jax.runtime.errors import printable
+from concertormer_jax.runtime.paths import local_path
+
+_SHOWN = 20  # errors, and warnings
+_RECIPES = {"rain13k": "derain", "pairs": "custom"}  # the others are called like the set
+
+
+def report_lines(found: Found, report: Report) -> Iterator[str]:
+    """Yield what to print of a check: the splits, the warnings, the errors."""
+    for split, part in report.splits.items():
+        yield f"  {split}: {_split_text(part, found.places[split])}"
+    for kind, messages in (("warning", report.warnings), ("error", report.errors)):
+        for message in messages[:_SHOWN]:
+            yield f"{kind}: {message}"
+        if len(messages) > _SHOWN:
+            yield f"{kind}: ... and {len(messages) - _SHOWN} more"
+
+
+def _split_text(part: SplitReport, place: str) -> str:
+    sizes = [f"{width}x{height}" for (height, width), _ in part.sizes.most_common(2)]
+    more = len(part.sizes) - len(sizes)
+    text = f"{len(part.items):,} pairs, {part.sequences:,} sequences, {_size_text(part.bytes)}, "
+    text += " and ".join(sizes) + (f" and {more} more sizes" if more > 0 else "") + f", in {place}"
+    if part.pairing is not None:
+        text += f"; PSNR of partners {part.pairing.usual[0]:.1f} dB, of strangers {part.pairing.usual[1]:.1f} dB"
+    return text
+
+
+def _size_text(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def steps_text() -> str:
+    """Return how to get each set, for --help."""
+    lines = ["How to get the sets:"]
+    for description in SETS.values():
+        names = [f"{description.name}/{variant.name}" for variant in description.variants if variant.name]
+        lines.append(f"\n{description.title} ({', '.join(names) or description.name}); {description.licence}")
+        lines += [f"  {number}. {step}" for number, step in enumerate(description.steps, 1)]
+    return "\n".join(lines)
+
+
+def next_command(reference: str, report: Report, data_dir: str) -> str:
+    """Return the command that uses what was prepared."""
+    name = reference.partition("/")[0]
+    elsewhere = data_dir not in ("", default_data_dir())
+    if "train" not in report.splits:
+        place = f" --data-dir={data_dir}" if elsewhere else ""
+        return f"python evaluate.py --ckpt=runs/gopro --data=tfds:{reference}{place}"
+    recipe = _RECIPES.get(name, name)
+    command = f"python train.py --config=configs/{recipe}.py --workdir=runs/{recipe}"
+    if name.startswith("realblur"):
+        command += " --config.init_from=runs/gopro"
+    if reference != name or recipe == "custom":
+        command += f" --config.data.source=tfds:{reference}"
+    return command + (f" --config.data.data_dir={data_dir}" if elsewhere else "")
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=steps_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", help="the set, or NAME/CONFIG")
+    parser.add_argument("--source", required=True, metavar="DIR", help="folder that holds the set")
+    parser.add_argument(
+        "--data-dir", default="", metavar="DIR", help="where prepared sets go; default: ~/tensorflow_datasets"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check and report, write nothing")
+    flags = parse_arguments(parser, arguments)
+    with running():
+        description, variant = described(flags.name)
+        found, report = examine(flags.name, local_path(flags.source, "--source"))
+        print(f"{description.title}: {variant.text}")
+        for line in report_lines(found, report):
+            print(printable(line))
+        if report.errors:
+            raise errors.UserError(
+                f"{flags.source}: has {len(report.errors)} errors and nothing was written; mend the files named above."
+            )
+        if flags.dry_run:
+            print("nothing was written (--dry-run)")
+            return
+        folder = prepare(flags.name, report, flags.data_dir)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        print(f"prepared {os.fspath(folder)}, {_size_text(size)}")
+        print(f"next: {next_command(flags.name, report, flags.data_dir)}")

@@ -1,0 +1,91 @@
+"""How far the network sees: `python -m concertormer_jax receptive_field --ckpt=DIR IMAGE`.
+
+The effective receptive field (Luo et al., NeurIPS 2016): how much every pixel of the input moves the pixel in the
+middle of the output, as |gradient|, and the mean of that over the pictures of a folder (or of one picture), each cut to
+its middle (--crop). The output folder gets a picture of it, and the radii that hold 50, 90 and 99 % of it as JSON.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from concertormer_jax.analysis.receptive_field import influence_on_middle, radius_holding
+from concertormer_jax.analysis.reports import receptive_field_picture
+from concertormer_jax.analysis.windows import named_pictures, restoring
+from concertormer_jax.commands.flags import parse_arguments, running, whole
+from concertormer_jax.data.images import image_size, read_rgb
+from concertormer_jax.inference.compiled import CompiledBySize
+from concertormer_jax.runtime.devices import out_of_memory_explained, prepare_to_compile
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.files import write_text, written_atomically
+from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
+from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.weights.checkpoints import load_model
+
+CROP_PX = 256
+SHARES = (0.5, 0.9, 0.99)
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
+    parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
+    parser.add_argument("--crop", type=whole(1, 65536), default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}")
+    parser.add_argument("--output", metavar="DIR", help="default: receptive_field/ in the checkpoint's folder")
+    flags = parse_arguments(parser, arguments)
+    with running():
+        pictures = _large_enough(named_pictures(flags.image).values(), flags.crop)
+        prepare_to_compile()
+        output = results_path(flags.output, flags.ckpt, "receptive_field", Path(flags.image).resolve().stem)
+        require_separate([output / "receptive_field.png"], pictures)
+        model = load_model(user_path(flags.ckpt, "--ckpt"))
+        require_writable(output)
+        field = _mean_field(restoring(model), pictures, flags.crop)
+        radii = {f"{share:.0%}": radius_holding(field, share) for share in SHARES}
+        share_of_middle = float(field[flags.crop // 2, flags.crop // 2] / field.sum())
+        with written_atomically(output / "receptive_field.png") as temporary:
+            receptive_field_picture(field, radii).save(temporary, format="PNG")
+        content = {
+            "checkpoint": model.name,
+            "images": len(pictures),
+            "crop_px": flags.crop,
+            "radius_px": radii,
+            "share_of_the_middle_pixel": share_of_middle,
+        }
+        write_text(output / "receptive_field.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        held = ", ".join(f"{share} within {radius:.1f}" for share, radius in radii.items())
+        print(
+            f"{model.name}: of the receptive field lie {held} pixels; the middle pixel alone has {share_of_middle:.1%}"
+        )
+        print(f"the picture and the numbers are in {output}")
+
+
+def _large_enough(paths, crop: int) -> list[Path]:
+    """Return the pictures. Raises UserError, naming the first that is smaller than `crop` pixels on a side."""
+    for path in paths:
+        height, width = image_size(path)
+        if min(height, width) < crop:
+            raise UserError(f"{path}: has {width}x{height} pixels; give a smaller --crop than {crop}, or leave it out.")
+    return list(paths)
+
+
+def _mean_field(restore, pictures, crop: int) -> np.ndarray:
+    """The mean of `influence_on_middle` over the middles of pictures: float64 [crop, crop]."""
+    influence = CompiledBySize(influence_on_middle, tqdm.write)
+    total = np.zeros((crop, crop))
+    with out_of_memory_explained("give a smaller --crop."):
+        for path in tqdm(pictures, unit="picture", leave=False):
+            picture = read_rgb(path)
+            top, left = ((length - crop) // 2 for length in picture.shape[:2])
+            cut = picture[top : top + crop, left : left + crop].astype(np.float32) / 255
+            total += jax.device_get(influence(restore, cut[None]))[0]
+    if not np.isfinite(total).all():
+        raise UserError("--ckpt: the network's gradients are not finite; its weights are damaged or diverged.")
+    return total / len(pictures)

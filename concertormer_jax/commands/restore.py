@@ -1,0 +1,73 @@
+"""Restore photographs: `python -m concertormer_jax restore --ckpt=DIR IN OUT`, for one picture or a folder of them."""
+
+import argparse
+import sys
+
+from concertormer_jax.commands.flags import parse_arguments, running
+from concertormer_jax.data.images import READABLE
+from concertormer_jax.inference.restorer import Restorer
+from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
+from concertormer_jax.photos.photo_io import read_photo
+from concertormer_jax.photos.restore_plan import Plan, plan
+from concertormer_jax.photos.restoring import Outcome, as_bytes, restore_files
+from concertormer_jax.runtime.devices import prepare_to_compile
+from concertormer_jax.runtime.errors import printable
+from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.weights.checkpoints import load_model
+
+_MOST_NAMED = 50  # files that are left out are named up to this number
+
+
+def _write_page(work, outcome):
+    done = [job for job in work.jobs if job.after in set(outcome.restored)]
+    shown = done[:PAGE_PICTURES]
+    note = f"the first {len(shown)} of {len(done)} pictures" if len(done) > len(shown) else ""
+    pictures = (
+        Compared(printable(job.before.name), *(as_bytes(read_photo(path).rgb) for path in (job.before, job.after)))
+        for job in shown
+    )
+    write_comparison(work.page, "Before and after", pictures, note=note)
+    print(printable(f"{work.page}: before and after under a slider; it opens in any browser"))
+
+
+def _closing_lines(work: Plan, outcome: Outcome) -> list[str]:
+    """What to say at the end: what of the folder was left out, and every picture that failed."""
+    lines = []
+    if work.left_out:
+        names = ", ".join(str(path) for path in work.left_out[:_MOST_NAMED])
+        more = f" and {len(work.left_out) - _MOST_NAMED} more" if len(work.left_out) > _MOST_NAMED else ""
+        lines.append(f"left out {len(work.left_out)} files whose names are not those of pictures: {names}{more}")
+    if work.hidden:
+        lines.append(f"left out {work.hidden} hidden files")
+    if work.deeper:
+        lines.append(f"left out {work.deeper} pictures in subfolders; --recursive takes them too")
+    if outcome.failed:
+        lines.append(f"error: {len(outcome.failed)} of {len(work.jobs)} pictures could not be restored:")
+        lines += [f"  {reason}" for reason in outcome.failed.values()]
+    return lines
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
+    parser.add_argument("input", metavar="IN", help=f"a picture ({READABLE}) or a folder of them")
+    parser.add_argument("output", metavar="OUT", help="the result's name, whose suffix decides its format, or a folder")
+    parser.add_argument(
+        "--tile", default="auto", metavar="PIXELS", help="tile size, a multiple of 64; auto; off for none"
+    )
+    parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")
+    parser.add_argument("--recursive", action="store_true", help="of a folder, also the pictures in its subfolders")
+    parser.add_argument("--compare", action="store_true", help="also write before and after, as pictures and as a page")
+    flags = parse_arguments(parser, arguments)
+    with running():
+        prepare_to_compile()
+        # Paths are checked before the checkpoint is read.
+        work = plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
+        restorer = Restorer(load_model(user_path(flags.ckpt, "--ckpt")), tlc=flags.tlc, tile=flags.tile)
+        outcome = restore_files(restorer, work)
+        if work.page and outcome.restored:
+            _write_page(work, outcome)
+        for line in _closing_lines(work, outcome):
+            print(printable(line), file=sys.stderr)
+        if outcome.failed:
+            raise SystemExit(1)

@@ -1,0 +1,96 @@
+"""Where results go."""
+
+import os
+import tempfile
+import unicodedata
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import checked_name, is_remote, local_path, user_path
+
+
+def results_path(output: str | None, ckpt: str, *default: str) -> Path:
+    """Where a command's results go: --output, else `default` in the folder --ckpt, or in one beside a weights file.
+
+    Raises UserError when that is not on this machine.
+    """
+    if output is not None:
+        return local_path(output, "--output")
+    folder = user_path(ckpt, "--ckpt")
+    if is_remote(folder):
+        raise UserError(f"{folder} is in a bucket and results are written on this machine; give a folder by --output")
+    if folder.exists() and not folder.is_dir():
+        folder = folder.with_name(f"{folder.stem}-results")
+    return Path(folder, *default)
+
+
+def require_writable(folder) -> None:
+    """Make `folder` if need be and raise UserError unless files can be written into it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder for results.") from error
+
+
+def require_separate(outputs: Iterable, inputs: Iterable) -> None:
+    """Raise UserError if two of `outputs` are one file, or one of them is one of the files `inputs` or is a folder."""
+    originals = {_identity(path): path for path in inputs}
+    originals.pop(None, None)
+    outputs = [Path(path) for path in outputs]
+    key, taken = key_of_results(outputs[0].parent), set()
+    for path in outputs:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name another place for the result.")
+        if original := originals.get(_identity(path)):
+            raise UserError(f"{path}: would overwrite the original, {original}; name another place for the result.")
+        if key(path) in taken:
+            raise UserError(f"{path}: two results would have this name; rename one of the pictures that they are of.")
+        taken.add(key(path))
+
+
+def key_of_results(folder: Path) -> Callable[[Path], str]:
+    """Return the function that is equal for two paths below `folder` if they are one file by the rules of its disk."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    if _tells_case_apart(existing):
+        return lambda path: os.path.join(os.path.realpath(path.parent), path.name)
+    return lambda path: unicodedata.normalize("NFC", os.path.join(os.path.realpath(path.parent), path.name)).casefold()
+
+
+def require_file_writable(path) -> None:
+    """Make the folder of `path` if need be and raise UserError unless `path` can be written as a file."""
+    if Path(path).is_dir():
+        raise UserError(f"{path}: is a folder; name a file for the result.")
+    require_writable(Path(path).parent)
+
+
+def restored_path(output, name: str) -> Path:
+    """Return where the evaluator writes the restored picture of the pair `name`. Raises UserError for no safe name."""
+    checked_name(name, output)
+    return Path(output) / "restored" / f"{name}.png"
+
+
+def worst_ten_path(output) -> Path:
+    """Return where the sheet of the worst pictures goes."""
+    return Path(output) / "worst_ten.png"
+
+
+def _identity(path):
+    """What is the same for all names of one file, links included; None for a file that is not there."""
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be used ({error.strerror}); name another place.") from error
+    return found.st_dev, found.st_ino
+
+
+def _tells_case_apart(folder):
+    try:
+        with tempfile.NamedTemporaryFile(prefix=".case", dir=folder) as file:
+            return not Path(file.name).with_name(Path(file.name).name.swapcase()).exists()
+    except OSError:  # a folder that cannot be written is refused when the results are
+        return True

@@ -1,0 +1,93 @@
+"""The optimiser and the learning rate of the recipe."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import optax
+
+from concertormer_jax.runtime.errors import UserError
+
+# Progressive training: stages of growing crops and shrinking batches under one schedule.
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Steps `start` to `end` - 1, on crops of `crop_px` x `crop_px` pixels.
+
+    batch: images per step over all devices; position: of the first image in the stream of samples.
+    """
+
+    number: int
+    start: int
+    end: int
+    crop_px: int
+    batch: int
+    position: int
+
+    def position_at(self, step: int) -> int:
+        """The position in the stream of samples of the first image of the batch for `step`."""
+        return self.position + (step - self.start) * self.batch
+
+    @property
+    def work(self) -> int:
+        """Pixels of a step, to which its time is about proportional."""
+        return self.batch * self.crop_px**2
+
+
+def make_stages(steps: Sequence[int], crop_px: Sequence[int], batch: Sequence[int]) -> list[Stage]:
+    """Build the stages, given as three sequences of equal length.
+
+    Raises UserError when the lengths differ, a number is not positive, or a crop is not a multiple of 8 pixels.
+    """
+    if not len(steps) == len(crop_px) == len(batch) or not steps:
+        raise UserError(
+            f"config.stages.steps={tuple(steps)}, crop_px={tuple(crop_px)} and batch={tuple(batch)} "
+            "must have one entry for each stage"
+        )
+    if min(*steps, *crop_px, *batch) < 1 or any(crop % 8 for crop in crop_px):
+        raise UserError(
+            f"config.stages.steps={tuple(steps)}, crop_px={tuple(crop_px)} and batch={tuple(batch)} "
+            "must be positive, and the crops multiples of 8 pixels"
+        )
+    stages, start, position = [], 0, 0
+    for number, (count, crop, images) in enumerate(zip(steps, crop_px, batch, strict=True), 1):
+        stages.append(Stage(number, start, start + count, crop, images, position))
+        start, position = start + count, position + count * images
+    return stages
+
+
+def require_divisible(stages: Sequence[Stage], devices: int, accumulation: int) -> None:
+    """Raise UserError, with the numbers, when a stage's batch does not divide over the devices and their parts."""
+    for stage in stages:
+        if stage.batch % (devices * accumulation):
+            raise UserError(
+                f"the batch of {stage.batch} images of stage {stage.number} does not divide over {devices} devices "
+                f"x {accumulation} accumulated parts; change config.stages.batch or config.train.accumulation"
+            )
+
+
+def cosine(learning_rate: float, final_learning_rate: float, steps: int, constant_steps: int = 0) -> optax.Schedule:
+    """`learning_rate` up to step `constant_steps`, then one cosine to `final_learning_rate` at step `steps`.
+
+    Raises UserError when nothing is left for the cosine.
+    """
+    if not 0 <= constant_steps < steps:
+        raise UserError(
+            f"config.optimizer.constant_steps={constant_steps} must be at least 0 and less than the {steps} steps of "
+            "all stages"
+        )
+    decay = optax.cosine_decay_schedule(
+        learning_rate, steps - constant_steps, alpha=final_learning_rate / learning_rate
+    )
+    return lambda step: decay(jnp.maximum(step - constant_steps, 0))
+
+
+def adamw(
+    schedule: optax.Schedule, *, beta1: float, beta2: float, epsilon: float, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+    """AdamW with decoupled weight decay on every parameter, after clipping the gradient to a global norm."""
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.adamw(schedule, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay),
+    )

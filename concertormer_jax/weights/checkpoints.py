@@ -1,0 +1,328 @@
+"""Checkpoints on disk: what training saves and resumes from, and the model that evaluation loads.
+
+A checkpoint directory holds one folder per step, with the items `params`, `average` (with a moving average only),
+`optimizer` (in training only) and `model` (JSON: the network's fields, where the weights come from, and digests of all
+arrays). Orbax writes a step beside its place and renames it, or in a bucket marks it when it is complete: a save that
+was interrupted leaves no step. What was damaged later is noticed by the digests.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+from tqdm import tqdm
+
+from concertormer_jax.models import Network
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.weights import load_weights_file
+from concertormer_jax.weights.integrity import (
+    Damaged,
+    first_words,
+    module_of,
+    read_arrays,
+    read_metadata,
+    shapes_of,
+    size_of,
+    with_digests,
+)
+
+FOLDER = "checkpoints"
+_STEP = re.compile("0|[1-9][0-9]{0,9}")
+_METRICS = "metrics/metrics"  # which Orbax reads and earlier versions wrote
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A network with its weights. name: a short description; train_crop_px: the largest training crop, if known."""
+
+    module: Network
+    params: Any
+    train_crop_px: int | None
+    step: int
+    name: str
+
+
+class Checkpoints:
+    """The checkpoints of a training run: the latest two and the best by validation PSNR are kept.
+
+    Saving returns as soon as the arrays are copied and goes on in the background. What is found damaged is passed over
+    and named by `log`; once a whole checkpoint is restored, it is called STEP.damaged.
+    """
+
+    def __init__(self, workdir, log: Callable = tqdm.write):
+        self._folder = user_path(workdir) / FOLDER
+        self._log = log
+        self._damaged: dict[int, str] = {}
+        self._models: dict[int, dict] = {}  # the metadata of what is whole as far as is known
+        for step, folder in _steps_in(self._folder).items():
+            try:
+                self._models[step] = _vetted(folder)
+            except Damaged as reason:
+                self._damaged[step] = str(reason)
+
+    def latest_step(self) -> int | None:
+        """The last step that was saved and is whole as far as is known, None if nothing was saved.
+
+        Raises UserError when all checkpoints are damaged.
+        """
+        if self._damaged and not self._models:
+            raise UserError(f"{self._folder}: {self._named_damages()}; none is whole: remove them to start anew")
+        return max(self._models, default=None)
+
+    def restore(self, abstract, module: Network):
+        """The latest whole state, laid out like `abstract` (a state of `jax.ShapeDtypeStruct`s with shardings).
+
+        Raises UserError when there is none, or when it is one of another network than `module`.
+        """
+        while (step := self.latest_step()) is not None:
+            model = self._models[step]
+            require_same_size(self._folder / str(step), size_of(module_of(model["size"])), module)
+            try:
+                arrays = self._arrays(step, model, abstract)
+                break
+            except Damaged as reason:
+                self._damaged[step] = str(reason)
+                del self._models[step]
+        _require_one_step_on_all_hosts(step)
+        self._put_damaged_aside(step)
+
+        def placed(array, like):
+            return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
+
+        count = jax.device_put(np.int32(step), abstract.step.sharding)
+        return abstract.replace(
+            step=count, average=None, **{name: jax.tree.map(placed, *pair) for name, pair in arrays.items()}
+        )
+
+    def _arrays(self, step: int, model: dict, abstract) -> dict:
+        """The items of a step, each with its part of `abstract`."""
+        items = {"params": abstract.params, "optimizer": abstract.optimizer}
+        if abstract.average is not None:
+            items["average"] = abstract.average
+        return {
+            name: (read_arrays(self._folder / str(step), model, name, shapes), shapes) for name, shapes in items.items()
+        }
+
+    def _named_damages(self) -> str:
+        return "; ".join(f"{step} is damaged ({reason})" for step, reason in sorted(self._damaged.items()))
+
+    def _put_damaged_aside(self, step: int) -> None:
+        """Give what is damaged a name that is no step, now that `step` is known to be whole. All hosts call this."""
+        if self._damaged and jax.process_index() == 0:
+            self._log(f"{self._folder}: {self._named_damages()}; put aside, going on from step {step}")
+            for damaged in self._damaged:
+                aside = self._folder / f"{damaged}.damaged"
+                if aside.exists():
+                    aside.rmtree()
+                (self._folder / str(damaged)).rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+        self._damaged.clear()
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Made after the damaged steps were put aside: Orbax reads them all and fails on the first one."""
+        return ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                cleanup_tmp_directories=True, preservation_policy=_LatestAndBest(self._models)
+            ),
+        )
+
+    def open(self) -> None:
+        """Remove what an interrupted save left, and be ready to save. All hosts call this together."""
+        self._manager.check_for_errors()
+
+    def save(self, state, model: dict, psnr: float | None) -> None:
+        """Save a training state under its step; `psnr` is its validation PSNR in dB, None if it was not validated."""
+        step = int(jax.device_get(state.step))
+        trees = {"params": state.params, "optimizer": state.optimizer}
+        if state.average is not None:
+            trees["average"] = state.average
+        model = {**model, "step": step, "psnr": psnr}
+        if jax.process_index() == 0:  # which writes the metadata
+            model = with_digests(model, trees)
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+        with self._failure_explained():
+            self._models[step] = model
+            self._manager.save(step, args=ocp.args.Composite(**items, model=ocp.args.JsonSave(model)))
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the hosts agreed that one of them is about to be taken away (several hosts only)."""
+        return self._manager.reached_preemption(step)
+
+    def wait(self) -> None:
+        """Wait until everything is on the disk."""
+        with self._failure_explained():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _failure_explained(self):
+        """Turn the failure of this save, or of the one before in the background, into one sentence."""
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise several kinds, with the reason in the text
+            if "No space left" in str(error) or "Disk quota" in str(error):
+                reason = "no space is left for the checkpoint; free some and start again"
+            elif isinstance(error, OSError | ValueError):
+                reason = f"the checkpoint cannot be written ({first_words(error)}); start again when it can"
+            else:
+                raise
+            raise UserError(f"{self._folder}: {reason}, the last whole one is kept") from error
+
+    def close(self) -> None:
+        """Wait, and release the manager's threads."""
+        with self._failure_explained():
+            self._manager.close()
+
+
+class _LatestAndBest(checkpoint_managers.PreservationPolicy):
+    """Keeps the latest two checkpoints, so that one is left if the other is damaged, and the best.
+
+    models: {step: metadata}, to which new steps are added.
+    """
+
+    def __init__(self, models: dict[int, dict]):
+        self._models = models
+
+    def should_preserve(self, checkpoints, *, context):
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*sorted(steps)[-2:], _best(self._models)}
+        return [step in kept for step in steps]
+
+
+def _best(models: dict[int, dict]) -> int | None:
+    """The step of the highest validation PSNR, the later one of two; None if none was validated."""
+    psnr = {step: model["psnr"] for step, model in models.items()}
+    scored = [step for step, value in psnr.items() if value is not None and math.isfinite(value)]
+    return max(scored, key=lambda step: (psnr[step], step), default=None)
+
+
+def _steps_in(folder: epath.Path) -> dict[int, epath.Path]:
+    """What has a step for its name in `folder`, without what is still being written (in a bucket)."""
+    if not folder.exists():
+        return {}
+    numbered = [child for child in folder.iterdir() if _STEP.fullmatch(child.name)]
+    return {int(child.name): child for child in numbered if ocp.path.step.is_path_finalized(child)}
+
+
+def _vetted(folder: epath.Path) -> dict:
+    """The metadata of a step in its folder. Raises Damaged when it, or what Orbax reads of all steps, is damaged."""
+    model = read_metadata(folder)
+    module_of(model["size"])
+    if model["step"] != int(folder.name):
+        raise Damaged(f"its metadata is that of step {model['step']}")
+    try:
+        if (folder / _METRICS).exists():
+            json.loads((folder / _METRICS).read_text())
+        _ = ocp.path.step.Metadata(step=model["step"], path=folder).commit_timestamp
+    except Exception as error:
+        raise Damaged(f"what Orbax wrote of it cannot be read ({first_words(error)})") from error
+    return model
+
+
+def _require_one_step_on_all_hosts(step: int) -> None:
+    if jax.process_count() > 1:
+        steps = set(multihost_utils.process_allgather(np.int32(step)).tolist())
+        if len(steps) > 1:
+            raise UserError(f"the hosts see different checkpoints as the latest: {sorted(steps)}; give them one folder")
+
+
+def save_converted(directory, module: Network, params, train_crop_px: int) -> None:
+    """Make `directory` a checkpoint directory with `params` as its only step, 0.
+
+    Raises UserError when it exists and is not empty.
+    """
+    directory = user_path(directory)
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"{directory} is not empty; choose a new directory")
+    model = {"size": size_of(module), "train_crop_px": train_crop_px, "step": 0, "psnr": None, "weights": "params"}
+    model = with_digests(model, {"params": params})
+    with ocp.CheckpointManager(directory / FOLDER) as manager:
+        items = {"params": ocp.args.StandardSave(params), "model": ocp.args.JsonSave(model)}
+        manager.save(0, args=ocp.args.Composite(**items))
+
+
+def load_model(directory) -> LoadedModel:
+    """Load the network for use: from a training folder (its best step, else the latest), one step's folder in it,
+    converted weights, or a weights file. With a moving average, that is loaded. Parameters are NumPy arrays.
+
+    Raises UserError when there is no checkpoint or it is damaged; the message names the whole ones beside it.
+    """
+    path = user_path(directory)
+    if not path.exists():
+        raise UserError(f"{directory} does not exist; give a training folder, a checkpoint or a weights file")
+    if not path.is_dir():
+        return _loaded_from_file(path)
+    if _STEP.fullmatch(path.name) and path.parent.name == FOLDER:
+        return _load(path, _steps_in(path.parent), path.name)
+    if (path / "model").exists() and (path / "params").exists():
+        return _load(path, {}, path.name)
+    steps = _steps_in(path / FOLDER if (path / FOLDER).exists() else path)
+    steps = {step: folder for step, folder in steps.items() if folder.is_dir() and any(folder.iterdir())}
+    if not steps:
+        raise UserError(f"{directory} holds no checkpoint; give a training folder or the output of convert")
+    models = {}
+    for step, folder in steps.items():
+        try:
+            models[step] = _vetted(folder)
+        except Damaged as reason:
+            raise UserError(_explained(folder, reason, steps)) from reason
+    best = _best(models)
+    chosen = steps[max(steps) if best is None else best]
+    return _load(chosen, steps, path.name, "" if best is None else ", best")
+
+
+def _load(folder: epath.Path, beside: dict, name: str, remark: str = "") -> LoadedModel:
+    """Load the checkpoint in `folder`. beside: the steps to offer where it is damaged."""
+    try:
+        loaded = _read(folder)
+    except Damaged as reason:
+        raise UserError(_explained(folder, reason, beside)) from reason
+    return dataclasses.replace(loaded, name=f"{name}, step {loaded.step}{remark}")
+
+
+def _read(folder: epath.Path) -> LoadedModel:
+    model = read_metadata(folder)
+    module = module_of(model["size"])
+    params = read_arrays(folder, model, model["weights"], shapes_of(module))
+    return LoadedModel(module, params, model["train_crop_px"], model["step"], folder.name)
+
+
+def _explained(folder: epath.Path, reason: Damaged, beside: dict) -> str:
+    """A sentence on a damaged checkpoint that offers the whole ones of the steps beside it."""
+    whole = []
+    for other in beside.values():
+        with contextlib.suppress(Damaged):
+            if other != folder:
+                _read(other)
+                whole.append(str(other))
+    offer = f"choose a whole one: {', '.join(whole)}" if whole else "no whole one is beside it, choose another"
+    return f"{folder} is damaged: {reason}; {offer}"
+
+
+def _loaded_from_file(path: epath.Path) -> LoadedModel:
+    weights = load_weights_file(path)
+    print(weights.remark)
+    return LoadedModel(weights.module, weights.params, weights.train_crop_px, 0, path.name)
+
+
+def require_same_size(source, stored: dict, module: Network) -> None:
+    """Raise UserError naming the first field in which the network `stored` in `source` differs from `module`."""
+    for field, value in size_of(module).items():
+        if stored[field] != value:
+            raise UserError(
+                f"{source} holds another architecture: {field} is {stored[field]} there and {value} in this config"
+            )
