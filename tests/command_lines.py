@@ -9,22 +9,18 @@ from training_runs import ROOT
 
 _PROGRAM = """
 import contextlib, importlib, io, json, sys, traceback
-from absl import app
 from absl.testing import flagsaver
-from concertormer_jax import command_line
+from concertormer_jax.commands import flags
 name, how, default_config = sys.argv[1:]
 module = importlib.import_module(name)
-app.define_help_flags()
 results = []
 for arguments in json.load(sys.stdin):
     sys.argv = ["command", *arguments]  # where the keys of a config are looked for
     said = io.StringIO()
     with flagsaver.flagsaver(), contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
         try:
-            if hasattr(module, "CONFIG"):
-                rest = command_line.parse(sys.argv, *([default_config] if default_config else []))
-                if how == "run":
-                    module.main(rest)
+            if how == "parse":
+                flags.parse_with_config(name, default_config or None)
             else:
                 module.main()
             status = 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from concertormer_jax.data.images import read_rgb
-from concertormer_jax.metrics.psnr_ssim import realblur
+from concertormer_jax.metrics import realblur
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import training_runs as runs
 from fake_bucket import FakeBucket
 
-from concertormer_jax.commands.synthesize import synthesize
+from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.training import trainer
 from configs import common
 

@@ -166,7 +166,7 @@ WRONG = {  # by module and the beginning of its arguments: what is wrong, each i
     ("data.contact_sheet", "large.png"): [
         *["/proc/x.png", "file/x.png", "out.xyz", "out.png --seed=-1", "out.png --seed=nan", "out.png --seed=1e99"]
     ],
-    ("attribution.__main__", PICTURE): [
+    ("attribution", PICTURE): [
         *[f"--window={value}" for value in ("", "1,1", "-1,1,4", "90,90,40", "9" * 5000 + ",1,1")],
         *[f"{flag}={value}" for flag in ("--sigma", "--steps", "--kernel", "--batch") for value in ("0", "nan", "1e9")],
         *["--kernel=4", "--crop=4", "--crop=-1", "--output=/proc/x", "--output=file"],
@@ -186,8 +186,8 @@ WRONG = {  # by module and the beginning of its arguments: what is wrong, each i
         *["--tlc=", "--profile=-1", "--profile=x", "--only=x", "--output=", "--output=/proc/x", "left"],
         *["--config.model.width=3", "--config.stages.crop_px=8,", "--config.optimizer.constant_steps=500"],
     ],
-    ("evidence.__main__", ""): ["", "--output=", "--output=/proc/x", "--output=out --config.optimizer.lr=1"],
-    ("evidence.__main__", "--output=never"): [
+    ("ablation_study", ""): ["", "--output=", "--output=/proc/x", "--output=out --config.optimizer.lr=1"],
+    ("ablation_study", "--output=never"): [
         *["--steps=0", "--steps=x", f"--steps={10**12}", "--seeds=", "--seeds=-1", f"--seeds={10**12}"],
         *["--variants=half", "--config=nowhere.py", "--config.stages.steps=8.5,"],
     ],
@@ -202,7 +202,7 @@ TRAIN = [  # each in a process of its own
 
 @pytest.mark.parametrize("name", dict.fromkeys(name for name, _ in WRONG))
 def test_wrong_command_lines_are_one_sentence(place, name):
-    module = name if name == "evaluate" else f"concertormer_jax.{name}"
+    module = f"concertormer_jax.commands.{name}"
     lines = [f"{start} {end}".split() for (of, start), ends in WRONG.items() if of == name for end in ends]
     for line, (status, said) in zip(lines, run_all(module, lines, place, "configs/evidence.py"), strict=True):
         assert "Traceback" not in said, (line, said)

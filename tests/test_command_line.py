@@ -65,7 +65,7 @@ WRONG_FLAGS = {
     ("--config=configs/gopro.py:nope", WORKDIR): "configs/gopro.py:nope is unknown; choose released, paper, lite",
     ("--config=configs/ablation.py:nope", WORKDIR): "configs/ablation.py:nope is unknown; choose gdmlp",
     ("--config=configs/demo.py:nope", WORKDIR): "takes no recipe; leave out :nope",
-    ("--config=nowhere.py", WORKDIR): "nowhere.py is no file; choose one in configs/",
+    ("--config=nowhere.py", WORKDIR): "nowhere.py is no file and no recipe; the recipes are",
     ("--config=configs", WORKDIR): "configs is no file",
     ("--config=", WORKDIR): "--config= is empty",
     (WORKDIR,): "--config is missing",

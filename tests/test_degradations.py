@@ -5,8 +5,7 @@ import pytest
 import scipy.ndimage
 from PIL import Image
 
-from concertormer_jax.commands.contact_sheet import SHOWN, main
-from concertormer_jax.commands.synthesize import synthesize
+from concertormer_jax.commands.contact_sheet import main
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.degrade import DEGRADATIONS, make_degradation
 from concertormer_jax.data.degrade.motion_blur import CameraShake, FrameAverage, correlated, rasterised, shake_path
@@ -14,6 +13,8 @@ from concertormer_jax.data.degrade.rain import Rain, streaks
 from concertormer_jax.data.degrade.sensor import Camera, encoded, jpeg_coded, linear_values
 from concertormer_jax.data.images import list_images, read_rgb
 from concertormer_jax.data.sources import open_source
+from concertormer_jax.data.synthesize import synthesize
+from concertormer_jax.photos.sheets import SHOWN
 from concertormer_jax.runtime.errors import UserError
 
 QUIET = CameraShake(shot_noise=0, read_noise=0)

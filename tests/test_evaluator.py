@@ -8,14 +8,14 @@ import pytest
 from fake_model import FakeModule, fake_model
 from PIL import Image
 
-import evaluate as command
+from concertormer_jax.commands import evaluate as command
 from concertormer_jax.data.sources import open_source
 from concertormer_jax.evaluation import evaluator
 from concertormer_jax.evaluation.evaluator import evaluate
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.scores import EvaluationSet
 from concertormer_jax.inference.compiled import CompiledBySize
-from concertormer_jax.metrics.psnr_ssim import psnr_ssim
+from concertormer_jax.metrics import psnr_ssim
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.outputs import restored_path
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from dataset_fixtures import write_set
 
-from concertormer_jax.commands.synthesize import synthesize
 from concertormer_jax.data.folders import contents_of, find_pairs, role_of, side_in, split_of, without_side
 from concertormer_jax.data.images import list_images, write_png
 from concertormer_jax.data.listing import is_leftover
 from concertormer_jax.data.sources import PairSource, PhotoSource, open_source
+from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.datasets.preparation import examine, open_evaluation_sets
 from concertormer_jax.runtime.errors import UserError
 

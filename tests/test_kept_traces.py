@@ -70,7 +70,8 @@ def test_arguments_on_other_devices_are_traced_anew(folder):
 
 
 def test_the_package_s_code_is_in_the_key(tmp_path, monkeypatch):
-    (tmp_path / "ops").mkdir()
+    for room in ("ops", "runtime"):
+        (tmp_path / room).mkdir()
     for name in ("runtime/trace_cache.py", "ops/attention.py"):
         (tmp_path / name).write_text("1\n")
     monkeypatch.setattr(trace_cache, "__file__", str(tmp_path / "runtime/trace_cache.py"))

@@ -8,8 +8,7 @@ import training_runs as runs
 from test_configs import OTHER_NETWORKS, build
 from tiny_restormer import TINY_FIELDS
 
-import evaluate
-from concertormer_jax.commands import restore
+from concertormer_jax.commands import evaluate, restore
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.inference import restorer
 from concertormer_jax.training import trainer

@@ -11,8 +11,8 @@ from fake_model import fake_model
 from PIL import Image
 
 from concertormer_jax.commands import attention_maps, attribution, contact_sheet, receptive_field
-from concertormer_jax.commands.synthesize import synthesize
 from concertormer_jax.data.sources import open_source
+from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
 from concertormer_jax.evaluation.reports import markdown_table, per_image_csv
 from concertormer_jax.evaluation.scores import Evaluation, EvaluationSet, ImageScores

@@ -27,7 +27,7 @@ from concertormer_jax.weights.checkpoints import Checkpoints, load_model, save_c
 from configs import common
 
 sys.path.insert(0, str(runs.ROOT))
-import evaluate  # a command beside the package
+from concertormer_jax.commands import evaluate
 
 
 @pytest.fixture(autouse=True)

@@ -289,12 +289,12 @@ def test_the_command_plans_for_this_machine(tmp_path):
 SEVERAL_COMMANDS = """
 import json, sys
 from absl.testing import flagsaver
-from concertormer_jax import command_line, plan
+from concertormer_jax.commands import plan
 for arguments in json.loads(sys.argv[1]):
     sys.argv = ["plan", *arguments]  # where the keys of a config are looked for
     with flagsaver.flagsaver():
         try:
-            plan.main(command_line.parse(sys.argv))
+            plan.main()
         except SystemExit as stopped:
             print("exit status", stopped.code, file=sys.stderr)
 """
@@ -320,7 +320,7 @@ def test_a_wrong_flag_is_one_sentence():
 
 
 def test_a_tpu_that_is_not_there_is_compiled_for(tmp_path, monkeypatch):
-    pytest.importorskip("libtpu", reason="pip install -r requirements-plan.txt")
+    pytest.importorskip("libtpu", reason="pip install '.[plan]'")
     folder = tmp_path / "of_schedules"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))

@@ -249,7 +249,7 @@ def kernel_of_four_steps(config, mesh):
 
 def compiled(make, folder):
     """The schedule of a program for a TPU that is not there; libtpu's files stay in `folder`."""
-    pytest.importorskip("libtpu", reason="pip install -r requirements-plan.txt")
+    pytest.importorskip("libtpu", reason="pip install '.[plan]'")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(compilation._compile_for, make, None, "v5e:2x2", 0, folder).result()
 

@@ -14,11 +14,10 @@ import training_runs as runs
 from dataset_fixtures import LAYOUTS, pairs_of, write_set
 from light_network import leave_out_blocks
 
-import evaluate
-from concertormer_jax.commands import prepare, table
+from concertormer_jax.commands import evaluate, prepare, table
 from concertormer_jax.data.images import read_rgb, write_png
 from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.metrics.psnr_ssim import psnr_ssim
+from concertormer_jax.metrics import psnr_ssim
 from concertormer_jax.training import trainer
 
 DOCUMENTATION = (runs.ROOT / "docs" / "datasets.md").read_text()
@@ -203,7 +202,9 @@ def test_every_documented_command_names_what_exists():
     assert len(lines) >= 25
     for line in lines:
         program = shlex.split(line)[1:3]
-        path = f"{program[1].replace('.', '/')}.py" if program[0] == "-m" else program[0]
+        path = program[0]
+        if path == "-m":
+            path = f"concertormer_jax/commands/{shlex.split(line)[3]}.py"
         assert (runs.ROOT / path).is_file(), line
         for recipe in re.findall(r"--config=([\w/]+\.py)", line):
             assert (runs.ROOT / recipe).is_file(), line

@@ -12,8 +12,8 @@ import pytest
 import training_runs as runs
 from tiny_network import random_params, tiny_network
 
-from concertormer_jax.commands.synthesize import synthesize
 from concertormer_jax.data.images import read_rgb
+from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.weights.checkpoints import save_converted
 
 README = (runs.ROOT / "README.md").read_text()
@@ -49,10 +49,10 @@ def run(arguments: list[str]) -> str:
 
 def run_here(arguments: list[str], monkeypatch) -> None:
     """Run a command `python -m MODULE` of the README in this process, whose settings it leaves alone."""
-    assert arguments[:2] == ["python", "-m"]
-    module = importlib.import_module(arguments[2])
+    assert arguments[:3] == ["python", "-m", "concertormer_jax"]
+    module = importlib.import_module(f"concertormer_jax.commands.{arguments[3]}")
     monkeypatch.setattr(module, "prepare_to_compile", lambda: None, raising=False)
-    module.main(arguments[3:])
+    module.main(arguments[4:])
 
 
 def test_evaluate(folder):

@@ -8,9 +8,9 @@ from fake_model import fake_model
 from PIL import Image
 
 from concertormer_jax.commands import restore as command
-from concertormer_jax.commands.restore import restore_files
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.photos.restore_plan import Job, plan
+from concertormer_jax.photos.restoring import restore_files
 from concertormer_jax.runtime import memory
 from concertormer_jax.runtime.errors import UserError
 

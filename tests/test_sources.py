@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 
-from concertormer_jax.commands.synthesize import synthesize
 from concertormer_jax.data import cache
 from concertormer_jax.data.degrade import CameraShake
 from concertormer_jax.data.folders import Pair, find_pairs
@@ -16,6 +15,7 @@ from concertormer_jax.data.held_out import hold_out
 from concertormer_jax.data.images import write_png
 from concertormer_jax.data.pipeline import reflected_window
 from concertormer_jax.data.sources import Mixture, PairSource, PhotoSource, open_source, split_source
+from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.datasets.builders import split_pairs
 from concertormer_jax.datasets.verify import Report, SplitReport
 from concertormer_jax.runtime.errors import UserError

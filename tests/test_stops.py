@@ -149,8 +149,8 @@ COMMANDS = [
     ["train.py"],
     ["evaluate.py"],
     *(
-        ["-m", f"concertormer_jax.{name}"]
-        for name in ("restore", "prepare", "convert", "plan", "attribution", "evidence")
+        ["-m", "concertormer_jax", name]
+        for name in ("restore", "prepare", "convert", "plan", "attribution", "ablation_study")
     ),
 ]
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from concertormer_jax.commands.table import main, read_results, results_table
+from concertormer_jax.commands.table import main
+from concertormer_jax.evaluation.table import read_results, results_table
 from concertormer_jax.runtime.errors import UserError
 
 

@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 from concertormer_jax.commands.flags import parse_arguments, running, whole
-from concertormer_jax.commands.synthesize import synthesize
 from concertormer_jax.data.prepared import PREFIX
+from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
 from concertormer_jax.evaluation.predictions import find_predictions, predictions_folder
 from concertormer_jax.evaluation.protocols import PROTOCOLS
