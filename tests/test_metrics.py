@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from concertormer_jax.metrics.psnr_ssim import psnr_ssim, realblur
+from concertormer_jax.metrics import psnr_ssim, realblur
 from concertormer_jax.runtime.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics.npz"

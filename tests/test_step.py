@@ -101,8 +101,9 @@ def test_moving_average(batch):
     for _ in range(3):
         states.append(step(states[-1], batch)[0])
     expected = toy_params()
-    for state in states[1:]:
-        expected = jax.tree.map(lambda average, new: 0.9 * average + 0.1 * new, expected, state.params)
+    for n, state in enumerate(states[1:]):
+        decay = min(0.9, (1 + n) / (10 + n))
+        expected = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, expected, state.params)
         assert_close(state.average, expected, rtol=1e-6)
     assert not np.array_equal(states[3].average["gain"], states[3].params["gain"])
 

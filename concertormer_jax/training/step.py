@@ -93,7 +93,9 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         average = state.average
         if ema_decay:
-            average = optax.incremental_update(params, average, 1 - ema_decay)
+            # After n updates at most (1 + n) / (10 + n) of the average is kept, which soon forgets the initial weights.
+            decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+            average = optax.incremental_update(params, average, 1 - decay)
         metrics = {
             "loss": loss,
             "psnr": psnr,
