@@ -68,7 +68,7 @@ def get_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.fft_weight = 0.1  # of the spectrum's part in the loss
     config.train.accumulation = 1  # parts in which a batch is computed, one after the other
-    config.train.ema_decay = 0.0  # of the moving average of the weights, which is then evaluated (lower in the first steps); 0: none
+    config.train.ema_decay = 0.0  # of the moving average of the weights, which is then evaluated; 0 for none
 
     config.optimizer = ConfigDict()  # AdamW and one cosine over all steps
     config.optimizer.learning_rate = 1e-3

@@ -11,11 +11,16 @@ from test_configs import build
 from tiny_network import random_params
 
 from concertormer_jax.inference.compiled import restore_bytes
-from concertormer_jax.models import ABLATIONS, Design, concertormer, create
+from concertormer_jax.models import ABLATIONS, Architecture, concertormer, create
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.schedule import make_stages
 from concertormer_jax.training.setup import module_from, training_from
-from concertormer_jax.weights.checkpoints import load_model, require_same_size, save_converted, size_of
+from concertormer_jax.weights.checkpoints import (
+    architecture_dict,
+    load_model,
+    require_same_architecture,
+    save_converted,
+)
 from configs import ablation
 
 SMALL = {key: value for key, value in runs.TINY_RUN.items() if key != "model.variant"}
@@ -62,10 +67,10 @@ def test_every_setting_can_be_set_in_a_config():
         "model.skip": "concatenation",
     }
     config = runs.override(build("gopro:lite"), settings)
-    expected = Design(
+    expected = Architecture(
         ("ripieno_spatial", "concertino_spatial"), "spatial", False, False, 4, True, False, "concatenation"
     )
-    assert module_from(config.model) == create("lite", remat=True).clone(design=expected)
+    assert module_from(config.model) == create("lite", remat=True).clone(architecture=expected)
     nothing = runs.override(build("ablation:skip_sum"), {"model.groups": ""})
     assert module_from(nothing.model) == create("gdmlp", remat=True)
     with pytest.raises(UserError, match=r"config.model.skip='add' is unknown"):
@@ -90,7 +95,7 @@ QUICK = ("full", "gdmlp", "window", "two_stage")  # the others are made of the s
 )
 def test_recipe_trains_two_steps_when_shrunk(name, monkeypatch):
     only_the_decoder(monkeypatch)
-    size = 2 * create(name).design.block_px
+    size = 2 * create(name).architecture.block_px
     config = shrunk(name, **{"model.width": 8, "model.remat": False, "stages.crop_px": (size,), "stages.batch": (1,)})
     training = training_from(config, make_stages((2,), (size,), (1,)))
     rng = np.random.default_rng(0)
@@ -121,4 +126,4 @@ def test_a_checkpoint_says_what_its_network_is_made_of(tmp_path):
     assert load_model(tmp_path / "saved").module == module
     other = module_from(shrunk("gdmlp", **{"model.skip": "concatenation"}).model)
     with pytest.raises(UserError, match="another architecture: skip is sum there and concatenation in this config"):
-        require_same_size("the folder", size_of(module), other)
+        require_same_architecture("the folder", architecture_dict(module), other)

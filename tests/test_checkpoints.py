@@ -9,7 +9,13 @@ import pytest
 from concertormer_jax.models import create, parameter_shapes
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.step import TrainState
-from concertormer_jax.weights.checkpoints import Checkpoints, load_model, require_same_size, save_converted, size_of
+from concertormer_jax.weights.checkpoints import (
+    Checkpoints,
+    architecture_dict,
+    load_model,
+    require_same_architecture,
+    save_converted,
+)
 
 MODULE = create(
     None,
@@ -21,7 +27,7 @@ MODULE = create(
     middle_heads=1,
     decoder_heads=(1,),
 )
-MODEL = {"size": size_of(MODULE), "train_crop_px": 64, "weights": "params"}
+MODEL = {"size": architecture_dict(MODULE), "train_crop_px": 64, "weights": "params"}
 
 
 def params(value):
@@ -55,7 +61,7 @@ def test_best_is_loaded_by_default_and_any_by_its_folder(saved):
     best = load_model(saved)
     assert (best.step, best.train_crop_px, value_of(best)) == (2, 64, 2.0)
     assert "best" in best.name
-    assert size_of(best.module) == size_of(MODULE)
+    assert architecture_dict(best.module) == architecture_dict(MODULE)
     assert load_model(saved / "checkpoints").step == 2
     latest = load_model(saved / "checkpoints" / "4")
     assert (latest.step, value_of(latest)) == (4, 4.0)
@@ -93,7 +99,7 @@ def test_paths_may_be_relative(tmp_path, monkeypatch):
 
 def test_weights_of_another_network_are_refused():
     with pytest.raises(UserError, match="another architecture: network is Restormer there and Concertormer in"):
-        require_same_size("runs/other", size_of(create("restormer")), MODULE)
+        require_same_architecture("runs/other", architecture_dict(create("restormer")), MODULE)
 
 
 def test_converted_weights_need_an_empty_directory(tmp_path):
@@ -123,9 +129,9 @@ def test_damaged_weights_are_refused(saved):
 
 
 def test_another_architecture_is_named():
-    stored = size_of(MODULE) | {"middle_blocks": 3}
+    stored = architecture_dict(MODULE) | {"middle_blocks": 3}
     with pytest.raises(UserError, match="somewhere holds another architecture: middle_blocks is 3 there and 1"):
-        require_same_size("somewhere", stored, MODULE)
+        require_same_architecture("somewhere", stored, MODULE)
 
 
 def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):

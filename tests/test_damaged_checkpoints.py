@@ -12,7 +12,7 @@ import pytest
 from concertormer_jax.models import create, parameter_shapes
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.step import TrainState
-from concertormer_jax.weights.checkpoints import Checkpoints, load_model, save_converted, size_of
+from concertormer_jax.weights.checkpoints import Checkpoints, architecture_dict, load_model, save_converted
 from concertormer_jax.weights.integrity import digest
 
 MODULE = create(
@@ -25,7 +25,7 @@ MODULE = create(
     middle_heads=1,
     decoder_heads=(1,),
 )
-MODEL = {"size": size_of(MODULE), "train_crop_px": 64, "weights": "params"}
+MODEL = {"size": architecture_dict(MODULE), "train_crop_px": 64, "weights": "params"}
 
 
 def random_params(seed):

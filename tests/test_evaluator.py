@@ -14,7 +14,7 @@ from concertormer_jax.evaluation import evaluator
 from concertormer_jax.evaluation.evaluator import evaluate
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.scores import EvaluationSet
-from concertormer_jax.inference.compiled import CompiledBySize
+from concertormer_jax.inference.compiled import CompiledPerShape
 from concertormer_jax.metrics import psnr_ssim
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.outputs import restored_path
@@ -94,12 +94,12 @@ def test_every_picture_is_scored_once_on_any_number_of_devices(tmp_path, devices
 def test_every_padded_size_is_compiled_once_and_fills_its_steps(tmp_path, monkeypatch):
     calls, lines, steps = [], [], []
 
-    class Counting(CompiledBySize):
+    class Counting(CompiledPerShape):
         def __call__(self, params, images):
             steps.append(images.shape[1:3])
             return super().__call__(params, images)
 
-    monkeypatch.setattr(evaluator, "CompiledBySize", Counting)
+    monkeypatch.setattr(evaluator, "CompiledPerShape", Counting)
     model = fake_model()
     object.__setattr__(model, "module", recording(calls))
     evaluate(

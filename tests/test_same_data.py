@@ -12,7 +12,7 @@ from concertormer_jax.data.images import write_png
 from concertormer_jax.datasets.preparation import examine, prepare
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.data import DIGESTS_FILE, data_notes, digests_of, sources_from
-from concertormer_jax.training.trainer import claim_workdir
+from concertormer_jax.training.trainer import check_and_write_config
 from configs import common
 
 
@@ -24,7 +24,7 @@ def photos(tmp_path):
 
 def claim(workdir, begun=True, **settings):
     config = runs.override(common.get_config(), {key.replace("__", "."): value for key, value in settings.items()})
-    claim_workdir(workdir, config, begun=begun, data=digests_of(*sources_from(config)))
+    check_and_write_config(workdir, config, begun=begun, data=digests_of(*sources_from(config)))
 
 
 def test_data_may_be_named_otherwise_and_moved(photos, tmp_path, monkeypatch):

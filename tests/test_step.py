@@ -103,7 +103,7 @@ def test_moving_average(batch):
     expected = toy_params()
     for n, state in enumerate(states[1:]):
         decay = min(0.9, (1 + n) / (10 + n))
-        expected = jax.tree.map(lambda average, new: decay * average + (1 - decay) * new, expected, state.params)
+        expected = optax.incremental_update(state.params, expected, 1 - decay)
         assert_close(state.average, expected, rtol=1e-6)
     assert not np.array_equal(states[3].average["gain"], states[3].params["gain"])
 

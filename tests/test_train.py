@@ -17,7 +17,7 @@ from concertormer_jax.models import parameter_shapes
 from concertormer_jax.runtime.devices import run_in_background
 from concertormer_jax.runtime.errors import UserError, reported
 from concertormer_jax.training import config_limits, setup, trainer
-from concertormer_jax.training.preemption import Stop
+from concertormer_jax.training.preemption import PreemptionGuard
 from concertormer_jax.weights.checkpoints import load_model, save_converted
 from configs import common
 
@@ -232,18 +232,18 @@ def test_a_network_that_no_device_holds_is_refused_before_it_is_drawn(settings, 
 
 
 def test_work_folder_of_another_config_is_refused(settings, tmp_path):
-    trainer.claim_workdir(tmp_path, config_with(settings), begun=False)
+    trainer.check_and_write_config(tmp_path, config_with(settings), begun=False)
     for harmless in ({"run.log_every_steps": 7}, {"train.accumulation": 2}, {"model.remat": False}):
-        trainer.claim_workdir(tmp_path, config_with(settings | harmless), begun=True)
+        trainer.check_and_write_config(tmp_path, config_with(settings | harmless), begun=True)
     with pytest.raises(UserError, match=r"config.optimizer.clip_norm was 0.01 and is now 0.5"):
-        trainer.claim_workdir(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}), begun=True)
+        trainer.check_and_write_config(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}), begun=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[1]", b"\xff\xfe"])
 def test_a_damaged_config_is_one_sentence(settings, tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=rf"{tmp_path}/config.json is damaged; remove it if"):
-        trainer.claim_workdir(tmp_path, config_with(settings), begun=True)
+        trainer.check_and_write_config(tmp_path, config_with(settings), begun=True)
     assert (tmp_path / "config.json").read_bytes() == content
 
 
@@ -269,7 +269,7 @@ def test_signals_are_noted_on_a_single_host_alone(monkeypatch, hosts, noted):
     monkeypatch.setattr(jax, "process_count", lambda: hosts)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.getsignal(number) for number in numbers}
-    with Stop(checkpoints=None).listening():
+    with PreemptionGuard(checkpoints=None).listening():
         assert {number for number in numbers if signal.getsignal(number) is not before[number]} == noted
     assert {number: signal.getsignal(number) for number in numbers} == before
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from concertormer_jax.analysis.windows import Window
-from concertormer_jax.inference.compiled import CompiledBySize
+from concertormer_jax.inference.compiled import CompiledPerShape
 
 # The blur path of the local attribution map: from the blurred picture to the picture (Gu and Dong, CVPR 2021).
 
@@ -168,7 +168,7 @@ class PathIntegral:
         self._parts = np.concatenate([points, np.zeros((surplus, 3), np.float32)]).reshape(-1, batch, 3)
         self._steps = steps
         self._restore = restore if isinstance(restore, Partial) else Partial(restore)
-        self._integrate = CompiledBySize(_integrate_part(kernel), log)
+        self._integrate = CompiledPerShape(_integrate_part(kernel), log)
 
     @property
     def parts(self) -> int:

@@ -23,7 +23,7 @@ from concertormer_jax.runtime.outputs import require_writable
 from concertormer_jax.runtime.paths import local_path
 from concertormer_jax.training.config_limits import KEYS, require_valid
 from concertormer_jax.training.data import digests_of, sources_from
-from concertormer_jax.training.trainer import claim_workdir
+from concertormer_jax.training.trainer import check_and_write_config
 
 CONFIG = define_config("A recipe or a file: sizes, data and training of every form; default: evidence.")
 VARIANTS = flags.DEFINE_list("variants", list(ABLATIONS), "The forms, separated by commas.")
@@ -59,7 +59,7 @@ def compare(config, variants: list[str], seeds: list[int], output) -> None:
         raise UserError(f"--variants: {unknown[0]!r} is unknown; choose from {', '.join(ABLATIONS)}")
     output = local_path(output, "--output")
     require_writable(output)
-    claim_workdir(output, config, begun=True, flag="--output", data=digests_of(*sources_from(config)))
+    check_and_write_config(output, config, begun=True, flag="--output", data=digests_of(*sources_from(config)))
     if not charts.installed():
         print("note: there will be no chart, since matplotlib is not installed; pip install matplotlib draws it")
     wanted = [(variant, seed) for seed in seeds for variant in variants]

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from concertormer_jax.data.images import read_rgb, write_png
 from concertormer_jax.evaluation.protocols import PAIRS, Protocol
 from concertormer_jax.evaluation.scores import Evaluation, EvaluationSet, ImageScores
-from concertormer_jax.inference.compiled import CompiledBySize, restore_bytes, restore_floats
+from concertormer_jax.inference.compiled import CompiledPerShape, restore_bytes, restore_floats
 from concertormer_jax.metrics.psnr_ssim import UNROUNDED_METRICS, require_known, score
 from concertormer_jax.models import variant_name
 from concertormer_jax.ops.image import padded_size
@@ -180,7 +180,7 @@ def _restored(model, window, pairs, unrounded, loaded, mesh, log):
     module = model.module.clone(tlc_window=window)
     function = _restore_unrounded(module) if unrounded else restore_bytes(module)
     shardings = {"in_shardings": (whole, split), "out_shardings": (split, split)}
-    restore = CompiledBySize(function, log, made_from=str(module), **shardings)
+    restore = CompiledPerShape(function, log, made_from=str(module), **shardings)
     params = jax.device_put(model.params, whole)
     computing = None
     for (_, step), same_size in itertools.groupby(loaded, key=lambda entry: (entry[0].padded, entry[0].step)):

@@ -15,7 +15,7 @@ from concertormer_jax.runtime.errors import UserError
 # The network as evaluation and restoration run it: compiled once per image size, and saying so.
 
 
-class CompiledBySize:
+class CompiledPerShape:
     """A jitted `function(params, images)` that is compiled ahead of time for every new shape of `images`.
 
     log: called with a line before and after each compilation.

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from concertormer_jax.inference import tiles
-from concertormer_jax.inference.compiled import CompiledBySize, overlap_px, restore_floats, tile_setting, tlc_window
+from concertormer_jax.inference.compiled import CompiledPerShape, overlap_px, restore_floats, tile_setting, tlc_window
 from concertormer_jax.inference.tiles import tile_grid
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime.devices import out_of_memory_explained
@@ -105,7 +105,7 @@ class Restorer:
         self._window = tlc_window(tlc, model.train_crop_px, self._multiple)
         self._together = _TILES_AT_ONCE.get(self.device.platform, _TILES_ON_ACCELERATORS)
         self._restore, self._restore_without_tlc = (
-            CompiledBySize(restore_checked(module), log, made_from=str(module))
+            CompiledPerShape(restore_checked(module), log, made_from=str(module))
             for module in (model.module.clone(tlc_window=window) for window in (self._window, None))
         )
         self._params = jax.device_put(model.params, self.device)

@@ -3,7 +3,7 @@
 `ConcertoSelfAttention` is the attention alone, for other networks.
 """
 
-from concertormer_jax.models.architecture import Design
+from concertormer_jax.models.architecture import Architecture
 from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.concertormer import Concertormer
 from concertormer_jax.models.restormer import Restormer
@@ -23,9 +23,9 @@ __all__ = [
     "ABLATIONS",
     "LOGITS",
     "VARIANTS",
+    "Architecture",
     "ConcertoSelfAttention",
     "Concertormer",
-    "Design",
     "Network",
     "Restormer",
     "Variant",

@@ -15,8 +15,8 @@ SKIPS = ("cross_attention", "sum", "concatenation")
 
 
 @dataclasses.dataclass(frozen=True)
-class Design:
-    """The parts of a network; the defaults are those of the released one. A design that cannot be is a ValueError.
+class Architecture:
+    """The parts of a network; the defaults are those of the released one. What cannot be is a ValueError.
 
     groups: of the attention, names from `ops.concerto.GROUPS`, with equal parts of the hidden channels; () for none.
     communication: which groups' maps communicate (CDC): "both" kinds, "spatial", "channel" or "none".

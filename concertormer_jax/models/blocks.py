@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.models.architecture import Design, torch_uniform
+from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
 from concertormer_jax.ops import gdmlp
 from concertormer_jax.ops.convolution import project
@@ -32,14 +32,14 @@ def feed_forward_channels(features: int, expansion: int) -> int:
 class Block(nn.Module):
     """One block: x + CSA-gdMLP(norm(x), keys), the keys being norm(x) in all but the first block of a cross stage.
 
-    (Paper, section 3.) `design` tells the other forms. `tlc_window` is the side in pixels of this level's windows for
-    the attention, None for the whole map.
+    (Paper, section 3.) `architecture` tells the other forms. `tlc_window` is the side in pixels of this level's windows
+    for the attention, None for the whole map.
     """
 
     features: int
     heads: int
     expansion: int
-    design: Design = Design()
+    architecture: Architecture = Architecture()
     tlc_window: int | None = None
     dtype: Any = jnp.float32
 
@@ -56,8 +56,8 @@ class Block(nn.Module):
         def pointwise(name, inputs, outputs):
             return self.param(name, torch_uniform(inputs), (inputs, outputs)).astype(self.dtype)
 
-        attended = self._attend(inputs, shifted, keys, first) if self.design.groups else None
-        if self.design.two_stage:
+        attended = self._attend(inputs, shifted, keys, first) if self.architecture.groups else None
+        if self.architecture.two_stage:
             x = x + project(attended, pointwise("attention_out", hidden, width))
             inputs, attended = layer_norm("norm_mlp")(x).astype(self.dtype), None
             hidden = feed_forward_channels(self.features, self.expansion)
@@ -73,10 +73,10 @@ class Block(nn.Module):
         attention = ConcertoSelfAttention(
             self.features * self.expansion,
             self.heads,
-            self.design.groups,
-            self.design.communication,
-            self.design.sca,
-            self.design.block_px,
+            self.architecture.groups,
+            self.architecture.communication,
+            self.architecture.sca,
+            self.architecture.block_px,
             self.tlc_window,
             self.dtype,
             name="attention",
@@ -88,15 +88,15 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """`blocks` equal blocks of one level; the first may take in other features `y`.
 
-    Every other block is shifted, unless `design` has no shift. The blocks are scanned: they are compiled once and their
-    parameters are stacked on a first axis.
+    Every other block is shifted, unless `architecture` has no shift. The blocks are scanned: they are compiled once and
+    their parameters are stacked on a first axis.
     """
 
     features: int
     heads: int
     blocks: int
     expansion: int
-    design: Design = Design()
+    architecture: Architecture = Architecture()
     tlc_window: int | None = None
     dtype: Any = jnp.float32
     remat: bool = False
@@ -110,13 +110,13 @@ class Stage(nn.Module):
         keys = None if y is None else layer_norm("norm2")(y).astype(self.dtype)
 
         def apply(block, x, position):
-            shifted = position % 2 == 1 if self.design.shift else False
+            shifted = position % 2 == 1 if self.architecture.shift else False
             return block(x, shifted, keys, position == 0), None
 
         if self.remat:
             apply = nn.remat(apply, prevent_cse=False)
         scan = nn.scan(apply, variable_axes={"params": 0, LOGITS: 0}, split_rngs={"params": True})
         block = Block(
-            self.features, self.heads, self.expansion, self.design, self.tlc_window, self.dtype, name="blocks"
+            self.features, self.heads, self.expansion, self.architecture, self.tlc_window, self.dtype, name="blocks"
         )
         return scan(block, x, jnp.arange(self.blocks))[0]

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.models.architecture import Design, torch_uniform
+from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.ops import image
 from concertormer_jax.ops.convolution import convolve_to_few
@@ -69,7 +69,7 @@ class Concertormer(nn.Module):
     decoder_heads: tuple[int, ...]
     expansion: int = 2
     unshuffle: int = 1
-    design: Design = Design()
+    architecture: Architecture = Architecture()
     tlc_window: int | None = None
     dtype: Any = jnp.float32
     remat: bool = False
@@ -82,7 +82,7 @@ class Concertormer(nn.Module):
     @property
     def multiple(self) -> int:
         """The padded height and width are multiples of this number of pixels, and so must `tlc_window` be."""
-        return self.design.block_px * self.unshuffle * 2**self.levels
+        return self.architecture.block_px * self.unshuffle * 2**self.levels
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, for a network that cannot be built."""
@@ -93,7 +93,7 @@ class Concertormer(nn.Module):
         stages += [("decoder_heads", level, heads) for level, heads in enumerate(self.decoder_heads[::-1])]
         for field, level, heads in [*stages, ("middle_heads", self.levels, self.middle_heads)]:
             hidden = self.width * self.expansion * 2**level
-            groups = max(1, len(self.design.groups))
+            groups = max(1, len(self.architecture.groups))
             if heads < 1 or hidden % (groups * heads):
                 raise ValueError(
                     f"{field}={getattr(self, field)}: {heads} heads do not divide the {hidden} hidden channels "
@@ -102,7 +102,7 @@ class Concertormer(nn.Module):
         if self.tlc_window is not None and (self.tlc_window < 1 or self.tlc_window % self.multiple):
             raise ValueError(
                 f"tlc_window={self.tlc_window} must be a positive multiple of {self.multiple} pixels, "
-                f"so that blocks of {self.design.block_px}x{self.design.block_px} fit at every level"
+                f"so that blocks of {self.architecture.block_px}x{self.architecture.block_px} fit at every level"
             )
 
     @nn.compact
@@ -134,7 +134,7 @@ class Concertormer(nn.Module):
                 heads,
                 blocks,
                 self.expansion,
-                self.design,
+                self.architecture,
                 tlc_window=window,
                 dtype=self.dtype,
                 remat=self.remat,
@@ -155,14 +155,14 @@ class Concertormer(nn.Module):
             difference = conv(name, width(level), picture_channels)(x).astype(wide)
             return image.pixel_shuffle(difference + pyramid[level], self.unshuffle)
 
-        picture_enters = "cross_attention" if self.design.groups else "sum"
+        picture_enters = "cross_attention" if self.architecture.groups else "sum"
         x, y = conv("intro", picture_channels, self.width)(pyramid[0]), None
         skips = []
         for level in range(self.levels):
             x = stage(f"encoders_{level}", level, self.encoder_blocks[level], self.encoder_heads[level])(x, y)
             skips.append(x)
             x = conv(f"downs_{level}", width(level), width(level + 1), kernel=2, stride=2)(x)
-            if self.design.multiscale_input:
+            if self.architecture.multiscale_input:
                 y = conv(f"intros_{level}", picture_channels, width(level + 1))(pyramid[level + 1])
                 x, y = entered(x, y, None, picture_enters)
         x = stage("middle", self.levels, self.middle_blocks, self.middle_heads)(x, y)
@@ -171,7 +171,7 @@ class Concertormer(nn.Module):
         for index, level in enumerate(reversed(range(self.levels))):
             outputs.append(output(f"endings_{index}", level + 1, x))
             x = conv(f"ups_{index}", width(level + 1), width(level + 2), kernel=1, bias=False)(x)
-            x, y = entered(image.pixel_shuffle(x, 2), skips[level], f"merges_{index}", self.design.skip)
+            x, y = entered(image.pixel_shuffle(x, 2), skips[level], f"merges_{index}", self.architecture.skip)
             x = stage(f"decoders_{index}", level, self.decoder_blocks[index], self.decoder_heads[index])(x, y)
         restored = output("ending", 0, x)
         return (*outputs, restored[:, :image_height, :image_width])

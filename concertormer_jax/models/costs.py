@@ -97,13 +97,20 @@ def attention(
 
 def _block(module: Concertormer, pixels: int, width: int, heads: int) -> dict[str, Cost]:
     """One `models.blocks.Block`."""
-    design, hidden = module.design, width * module.expansion
+    architecture, hidden = module.architecture, width * module.expansion
     parts = {NORMS: norm(width)}
-    if design.groups:
+    if architecture.groups:
         parts |= attention(
-            pixels, width, hidden, heads, design.groups, design.communication, design.sca, design.block_px
+            pixels,
+            width,
+            hidden,
+            heads,
+            architecture.groups,
+            architecture.communication,
+            architecture.sca,
+            architecture.block_px,
         )
-    if design.two_stage:
+    if architecture.two_stage:
         parts[PROJECTIONS] += convolution(pixels, hidden, width)
         parts[NORMS] += norm(width)
         hidden = feed_forward_channels(width, module.expansion)
@@ -112,7 +119,7 @@ def _block(module: Concertormer, pixels: int, width: int, heads: int) -> dict[st
         + convolution(pixels, hidden, hidden, kernel=3, groups=hidden)
         + convolution(pixels, hidden, width)
     )
-    if design.groups and not design.two_stage:
+    if architecture.groups and not architecture.two_stage:
         parts[MLP] += convolution(pixels, hidden, hidden)
     return parts
 
@@ -122,7 +129,7 @@ def concertormer(module: Concertormer, height: int, width: int) -> dict[str, dic
 
     Everything between the stages is in `OUTSIDE`. The picture is padded as the network does; without TLC.
     """
-    design = module.design
+    architecture = module.architecture
     # Positions of level 0, each of which holds unshuffle**2 pixels.
     picture = padded_size(height, module.multiple) * padded_size(width, module.multiple) // module.unshuffle**2
     picture_channels = 3 * module.unshuffle**2
@@ -135,7 +142,7 @@ def concertormer(module: Concertormer, height: int, width: int) -> dict[str, dic
         return parts
 
     costs, outside = {}, Cost()
-    pictures_cross = design.multiscale_input and bool(design.groups)
+    pictures_cross = architecture.multiscale_input and bool(architecture.groups)
     levels = range(module.levels)
     for level in levels:
         costs[f"encoders_{level}"] = stage(
@@ -143,17 +150,17 @@ def concertormer(module: Concertormer, height: int, width: int) -> dict[str, dic
         )
         channels, pixels = module.width * 2**level, picture // 4 ** (level + 1)
         outside += convolution(pixels, channels, 2 * channels, kernel=2, bias=True)
-        if design.multiscale_input:
+        if architecture.multiscale_input:
             outside += convolution(pixels, picture_channels, 2 * channels, kernel=3, bias=True)
     costs["middle"] = stage(module.levels, module.middle_blocks, module.middle_heads, pictures_cross)
     for index, level in enumerate(reversed(levels)):
         channels, pixels = module.width * 2**level, picture // 4**level
         outside += convolution(pixels // 4, 2 * channels, picture_channels, kernel=3, bias=True)
         outside += convolution(pixels // 4, 2 * channels, 4 * channels)
-        if design.skip == "concatenation":
+        if architecture.skip == "concatenation":
             outside += convolution(pixels, 2 * channels, channels)
         costs[f"decoders_{index}"] = stage(
-            level, module.decoder_blocks[index], module.decoder_heads[index], design.skip == "cross_attention"
+            level, module.decoder_blocks[index], module.decoder_heads[index], architecture.skip == "cross_attention"
         )
     outside += convolution(picture, picture_channels, module.width, kernel=3, bias=True)
     outside += convolution(picture, module.width, picture_channels, kernel=3, bias=True)

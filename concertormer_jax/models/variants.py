@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.models.architecture import Design
+from concertormer_jax.models.architecture import Architecture
 from concertormer_jax.models.concerto_attention import weights_alone
 from concertormer_jax.models.concertormer import Concertormer
 from concertormer_jax.models.restormer import Restormer
@@ -17,7 +17,7 @@ from concertormer_jax.runtime.errors import UserError
 Network = Concertormer | Restormer
 NETWORKS = {"Concertormer": Concertormer, "Restormer": Restormer}
 RUN_FIELDS = {"tlc_window", "dtype", "remat"}  # what may differ between two uses of the same weights
-DESIGN_FIELDS = tuple(field.name for field in dataclasses.fields(Design))
+ARCHITECTURE_FIELDS = tuple(field.name for field in dataclasses.fields(Architecture))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _fields_of(variant: str | None) -> dict:
 
 
 def create(variant: str | None, network: str = "Concertormer", **overrides) -> Network:
-    """Build the Linen module of a named variant, any field of its network (or its `Design`) overridden by keyword.
+    """Build the Linen module of a named variant, any field of it (or of its `Architecture`) overridden by keyword.
 
     variant: a name of `VARIANTS` or `ABLATIONS`. With None all fields of the size must be given, and `network` says
     which of `NETWORKS` has them. Raises UserError for an unknown variant or field and ValueError for a network that
@@ -133,13 +133,15 @@ def create(variant: str | None, network: str = "Concertormer", **overrides) -> N
     kind = VARIANTS[variant].network if variant in VARIANTS else NETWORKS[network]
     known = {field.name: field for field in dataclasses.fields(kind) if field.name not in ("parent", "name")}
     needed = {name for name, field in known.items() if field.default is dataclasses.MISSING}
-    names = set(known) - {"design"} | (set(DESIGN_FIELDS) if "design" in known else set())
+    names = set(known) - {"architecture"} | (set(ARCHITECTURE_FIELDS) if "architecture" in known else set())
     if unknown := sorted(set(overrides) - names):
         raise UserError(f"model field {unknown[0]!r} is unknown; choose one of {', '.join(sorted(names))}")
     if missing := sorted(needed - set(fields)):
         raise UserError(f"model field {missing[0]!r} must be given, since no variant is named")
-    if "design" in known:
-        fields["design"] = Design(**{name: fields.pop(name) for name in DESIGN_FIELDS if name in fields})
+    if "architecture" in known:
+        fields["architecture"] = Architecture(
+            **{name: fields.pop(name) for name in ARCHITECTURE_FIELDS if name in fields}
+        )
     module = kind(**fields)
     module.validate()
     return module
@@ -148,9 +150,9 @@ def create(variant: str | None, network: str = "Concertormer", **overrides) -> N
 def settings_of(module: Network) -> dict:
     """What the parameters and the function of `module` depend on, as `create(None, **settings)` takes it."""
     fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
-    design = fields.pop("design", None)
+    architecture = fields.pop("architecture", None)
     settings = {name: value for name, value in fields.items() if name not in RUN_FIELDS | {"parent", "name"}}
-    return {"network": type(module).__name__} | settings | (dataclasses.asdict(design) if design else {})
+    return {"network": type(module).__name__} | settings | (dataclasses.asdict(architecture) if architecture else {})
 
 
 def variant_name(module) -> str:

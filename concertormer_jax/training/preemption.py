@@ -9,7 +9,7 @@ from concertormer_jax.runtime.errors import STOPPING, Stopped
 from concertormer_jax.weights.checkpoints import Checkpoints
 
 
-class Stop:
+class PreemptionGuard:
     """Whether a signal or the other hosts ask this run to save and end."""
 
     def __init__(self, checkpoints: Checkpoints):

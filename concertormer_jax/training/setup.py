@@ -18,7 +18,7 @@ from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.training.config_limits import require_valid
 from concertormer_jax.training.schedule import Stage, adamw, cosine
 from concertormer_jax.training.step import TrainState, initial_state, make_train_step
-from concertormer_jax.weights.checkpoints import Checkpoints, load_model, require_same_size, size_of
+from concertormer_jax.weights.checkpoints import Checkpoints, architecture_dict, load_model, require_same_architecture
 
 
 class Training(NamedTuple):
@@ -139,7 +139,7 @@ def starting_state(config, training: Training, checkpoints: Checkpoints, mesh: M
     if not config.init_from:
         return shapes, drawn.result
     loaded = load_model(user_path(config.init_from, "config.init_from"))
-    require_same_size(config.init_from, size_of(loaded.module), training.module)
+    require_same_architecture(config.init_from, architecture_dict(loaded.module), training.module)
     params = jax.device_put(loaded.params, whole)
     average = None if shapes.average is None else jax.tree.map(jnp.copy, params)
 

@@ -26,20 +26,20 @@ from concertormer_jax.training.data import (
     sources_from,
     write_digests,
 )
-from concertormer_jax.training.preemption import Stop
+from concertormer_jax.training.preemption import PreemptionGuard
 from concertormer_jax.training.schedule import Stage, make_stages, require_divisible
 from concertormer_jax.training.setup import lower_step, starting_state, training_from
 from concertormer_jax.training.step import TrainState
 from concertormer_jax.training.validation import Validation
 from concertormer_jax.training.writers import Interval, Writer
-from concertormer_jax.weights.checkpoints import Checkpoints, size_of
+from concertormer_jax.weights.checkpoints import Checkpoints, architecture_dict
 
 SHOWN_PICTURES = 3
 _LESS_MEMORY = "raise config.train.accumulation, up to the images on each device, or set config.model.remat=True."
 _MAY_CHANGE = ("run.", "train.accumulation", "model.remat")  # what makes no difference to the result but rounding
 
 
-def claim_workdir(workdir, config, *, begun: bool, flag: str = "--workdir", data: dict | None = None) -> None:
+def check_and_write_config(workdir, config, *, begun: bool, flag: str = "--workdir", data: dict | None = None) -> None:
     """Write config.json into a work folder, and check that one in which something was `begun` is of the same config.
 
     The keys that make no difference to the result may change between restarts, and a key that this software did not
@@ -104,7 +104,7 @@ class Run(NamedTuple):
     writer: Writer
     mesh: Any
     model: dict  # what a checkpoint says of its weights
-    stop: Stop
+    stop: PreemptionGuard
 
 
 def train(config, workdir) -> int:
@@ -135,13 +135,15 @@ def _only_run(workdir):
 def _train(config, workdir, stages, training, mesh, source, held_out) -> int:
     cache_bytes = require_memory_for(source) if config.run.cache else 0
     checkpoints = Checkpoints(workdir)
-    claim_workdir(workdir, config, begun=checkpoints.latest_step() is not None, data=digests_of(source, held_out))
+    check_and_write_config(
+        workdir, config, begun=checkpoints.latest_step() is not None, data=digests_of(source, held_out)
+    )
     shapes, first_state = starting_state(config, training, checkpoints, mesh)
     latest = checkpoints.latest_step()
     checkpoints.open()
 
     model = {
-        "size": size_of(training.module),
+        "size": architecture_dict(training.module),
         "train_crop_px": max(stage.crop_px for stage in stages),
         "weights": "params" if shapes.average is None else "average",
     }
@@ -164,7 +166,7 @@ def _train(config, workdir, stages, training, mesh, source, held_out) -> int:
     )
     for line in data_notes(source, held_out, config):
         writer.note(line)
-    stop = Stop(checkpoints)
+    stop = PreemptionGuard(checkpoints)
     compile_step = functools.partial(_compile, training, shapes, mesh, writer)
     run = Run(
         config, source, stages, compile_step, validation, validation.input_psnr, checkpoints, writer, mesh, model, stop

@@ -29,12 +29,12 @@ from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.weights import load_weights_file
 from concertormer_jax.weights.integrity import (
     Damaged,
+    architecture_dict,
     first_words,
     module_of,
     read_arrays,
     read_metadata,
     shapes_of,
-    size_of,
     with_digests,
 )
 
@@ -88,7 +88,7 @@ class Checkpoints:
         """
         while (step := self.latest_step()) is not None:
             model = self._models[step]
-            require_same_size(self._folder / str(step), size_of(module_of(model["size"])), module)
+            require_same_architecture(self._folder / str(step), architecture_dict(module_of(model["size"])), module)
             try:
                 arrays = self._arrays(step, model, abstract)
                 break
@@ -248,7 +248,13 @@ def save_converted(directory, module: Network, params, train_crop_px: int) -> No
     directory = user_path(directory)
     if directory.exists() and any(directory.iterdir()):
         raise UserError(f"{directory} is not empty; choose a new directory")
-    model = {"size": size_of(module), "train_crop_px": train_crop_px, "step": 0, "psnr": None, "weights": "params"}
+    model = {
+        "size": architecture_dict(module),
+        "train_crop_px": train_crop_px,
+        "step": 0,
+        "psnr": None,
+        "weights": "params",
+    }
     model = with_digests(model, {"params": params})
     with ocp.CheckpointManager(directory / FOLDER) as manager:
         items = {"params": ocp.args.StandardSave(params), "model": ocp.args.JsonSave(model)}
@@ -319,9 +325,9 @@ def _loaded_from_file(path: epath.Path) -> LoadedModel:
     return LoadedModel(weights.module, weights.params, weights.train_crop_px, 0, path.name)
 
 
-def require_same_size(source, stored: dict, module: Network) -> None:
+def require_same_architecture(source, stored: dict, module: Network) -> None:
     """Raise UserError naming the first field in which the network `stored` in `source` differs from `module`."""
-    for field, value in size_of(module).items():
+    for field, value in architecture_dict(module).items():
         if stored[field] != value:
             raise UserError(
                 f"{source} holds another architecture: {field} is {stored[field]} there and {value} in this config"

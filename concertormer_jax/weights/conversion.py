@@ -17,8 +17,8 @@ import numpy as np
 
 from concertormer_jax.models import (
     VARIANTS,
+    Architecture,
     Concertormer,
-    Design,
     Network,
     Restormer,
     create,
@@ -40,7 +40,7 @@ NAMES_IN_A_MESSAGE = 3
 
 def is_published(module: Network) -> bool:
     """Whether there are published weights of the form, if not the size, of `module`."""
-    return module.attention == "transposed" if isinstance(module, Restormer) else module.design == Design()
+    return module.attention == "transposed" if isinstance(module, Restormer) else module.architecture == Architecture()
 
 
 PUBLISHED = [variant for variant in VARIANTS if is_published(create(variant))]

@@ -27,7 +27,7 @@ class Damaged(Exception):
     """What is wrong with a checkpoint, in a few words."""
 
 
-def size_of(module: Network) -> dict:
+def architecture_dict(module: Network) -> dict:
     """The fields of `module` that its parameters and its function depend on, as JSON keeps them."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in settings_of(module).items()}
 
@@ -153,7 +153,7 @@ def _require_possible(model: dict) -> None:
     network = size.get("network", "Concertormer") if isinstance(size, dict) else None
     if not isinstance(network, str) or network not in _EXAMPLES:
         raise Damaged("its metadata names no known network")
-    example = size_of(create(_EXAMPLES[network]))
+    example = architecture_dict(create(_EXAMPLES[network]))
     for name, value in size.items():
         least = 0 if name.endswith("_blocks") else 1
         if name not in example or not _is_like(value, example[name], least, fraction=name == "expansion"):

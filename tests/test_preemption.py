@@ -21,7 +21,7 @@ from concertormer_jax.runtime.devices import compile_while_listening, run_in_bac
 from concertormer_jax.runtime.errors import STOPPING, Stopped, UserError, reported
 from concertormer_jax.runtime.files import locked
 from concertormer_jax.training import trainer
-from concertormer_jax.training.preemption import Stop
+from concertormer_jax.training.preemption import PreemptionGuard
 from concertormer_jax.training.validation import Validation
 from configs import common
 
@@ -97,7 +97,7 @@ def test_the_last_interval_of_every_stage_is_told(settings, tmp_path):
 
 
 def test_a_signal_noted_before_is_obeyed_before_a_compiler_begins():
-    stop = Stop(checkpoints=None)
+    stop = PreemptionGuard(checkpoints=None)
     with stop.listening():
         send(signal.SIGTERM)
         assert stop.asked(1) == signal.SIGTERM
@@ -106,7 +106,7 @@ def test_a_signal_noted_before_is_obeyed_before_a_compiler_begins():
 
 
 def test_a_second_ctrl_c_ends_at_once():
-    with Stop(checkpoints=None).listening():
+    with PreemptionGuard(checkpoints=None).listening():
         send(signal.SIGINT)
         with pytest.raises(Stopped):
             send(signal.SIGINT)

@@ -58,8 +58,8 @@ def test_every_form_has_the_sizes_of_the_config_and_differs_by_design(base, vari
         assert getattr(module, field) == getattr(sizes, field)
     one_head = "middle_heads" in ABLATIONS[variant]
     assert module.encoder_heads == ((1,) * module.levels if one_head else sizes.encoder_heads)
-    design = {name: value for name, value in ABLATIONS[variant].items() if "heads" not in name}
-    assert design == {name: getattr(module.design, name) for name in design}
+    architecture = {name: value for name, value in ABLATIONS[variant].items() if "heads" not in name}
+    assert architecture == {name: getattr(module.architecture, name) for name in architecture}
 
 
 def test_a_run_keeps_the_config_but_for_seed_and_form_and_saves_once(tmp_path):

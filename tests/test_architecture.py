@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_network import random_images, random_params, tiny_network
 
-from concertormer_jax.models import ABLATIONS, Design, create, parameter_shapes, settings_of, variant_name
+from concertormer_jax.models import ABLATIONS, Architecture, create, parameter_shapes, settings_of, variant_name
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.ops.concerto import GROUPS
 from concertormer_jax.ops.dispatch import traced_for
@@ -16,9 +16,9 @@ from concertormer_jax.runtime.errors import UserError
 BARE = {"communication": "none", "sca": False}
 
 
-def block_output(design, blocks=1):
+def block_output(architecture, blocks=1):
     """A function of [1, H, W, 6], a stage of equal blocks, jitted."""
-    stage = Stage(6, 1, blocks, 2, design)
+    stage = Stage(6, 1, blocks, 2, architecture)
     shapes = jax.eval_shape(stage.init, jax.random.key(0), jnp.zeros((1, 8, 8, 6)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(scale=0.5, size=leaf.shape).astype(np.float32), shapes)
@@ -43,14 +43,14 @@ def rectangles(height, width, *ranges):
 @pytest.mark.parametrize("group", ["window", "ripieno_spatial", "ripieno_channel"])
 def test_one_stage_sees_a_window_and_the_neighbours_of_a_pixel(group):
     """The attention reaches the pixel's block; the depthwise convolution, beside it, one pixel further around it."""
-    function = block_output(Design(groups=(group,), block_px=4, **BARE))
+    function = block_output(Architecture(groups=(group,), block_px=4, **BARE))
     expected = rectangles(12, 12, (4, 8, 4, 8), (6, 9, 6, 9))
     np.testing.assert_array_equal(reached(function, 12, 12, (7, 7)), expected)
 
 
 def test_two_stages_see_the_neighbours_of_a_window():
     """The depthwise convolution comes after the attention: it reaches one pixel further around the whole block."""
-    function = block_output(Design(groups=("window",), block_px=4, two_stage=True, **BARE))
+    function = block_output(Architecture(groups=("window",), block_px=4, two_stage=True, **BARE))
     np.testing.assert_array_equal(reached(function, 12, 12, (5, 5)), rectangles(12, 12, (3, 9, 3, 9)))
 
 
@@ -60,22 +60,22 @@ def test_a_second_block_sees_over_the_border_of_a_window_when_it_is_shifted(shif
 
     Around 4 to 8 the second's depthwise convolution reaches one pixel further.
     """
-    design = Design(groups=("window",), block_px=4, shift=shift, **BARE)
-    np.testing.assert_array_equal(reached(block_output(design), 16, 16, (5, 5)), rectangles(16, 16, (4, 8, 4, 8)))
+    architecture = Architecture(groups=("window",), block_px=4, shift=shift, **BARE)
+    np.testing.assert_array_equal(reached(block_output(architecture), 16, 16, (5, 5)), rectangles(16, 16, (4, 8, 4, 8)))
     np.testing.assert_array_equal(
-        reached(block_output(design, blocks=2), 16, 16, (5, 5)), rectangles(16, 16, (*sides, *sides))
+        reached(block_output(architecture, blocks=2), 16, 16, (5, 5)), rectangles(16, 16, (*sides, *sides))
     )
 
 
 def test_without_attention_a_block_sees_the_neighbours_of_a_pixel():
-    function = block_output(Design(groups=(), skip="sum"))
+    function = block_output(Architecture(groups=(), skip="sum"))
     np.testing.assert_array_equal(reached(function, 12, 12, (5, 5)), rectangles(12, 12, (4, 7, 4, 7)))
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_products_of_every_group_grow_linearly_in_the_number_of_pixels(group):
     """Those of the program: what a further pixel costs does not depend on how many there are."""
-    stage = Stage(8, 2, 1, 2, Design(groups=(group,), communication="none"))
+    stage = Stage(8, 2, 1, 2, Architecture(groups=(group,), communication="none"))
     shapes = jax.eval_shape(stage.init, jax.random.key(0), jnp.zeros((1, 16, 16, 8)))
 
     def flops(size):
