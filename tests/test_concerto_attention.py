@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from concertormer_jax.models import ConcertoSelfAttention
-from concertormer_jax.models.concerto_attention import LOGITS, TALKING
+from concertormer_jax.models.concerto_attention import CDC_PARAMETERS, LOGITS
 from concertormer_jax.ops import concerto
 
 RIPIENO, CONCERTINO = concerto.CONCERTO[:2], concerto.CONCERTO[2:]
@@ -67,7 +67,7 @@ def by_hand(module, params, x, keys):
             "concertino_spatial": "mnpc,mnqc->mcpq",
         }[group]
         logits = np.einsum(axes, qs, ks) * p["temperature"][index][:, None, None, None]
-        talking = p.get(TALKING[group])
+        talking = p.get(CDC_PARAMETERS[group])
         mixed = np.zeros_like(logits)
         if talking is None:
             subtract = group in RIPIENO and group.replace("ripieno", "concertino") in groups

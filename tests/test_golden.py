@@ -16,7 +16,7 @@ import pytest
 
 from concertormer_jax.models import create
 from concertormer_jax.models.blocks import Stage
-from concertormer_jax.models.concerto_attention import TALKING
+from concertormer_jax.models.concerto_attention import CDC_PARAMETERS
 from concertormer_jax.ops import reference
 from concertormer_jax.ops.dispatch import traced_for
 from concertormer_jax.training.schedule import adamw, cosine
@@ -73,7 +73,7 @@ def by_reference(stage, params, x, y=None):
     for index in range(stage.blocks):
         p = jax.tree.map(lambda leaf, index=index: leaf[index], params["blocks"])
         attention = p["attention"]
-        cdc = {group: attention[name] for group, name in TALKING.items()}
+        cdc = {group: attention[name] for group, name in CDC_PARAMETERS.items()}
         others = ("to_q", "to_kv", "temperature"), ("sca_kernel", "sca_bias")
         before, after = ([attention[name] for name in names] for names in others)
         weights = reference.AttentionWeights(*before, cdc, *after)

@@ -74,7 +74,9 @@ def concerto_attention(
     results = []
     for own in parameters_by_group(weights, groups, x.dtype):
         with jax.named_scope(own.group):
-            cdc = cdc_of(own.group, groups, own.cdc, own.temperature, partial(cdc_over_blocks, grid, materialize=materialize))
+            cdc = cdc_of(
+                own.group, groups, own.cdc, own.temperature, partial(cdc_over_blocks, grid, materialize=materialize)
+            )
 
             def masked(queries, cdc=cdc, group=own.group):
                 return cdc if unmasked(group, shifted) else cdc.then(partial(mask_maps, grid, queries=queries), shifted)

@@ -182,10 +182,8 @@ def _logits_backward(kind, saved, gradient):
 
     def through_norm(features, inverse, mixed, axis):
         """The derivative of the normalisation keeps what is at right angles to a vector."""
-        if products is None:
-            along = kind.sum(features * mixed)
-        else:
-            along = kind.arithmetic.sum_over(gradient * products, axis)
+        by_features = products is None
+        along = kind.sum(features * mixed) if by_features else kind.arithmetic.sum_over(gradient * products, axis)
         tangent = mixed - features * kind.spread(along * jnp.square(inverse))
         scale = kind.spread(jnp.broadcast_to(temperature, along.shape))
         return along, (tangent * scale).astype(features.dtype)
@@ -205,7 +203,9 @@ def _fewer(features, maps):
 logits.defvjp(_logits_forward, _logits_backward)
 
 
-def softmax_numerators(arithmetic: Arithmetic, dtype: Any, logits: Float[Array, "..."], cdc: CDC) -> Float[Array, "..."]:
+def softmax_numerators(
+    arithmetic: Arithmetic, dtype: Any, logits: Float[Array, "..."], cdc: CDC
+) -> Float[Array, "..."]:
     """exp(l - a maximum) for l = CDC(logits), in its shape and as `dtype`. logits: [..., A', A].
 
     The maximum is that of each row of A, or 0 where the bound of l is so small that neither the exponentials, nor their

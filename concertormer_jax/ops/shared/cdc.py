@@ -5,7 +5,6 @@ The logits of the groups inside blocks are [b, n, m, E, F], those of `concertino
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax

@@ -24,7 +24,10 @@ def gated_mlp(
 
 
 def gated(
-    u: Float[Array, "b H W h"], z: Float[Array, "b H W h"], attended: Float[Array, "b H W k"] | None, weights: MLPWeights
+    u: Float[Array, "b H W h"],
+    z: Float[Array, "b H W h"],
+    attended: Float[Array, "b H W k"] | None,
+    weights: MLPWeights,
 ) -> Float[Array, "b H W h"]:
     """(attended to_hidden + u) * z."""
     return (u if attended is None else project(attended, weights.to_hidden) + u) * z

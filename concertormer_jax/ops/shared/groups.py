@@ -66,7 +66,7 @@ def separate_heads(features: Float[Array, "b n p mc"], heads: int) -> Float[Arra
 def for_every_channel(
     temperature: Float[Array, "m 1"], cdc: CDC, q: Float[Array, "mc b p n"]
 ) -> tuple[Float[Array, "mc b 1"], CDC]:
-    """Temperature and CDC of `concertino_spatial` for features whose channels come first, as its attention reads them."""
+    """Temperature and CDC of `concertino_spatial`, whose attention reads features with the channels first."""
 
     def channels_first(logits, *parameters):
         return cdc.function(logits.swapaxes(0, 1), *parameters).swapaxes(0, 1)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from concertormer_jax.ops.reference import wide
@@ -44,7 +43,7 @@ def project_channels_first(
     features: Float[Array, "*shape C"],
     kernel: Float[Array, "C h"],
     materialize: Callable[[Array], Array] = lambda kernel: kernel,
-) -> Float[Array, "h *shape"]:
+) -> Float[Array, " h *shape"]:
     """`project` with the output channels as the first axis.
 
     All three products, the derivatives' as well, read and write the layouts that they are given. materialize: what the

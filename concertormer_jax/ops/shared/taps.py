@@ -25,7 +25,7 @@ def padded_by_one(features: Float[Array, "b y x *e"]) -> Float[Array, "b y+2 x+2
     return jnp.pad(features, ((0, 0), (1, 1), (1, 1)) + ((0, 0),) * (features.ndim - 3))
 
 
-def neighbours(padded: Float[Array, "b y+2 x+2 *e"]) -> Iterator[tuple[int, int, Array]]:
+def neighbours(padded: Float[Array, "b _ _ *e"]) -> Iterator[tuple[int, int, Array]]:
     """Yield (down, right, features moved by one pixel at most) for the nine taps of features padded by one pixel."""
     rows, columns = padded.shape[1] - 2, padded.shape[2] - 2
     for down in range(3):

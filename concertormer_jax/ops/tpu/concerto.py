@@ -92,8 +92,8 @@ def numerators(
 ) -> Float[Array, "..."]:
     """`Arithmetic.numerators`: a TPU computes CDC and exponential in one loop, and chooses between two results.
 
-    Behind the barrier it keeps them in the shape of `after` and as `dtype`. Without, it computes them once for their sum
-    and again for their product with the values, of float32 maps whose short axes it pads to twice their size.
+    Behind the barrier the result stays in the shape of `after` and as `dtype`. Without it, the exponentials would be
+    computed twice, for their sum and for their product with the values, of float32 maps whose short axes are padded.
     """
     without_maximum = jax.lax.optimization_barrier(jnp.exp(after).astype(dtype))
 
