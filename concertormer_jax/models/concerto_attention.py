@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.models.architecture import (
@@ -91,8 +92,8 @@ class ConcertoSelfAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "..."],
-        keys: Float[Array, "..."] | None = None,
+        x: Float[Array | np.ndarray, "..."],
+        keys: Float[Array | np.ndarray, "..."] | None = None,
         *,
         shifted: Bool[Array, ""] | bool = False,
     ) -> Float[Array, "b H W features"]:
@@ -124,8 +125,8 @@ class ConcertoSelfAttention(nn.Module):
                 x, None if keys is x else keys, weights, moved, implementation=self.implementation, **settings
             )
 
-        x = x.astype(self.dtype)
-        keys = x if keys is None else keys.astype(self.dtype)
+        x = jnp.asarray(x, self.dtype)
+        keys = x if keys is None else jnp.asarray(keys, self.dtype)
         if self.tlc_window is None:
             return attend(x, keys)
         return tlc.on_windows(attend, (x, keys), self.tlc_window, implementation=self.implementation)

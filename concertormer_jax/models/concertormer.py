@@ -119,7 +119,7 @@ class Concertormer(nn.Module):
             )
 
     @nn.compact
-    def __call__(self, images: Float[Array, "..."]) -> tuple[Float[Array, "b _ _ 3"], ...]:
+    def __call__(self, images: Float[image.Image, "..."]) -> tuple[Float[Array, "b _ _ 3"], ...]:
         """Restore images [B, H, W, 3] in [0, 1], any H and W from 1.
 
         Returns the outputs of all scales in float32, coarsest first: [B, H' / 2**i, W' / 2**i, 3] for i = levels .. 1,

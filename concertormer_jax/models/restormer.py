@@ -222,7 +222,7 @@ class Restormer(nn.Module):
             )
 
     @nn.compact
-    def __call__(self, images: Float[Array, "..."]) -> tuple[Float[Array, "b H W 3"]]:
+    def __call__(self, images: Float[image.Image, "..."]) -> tuple[Float[Array, "b H W 3"]]:
         """Restore images [B, H, W, 3] in [0, 1], any H and W from 1.
 
         Returns a tuple of one, the restored images [B, H, W, 3] in float32; values are not clipped.

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Shaped
 
+Image = Array | np.ndarray  # on a device or not
 
-def downsample(images: Shaped[Array, "b H W C"], factor: int) -> Shaped[Array, "b H//{factor} W//{factor} C"]:
+
+def downsample(images: Shaped[Image, "b H W C"], factor: int) -> Shaped[Image, "b H//{factor} W//{factor} C"]:
     """Bilinear reduction by an even `factor` with half-pixel centres and no antialiasing.
 
     The sample points lie in the middle between the two central pixels of each `factor` x `factor` cell in both
@@ -21,7 +23,7 @@ def downsample(images: Shaped[Array, "b H W C"], factor: int) -> Shaped[Array, "
     return cells[:, :, centre, :, centre].mean(axis=(2, 4))
 
 
-def pixel_shuffle(features: Shaped[Array, "b H W _"], factor: int) -> Shaped[Array, "b {factor}*H {factor}*W _"]:
+def pixel_shuffle(features: Shaped[Image, "b H W _"], factor: int) -> Shaped[Image, "b {factor}*H {factor}*W _"]:
     """Move channels to pixels, in PyTorch's order: channel index = c * factor**2 + dy * factor + dx.
 
     [b, H, W, factor**2 C] to [b, factor H, factor W, C].
@@ -32,7 +34,7 @@ def pixel_shuffle(features: Shaped[Array, "b H W _"], factor: int) -> Shaped[Arr
     return features.transpose(0, 1, 4, 2, 5, 3).reshape(batch, factor * height, factor * width, channels)
 
 
-def pixel_unshuffle(features: Shaped[Array, "b _ _ C"], factor: int) -> Shaped[Array, "b _ _ {factor}**2*C"]:
+def pixel_unshuffle(features: Shaped[Image, "b _ _ C"], factor: int) -> Shaped[Image, "b _ _ {factor}**2*C"]:
     """The inverse of `pixel_shuffle`: [b, factor H, factor W, C] to [b, H, W, factor**2 C]."""
     batch, height, width, channels = features.shape
     height, width = height // factor, width // factor
@@ -45,12 +47,12 @@ def padded_size(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def pad_to_multiple(images: Shaped[Array, "b _ _ C"], multiple: int) -> Shaped[Array, "b _ _ C"]:
+def pad_to_multiple(images: Shaped[Image, "b _ _ C"], multiple: int) -> Shaped[Image, "b _ _ C"]:
     """`pad_to_size` until H and W are multiples of `multiple`."""
     return pad_to_size(images, *(padded_size(size, multiple) for size in images.shape[1:3]))
 
 
-def pad_to_size(images: Shaped[Array, "b _ _ C"], height: int, width: int) -> Shaped[Array, "b {height} {width} C"]:
+def pad_to_size(images: Shaped[Image, "b _ _ C"], height: int, width: int) -> Shaped[Image, "b {height} {width} C"]:
     """Reflect-pad at the bottom and the right.
 
     As NumPy's mode "reflect": the border pixel is not doubled, a picture smaller than the padding is reflected
