@@ -14,10 +14,12 @@ import training_runs as runs
 from light_network import leave_out_blocks
 
 from concertormer_jax.models import parameter_shapes
-from concertormer_jax.runtime.devices import run_in_background
+from concertormer_jax.runtime.devices import data_mesh, run_in_background
 from concertormer_jax.runtime.errors import UserError, reported
 from concertormer_jax.training import config_limits, setup, trainer
 from concertormer_jax.training.preemption import PreemptionGuard
+from concertormer_jax.training.schedule import make_phases
+from concertormer_jax.training.workdir import check_and_write_config
 from concertormer_jax.weights.checkpoints import load_model, save_converted
 from configs import common
 
@@ -69,7 +71,7 @@ def test_killed_while_saving_then_stopped_by_sigterm_ends_the_same(undisturbed, 
     # Nothing is due to be saved here, so that a later step is there only if the signal saved it.
     process = runs.start(runs.command(tmp_path, settings | {"run.checkpoint_every_steps": 100}))
     for line in process.stdout:
-        if line.startswith("step 3/"):  # compiling stage 2, after step 4, leaves it the time to arrive
+        if line.startswith("step 3/"):  # compiling phase 2, after step 4, leaves it the time to arrive
             process.send_signal(signal.SIGTERM)
             break
     assert "stopped by SIGTERM" in runs.finish(process, status=128 + signal.SIGTERM)
@@ -78,7 +80,7 @@ def test_killed_while_saving_then_stopped_by_sigterm_ends_the_same(undisturbed, 
 
     output = runs.finish(runs.start(command))
     assert f"going on from step {stopped}" in output
-    assert "compiling the step of stage 2" in output
+    assert "compiling the step of phase 2" in output
     runs.assert_identical(runs.stored_state(tmp_path, LAST_STEP), expected)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
@@ -159,8 +161,8 @@ def test_init_from_starts_at_those_weights(undisturbed, settings, tmp_path):
 
 def test_loaded_weights_take_the_place_of_the_drawn_ones(settings, tmp_path, monkeypatch):
     config = config_with(settings | {"init_from": str(tmp_path / "ones")})
-    stages = trainer.make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
-    training = trainer.training_from(config, stages)
+    phases = make_phases(config.stages.steps, config.stages.crop_px, config.stages.batch)
+    training = setup.training_from(config, phases)
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), parameter_shapes(training.module))
     save_converted(tmp_path / "ones", training.module, ones, train_crop_px=16)
     drawn = []
@@ -171,7 +173,7 @@ def test_loaded_weights_take_the_place_of_the_drawn_ones(settings, tmp_path, mon
 
     monkeypatch.setattr(setup, "run_in_background", run_in_background)
     checkpoints = MagicMock(latest_step=lambda: None)
-    _, first_state = setup.starting_state(config, training, checkpoints, trainer.data_mesh())
+    _, first_state = setup.starting_state(training, checkpoints, data_mesh(), seed=0, init_from=config.init_from)
     state = first_state()
     jax.tree.map(np.testing.assert_array_equal, state.params, ones)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(drawn[0].params))
@@ -208,9 +210,9 @@ def test_init_from_another_architecture_is_refused(undisturbed, settings, tmp_pa
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"stages.batch": (8, 9)}, r"batch of 9 images of stage 2 .* over 8 devices x 1"),
-        ({"train.accumulation": 3}, r"batch of 8 images of stage 1 .* over 8 devices x 3"),
-        ({"stages.steps": (4,)}, r"one entry for each stage"),
+        ({"stages.batch": (8, 9)}, r"batch of 9 images of phase 2 .* over 8 devices x 1"),
+        ({"train.accumulation": 3}, r"batch of 8 images of phase 1 .* over 8 devices x 3"),
+        ({"stages.steps": (4,)}, r"one entry for each phase"),
         ({"stages.crop_px": (16, 20)}, r"crop_px=\(16, 20\) must be .* each a multiple of 8"),
         ({"stages.crop_px": (8, 16)}, r"config.stages.crop_px=\(8, 16\): .* multiples of 16 pixels"),
         ({"model.decoder_heads": (3,)}, r"config.model.decoder_heads=\(3,\): 3 heads do not divide"),
@@ -232,18 +234,18 @@ def test_a_network_that_no_device_holds_is_refused_before_it_is_drawn(settings, 
 
 
 def test_work_folder_of_another_config_is_refused(settings, tmp_path):
-    trainer.check_and_write_config(tmp_path, config_with(settings), begun=False)
+    check_and_write_config(tmp_path, config_with(settings), begun=False)
     for harmless in ({"run.log_every_steps": 7}, {"train.accumulation": 2}, {"model.remat": False}):
-        trainer.check_and_write_config(tmp_path, config_with(settings | harmless), begun=True)
+        check_and_write_config(tmp_path, config_with(settings | harmless), begun=True)
     with pytest.raises(UserError, match=r"config.optimizer.clip_norm was 0.01 and is now 0.5"):
-        trainer.check_and_write_config(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}), begun=True)
+        check_and_write_config(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}), begun=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[1]", b"\xff\xfe"])
 def test_a_damaged_config_is_one_sentence(settings, tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=rf"{tmp_path}/config.json is damaged; remove it if"):
-        trainer.check_and_write_config(tmp_path, config_with(settings), begun=True)
+        check_and_write_config(tmp_path, config_with(settings), begun=True)
     assert (tmp_path / "config.json").read_bytes() == content
 
 
@@ -251,7 +253,7 @@ def test_what_stopped_the_first_start_may_be_mended_in_the_same_folder(settings,
     with pytest.raises(UserError, match="nowhere does not exist"):
         trainer.train(config_with(settings | {"init_from": "nowhere"}), tmp_path)
     reached = MagicMock(side_effect=InterruptedError)
-    monkeypatch.setattr(trainer, "_steps", reached)
+    monkeypatch.setattr(trainer.Trainer, "_run_phases", reached)
     with pytest.raises(InterruptedError):
         trainer.train(config_with(settings), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["init_from"] == ""
@@ -259,7 +261,7 @@ def test_what_stopped_the_first_start_may_be_mended_in_the_same_folder(settings,
 
 def test_a_device_that_is_too_small_is_one_sentence(settings, tmp_path, monkeypatch):
     exhausted = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
-    monkeypatch.setattr(trainer, "_steps", MagicMock(side_effect=exhausted))
+    monkeypatch.setattr(trainer.Trainer, "_run_phase", MagicMock(side_effect=exhausted))
     with pytest.raises(UserError, match=r"ran out of memory; raise config\.train\.accumulation"):
         trainer.train(config_with(settings), tmp_path)
 

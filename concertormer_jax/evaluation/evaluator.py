@@ -23,6 +23,7 @@ from concertormer_jax.runtime.devices import batch_sharding, data_mesh, out_of_m
 from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.outputs import require_separate, require_writable, restored_path, worst_ten_path
 from concertormer_jax.runtime.threads import ahead
+from concertormer_jax.runtime.trace_cache import fingerprint
 
 ORDERING_METRIC = "psnr_rgb"  # of the progress bar and the worst ten; computed whatever else is asked for
 _SHOWN = ("restored", "input")
@@ -180,7 +181,7 @@ def _restored(model, window, pairs, unrounded, loaded, mesh, log):
     module = model.module.clone(tlc_window=window)
     function = _restore_unrounded(module) if unrounded else restore_bytes(module)
     shardings = {"in_shardings": (whole, split), "out_shardings": (split, split)}
-    restore = CompiledPerShape(function, log, made_from=str(module), **shardings)
+    restore = CompiledPerShape(function, log, fingerprint=fingerprint(module), **shardings)
     params = jax.device_put(model.params, whole)
     computing = None
     for (_, step), same_size in itertools.groupby(loaded, key=lambda entry: (entry[0].padded, entry[0].step)):

@@ -3,14 +3,13 @@
 import time
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 
 from concertormer_jax.inference.tiles import GRID_PX, tile_grid
 from concertormer_jax.ops.image import padded_size
-from concertormer_jax.runtime import trace_cache
 from concertormer_jax.runtime.devices import compile_while_listening
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.trace_cache import lower_cached
 
 # The network as evaluation and restoration run it: compiled once per image size, and saying so.
 
@@ -19,15 +18,12 @@ class CompiledPerShape:
     """A jitted `function(params, images)` that is compiled ahead of time for every new shape of `images`.
 
     log: called with a line before and after each compilation.
-    made_from: all that `function` depends on, as text, with which its traces are kept (`kept_traces`); None for not.
+    fingerprint: of all that `function` depends on (`trace_cache.fingerprint`); None: its traces are not cached.
     jit_options: for `jax.jit`. The shapes and shardings of `params` must not change between calls.
     """
 
-    def __init__(self, function, log=print, *, made_from=None, **jit_options):
-        if made_from is None:
-            self._lower = jax.jit(function, **jit_options).lower
-        else:
-            self._lower = partial(trace_cache.lower, function, made_from=made_from, **jit_options)
+    def __init__(self, function, log=print, *, fingerprint: str | None = None, **jit_options):
+        self._lower = partial(lower_cached, function, fingerprint=fingerprint, **jit_options)
         self._compiled = {}
         self._log = log
 

@@ -16,6 +16,7 @@ from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime.devices import out_of_memory_explained
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.runtime.trace_cache import fingerprint
 from concertormer_jax.weights.checkpoints import load_model
 
 # Photographs are restored in one of these sizes, so that no picture asks for a program of its own.
@@ -105,7 +106,7 @@ class Restorer:
         self._window = tlc_window(tlc, model.train_crop_px, self._multiple)
         self._together = _TILES_AT_ONCE.get(self.device.platform, _TILES_ON_ACCELERATORS)
         self._restore, self._restore_without_tlc = (
-            CompiledPerShape(restore_checked(module), log, made_from=str(module))
+            CompiledPerShape(restore_checked(module), log, fingerprint=fingerprint(module))
             for module in (model.module.clone(tlc_window=window) for window in (self._window, None))
         )
         self._params = jax.device_put(model.params, self.device)

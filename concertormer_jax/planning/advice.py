@@ -21,9 +21,9 @@ class Suggestion:
 
 
 def for_training(config, target: chips.Target, excess: float) -> list[Suggestion]:
-    """Changes with which the training step of a stage may fit, those that cost least first.
+    """Changes with which the training step of a phase may fit, those that cost least first.
 
-    excess: how many times the memory of a chip is needed. The batches of all stages must divide over the chips and
+    excess: how many times the memory of a chip is needed. The batches of all phases must divide over the chips and
     their parts, or the training would not start. Recomputing blocks and computing the batch in more parts keep
     the result; bfloat16 changes it slightly.
     """
