@@ -62,9 +62,9 @@ class Trainer:
         self.mesh = data_mesh()
         require_divisible(self.phases, self.mesh.size, config.train.accumulation)
 
-        self.source, self.held_out = sources_from(config)
+        self.source, held_out = sources_from(config)
         self.cached_bytes = require_memory_for(self.source) if config.run.cache else 0
-        self.notes = data_notes(self.source, self.held_out, config)
+        self.notes = data_notes(self.source, held_out, config)
         self.seed = config.seed
         self.batches = functools.partial(
             pipeline.batches,
@@ -76,13 +76,24 @@ class Trainer:
             host_count=jax.process_count(),
         )
 
+        self.validation = Validation(
+            self.training.apply,
+            held_out,
+            self.mesh,
+            images=config.validation.images,
+            crop_px=config.validation.crop_px,
+            fingerprint=self.training.fingerprint,
+            log=self._note,
+        )
+
         self.name = config.model.variant or "custom"
         self.init_from = config.init_from
         # The weights that are validated, and that a checkpoint is loaded for: the moving average, where there is one.
         self.evaluated = "average" if config.train.ema_decay else "params"
-        self.validated_images, self.validated_px = config.validation.images, config.validation.crop_px
         self.log_every_steps, self.save_every_steps = config.run.log_every_steps, config.run.checkpoint_every_steps
-        self.write_config = functools.partial(check_and_write_config, self.workdir, config)
+        self.write_config = functools.partial(
+            check_and_write_config, self.workdir, config, data=digests_of(self.source, held_out)
+        )
 
     def train(self) -> int:
         """Run the steps that remain; returns the last step. The lock of the work folder is held meanwhile.
@@ -90,8 +101,7 @@ class Trainer:
         Raises like `train`.
         """
         self.checkpoints = Checkpoints(self.workdir)
-        begun = self.checkpoints.latest_step() is not None
-        self.write_config(begun=begun, data=digests_of(self.source, self.held_out))
+        self.write_config(begun=self.checkpoints.latest_step() is not None)
         self.shapes, self.first_state = starting_state(
             self.training, self.checkpoints, self.mesh, seed=self.seed, init_from=self.init_from
         )
@@ -102,7 +112,6 @@ class Trainer:
         self.writer = Writer(self.workdir, step=self.step, total_steps=self.last_step, enabled=jax.process_index() == 0)
         self.stop = PreemptionGuard(self.checkpoints)
         try:
-            self._prepare_validation()
             self._describe()
             with self.stop.listening():
                 self._run_phases()
@@ -112,28 +121,16 @@ class Trainer:
             self.writer.close()
             self.checkpoints.close()
 
-    def _prepare_validation(self) -> None:
-        self.validation = Validation(
-            self.training.apply,
-            self.held_out,
-            self.mesh,
-            images=self.validated_images,
-            crop_px=self.validated_px,
-            fingerprint=self.training.fingerprint,
-            log=self.writer.note,
-        )
-        self.input_psnr = self.validation.input_psnr
+    def _note(self, text: str) -> None:
+        self.writer.note(text)
 
     def _describe(self) -> None:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.shapes.params))
+        gib = self.cached_bytes / 2**30
         self.writer.note(
             f"{self.name}: {parameters:,} parameters, {self.mesh.size} x {jax.devices()[0].device_kind}; "
             f"{len(self.source)} training and {len(self.validation)} validation images; {self.last_step} steps"
-            + (
-                f"; the cache of decoded pictures takes {self.cached_bytes / 2**30:.1f} GiB"
-                if self.cached_bytes
-                else ""
-            )
+            + (f"; the cache of decoded pictures takes {gib:.1f} GiB" if self.cached_bytes else "")
             + (f", going on from step {self.step}" if self.step else "")
         )
         for line in self.notes:
@@ -249,7 +246,7 @@ class Trainer:
                 try:
                     with self.stop.at_once():
                         psnr, pictures = self.validation(getattr(self.state, self.evaluated), SHOWN_PICTURES)
-                    self.writer.validation(self.step, psnr, self.input_psnr, pictures)
+                    self.writer.validation(self.step, psnr, self.validation.input_psnr, pictures)
                 except Stopped as request:
                     psnr, stopped = None, request
             model = {

@@ -1,5 +1,6 @@
 """Validation while training: the PSNR of held-out images, and pictures of a few of them."""
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -62,7 +63,7 @@ class Validation:
     def __len__(self) -> int:
         return len(self._crops)
 
-    @property
+    @functools.cached_property
     def input_psnr(self) -> float:
         """The mean PSNR in dB of the inputs themselves."""
         squared = [np.mean((degraded / 255.0 - target / 255.0) ** 2) for degraded, target in self._crops]
