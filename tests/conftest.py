@@ -24,6 +24,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax  # after the environment that it reads
 from browser import browser  # noqa: F401  (a fixture of several files)
+from jaxtyping import install_import_hook
+
+# The shapes and types in the signatures are checked in the tests alone.
+install_import_hook(["concertormer_jax.ops", "concertormer_jax.models"], "beartype.beartype")
 
 jax.config.update("jax_num_cpu_devices", 8)
 

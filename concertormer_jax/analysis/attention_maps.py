@@ -69,8 +69,9 @@ def attention_maps(module, params, image: np.ndarray, stage: str, block: int) ->
 
 @partial(jax.jit, static_argnames=("module", "stage", "block"))
 def _maps(module, params, images, stage, block):
-    _, told = module.apply({"params": params}, images, mutable=[LOGITS])
-    groups = told[LOGITS][stage]["blocks"]["attention"]
+    module = module.clone(implementation="reference")
+    _, collections = module.apply({"params": params}, images, mutable=[LOGITS])
+    groups = collections[LOGITS][stage]["blocks"]["attention"]
     return jax.tree.map(lambda logits: jax.nn.softmax(logits[block, 0].astype(jnp.float32)), groups)
 
 

@@ -71,10 +71,10 @@ def _around(start, size, length, side):
 def restoring(model) -> Partial:
     """The network of a loaded checkpoint (`checkpoints.LoadedModel`) as a function of images, differentiable.
 
-    float32 [B, H, W, 3] to the finest output, of the same shape and not clipped; without TLC, and with the blocks
-    recomputed for the gradient.
+    float32 [B, H, W, 3] to the finest output, of the same shape and not clipped; without TLC, by `ops.reference`, and
+    with the blocks recomputed for the gradient.
     """
-    module = model.module.clone(remat=True)
+    module = model.module.clone(remat=True, implementation="reference")
 
     def restore(params, images):
         return module.apply({"params": params}, images)[-1]
