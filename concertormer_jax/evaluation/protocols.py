@@ -3,7 +3,7 @@
 import dataclasses
 
 from concertormer_jax.evaluation.scores import Average, Evaluation
-from concertormer_jax.inference import compiled
+from concertormer_jax.inference import sizes
 from concertormer_jax.inference.tiles import GRID_PX
 from concertormer_jax.runtime.errors import UserError
 
@@ -34,10 +34,10 @@ class Protocol:
         protocol's window is rounded up to it.
         """
         if setting != "auto" or self is PAIRS:
-            return compiled.tlc_window(setting, train_crop_px, multiple)
+            return sizes.tlc_window(setting, train_crop_px, multiple)
         if self.tlc_factor is None:
             return None
-        return compiled.tlc_window_at_least(round(self.tlc_factor * _TRAIN_SIZE_PX), multiple)
+        return sizes.tlc_window_at_least(round(self.tlc_factor * _TRAIN_SIZE_PX), multiple)
 
     def average(self, evaluations) -> Average | None:
         """Return the average over the protocol's sets; None if it has none or one of them was not evaluated."""
@@ -51,7 +51,7 @@ class Protocol:
         return [name for name in self.averaged if name not in {evaluation.set.name for evaluation in evaluations}]
 
 
-PAIRS = Protocol("pairs", _RGB, compiled.TLC_GRID_FACTOR, {})
+PAIRS = Protocol("pairs", _RGB, sizes.TLC_GRID_FACTOR, {})
 _DERAIN = {"test100": 100, "rain100h": 100, "rain100l": 100, "test2800": 2800, "test1200": 1200}
 PROTOCOLS = {
     protocol.name: protocol
