@@ -5,6 +5,7 @@ import sys
 
 from concertormer_jax.commands.flags import parse_arguments, running
 from concertormer_jax.data.images import READABLE
+from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
 from concertormer_jax.photos.photo_io import read_photo
@@ -58,12 +59,14 @@ def main(arguments=None) -> None:
     parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")
     parser.add_argument("--recursive", action="store_true", help="of a folder, also the pictures in its subfolders")
     parser.add_argument("--compare", action="store_true", help="also write before and after, as pictures and as a page")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help=PRECISION_HELP)
     flags = parse_arguments(parser, arguments)
     with running():
         prepare_to_compile()
         # Paths are checked before the checkpoint is read.
         work = plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
-        restorer = Restorer(load_model(user_path(flags.ckpt, "--ckpt")), tlc=flags.tlc, tile=flags.tile)
+        model = load_model(user_path(flags.ckpt, "--ckpt"))
+        restorer = Restorer(model, tlc=flags.tlc, tile=flags.tile, precision=flags.precision)
         outcome = restore_files(restorer, work)
         if work.page and outcome.restored:
             _write_page(work, outcome)

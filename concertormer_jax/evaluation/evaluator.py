@@ -185,14 +185,12 @@ def _scores(source, scored, pairs, total, hosts) -> list[ImageScores]:
     workers = _scoring_threads(pairs.sizes)
     done = []
     name = pairs.name if hosts.count == 1 else f"{pairs.name}, the share of host {hosts.index} of {hosts.count}"
-    with tqdm(
-        total=total,
-        unit="image",
-        desc=printable(f"evaluating {name}"),
-        dynamic_ncols=True,
-        disable=not hosts.first,
-    ) as bar:
-        for image in as_finished(source, scored, workers=workers, waiting=2 * workers):
+    title = printable(f"evaluating {name}")
+    with (
+        tqdm(total=total, unit="image", desc=title, dynamic_ncols=True, disable=not hosts.first) as bar,
+        contextlib.closing(as_finished(source, scored, workers=workers, waiting=2 * workers)) as scores,
+    ):
+        for image in scores:
             hosts.require_none_failed()
             done.append(image)
             means = [math.fsum(getattr(i, part)[ORDERING_METRIC] for i in done) / len(done) for part in _SHOWN]

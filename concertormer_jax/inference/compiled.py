@@ -12,7 +12,7 @@ from concertormer_jax.runtime.devices import compile_while_listening
 # How exactly a device multiplies float32 numbers. Left to itself ("default") a GPU rounds them to TF32 and a TPU to
 # bfloat16 before it multiplies; a CPU never does.
 PRECISIONS = ("highest", "high", "default")
-PRECISION_HELP = "of a float32 network's products; default: highest. `default` is the device's fastest: TF32, bfloat16"
+PRECISION_HELP = "of a float32 network's products: highest, the default, float32; default, the device's fastest"
 
 
 def precision_for(module, setting: str = "highest") -> str | None:

@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from concertormer_jax.inference import tiles
-from concertormer_jax.inference.compiled import CompiledPerShape, overlap_px, restore_floats, tile_setting, tlc_window
+from concertormer_jax.inference.compiled import CompiledPerShape, precision_for, restore_floats
+from concertormer_jax.inference.sizes import overlap_px, tile_setting, tlc_window
 from concertormer_jax.inference.tiles import tile_grid
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime.devices import out_of_memory_explained
@@ -93,19 +94,30 @@ def restore_checked(module) -> Callable:
 class Restorer:
     """Restores pictures of any size with a loaded checkpoint (`checkpoints.LoadedModel`) on the first device.
 
-    tlc: as in `settings.tlc_window`; tile: as in `settings.tile_setting`, `auto` being the canvas that fits.
+    tlc: as in `sizes.tlc_window`; tile: as in `sizes.tile_setting`, `auto` being the canvas that fits; precision: of a
+    float32 network's products, one of `compiled.PRECISIONS`.
     A restored tile whose colours depart from the input's beyond `LARGEST_DEPARTURE` is restored again without TLC, and
     if that departs as well, the input stays. Raises UserError for other settings.
     """
 
-    def __init__(self, model, *, tlc: str = "auto", tile: str = "auto", log: Callable[[str], None] = tqdm.write):
+    def __init__(
+        self,
+        model,
+        *,
+        tlc: str = "auto",
+        tile: str = "auto",
+        precision: str = "highest",
+        log: Callable[[str], None] = tqdm.write,
+    ):
         self._multiple = model.module.multiple
         self._tile = tile_setting(tile, self._multiple)
         self.device = jax.devices()[0]
         self._window = tlc_window(tlc, model.train_crop_px, self._multiple)
         self._together = _TILES_AT_ONCE.get(self.device.platform, _TILES_ON_ACCELERATORS)
         self._restore, self._restore_without_tlc = (
-            CompiledPerShape(restore_checked(module), log, made_from=str(module))
+            CompiledPerShape(
+                restore_checked(module), log, precision=precision_for(module, precision), made_from=str(module)
+            )
             for module in (model.module.clone(tlc_window=window) for window in (self._window, None))
         )
         self._params = jax.device_put(model.params, self.device)
@@ -199,9 +211,9 @@ class Restorer:
         return restored[0], moved[0]
 
 
-def load(ckpt, *, tlc: str = "auto", tile: str = "auto") -> Restorer:
+def load(ckpt, *, tlc: str = "auto", tile: str = "auto", precision: str = "highest") -> Restorer:
     """Open a training folder, a checkpoint or a weights file for restoring pictures.
 
-    tlc, tile: as of `Restorer`. Raises UserError for a `ckpt` that holds no network, and for other settings.
+    tlc, tile, precision: as of `Restorer`. Raises UserError for a `ckpt` that holds no network, and for other settings.
     """
-    return Restorer(load_model(user_path(ckpt)), tlc=tlc, tile=tile)
+    return Restorer(load_model(user_path(ckpt)), tlc=tlc, tile=tile, precision=precision)
