@@ -33,7 +33,7 @@ def test_equal_operations_are_written_once_unless_the_user_says_otherwise(monkey
 
 def cache_of(setting, home):
     """(exit status, output) of a process that prepares to compile."""
-    script = "import jax; from concertormer_jax import devices, errors\nwith errors.reported():\n"
+    script = "import jax; from concertormer_jax.runtime import devices, errors\nwith errors.reported():\n"
     script += " devices.prepare_to_compile(); print(jax.config.jax_compilation_cache_dir)"
     environment = os.environ | {"HOME": str(home), "JAX_COMPILATION_CACHE_DIR": setting}
     ended = subprocess.run(

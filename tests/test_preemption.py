@@ -132,11 +132,11 @@ def test_what_was_open_is_closed_when_a_command_is_stopped(tmp_path):
 def test_a_command_does_not_wait_for_a_compiler():
     script = (
         "import os, signal, time\n"
-        "from concertormer_jax import background, errors\n"
+        "from concertormer_jax.runtime import errors, threads\n"
         "errors.OWN_PROCESS.set()\n"
         "with errors.reported():\n"
         "    print('begun')\n"
-        "    future = background.run(lambda: time.sleep(100))\n"
+        "    future = threads.run(lambda: time.sleep(100))\n"
         "    signal.setitimer(signal.ITIMER_REAL, 0.1)\n"
         "    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))\n"
         "    future.result()\n"

@@ -170,7 +170,7 @@ def test_errors_are_all_named_and_nothing_is_written(tmp_path, capsys):
 
 KILLED = """
 import os, signal, sys
-from concertormer_jax import prepare
+from concertormer_jax.commands import prepare
 from concertormer_jax.datasets import builders
 import tensorflow_datasets as tfds
 

@@ -1,4 +1,4 @@
-"""One photograph under each of the degradations that training makes."""
+"""A sheet that shows every synthetic degradation on one photograph."""
 
 import zlib
 
