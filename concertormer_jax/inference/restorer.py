@@ -1,6 +1,7 @@
 """Restoring pictures of any size with one program: in tiles of a fixed canvas, checked, and blended."""
 
 import collections
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 from concertormer_jax.inference import tiles
 from concertormer_jax.inference.compiled import CompiledPerShape, precision_for, restore_floats
 from concertormer_jax.inference.sizes import overlap_px, tile_setting, tlc_window
-from concertormer_jax.inference.tiles import tile_grid
+from concertormer_jax.inference.tiles import TiledAxis, tile_grid
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime.devices import out_of_memory_explained
 from concertormer_jax.runtime.errors import UserError
@@ -61,9 +62,42 @@ class Restored(NamedTuple):
         return notes
 
 
+class _Picture:
+    """A picture whose tiles are being restored: where they lie, and the sum of those that are done.
+
+    rgb: float32 [H, W, 3] in [0, 1].
+    """
+
+    def __init__(self, rgb: np.ndarray, rows: TiledAxis, columns: TiledAxis):
+        self._rgb, self._rows, self._columns = rgb, rows, columns
+        self._blended = np.zeros(rgb.shape, np.float32)
+        self.count = len(rows.starts) * len(columns.starts)
+        self.done = self.again = self.kept = 0
+
+    def tiles(self) -> Iterator["_Tile"]:
+        """Cut out one tile after the other."""
+        for row, top in enumerate(self._rows.starts):
+            for column, left in enumerate(self._columns.starts):
+                pixels = tiles.cut(self._rgb, top, left, self._rows.size, self._columns.size)
+                yield _Tile(self, row, column, pixels)
+
+    def add(self, tile: "_Tile", restored: np.ndarray) -> None:
+        """Blend a restored tile into the sum."""
+        rows, columns = self._rows, self._columns
+        corner = rows.starts[tile.row], columns.starts[tile.column]
+        tiles.add(self._blended, restored, *corner, rows.weights[tile.row], columns.weights[tile.column])
+        self.done += 1
+
+    def result(self) -> Restored:
+        """Return the picture when all tiles are done."""
+        tile_px = max(self._rows.size, self._columns.size)
+        return Restored(self._blended, self.count, tile_px, self.again - self.kept, self.kept)
+
+
 class _Tile(NamedTuple):
-    top: int
-    left: int
+    picture: _Picture
+    row: int
+    column: int
     pixels: np.ndarray  # float32 [tile, tile, 3]
 
 
@@ -139,59 +173,60 @@ class Restorer:
 
         Raises UserError if the device's memory does not suffice or the network's output is not finite.
         """
+        if progress is not None:
+            return next(self.each([rgb], progress))
+        count = self._laid_out(rgb).count
+        with tqdm(total=count, unit="tile", leave=False, disable=count == 1, dynamic_ncols=True) as bar:
+            return next(self.each([rgb], lambda *_: bar.update()))
+
+    def each(
+        self, pictures: Iterable[np.ndarray], progress: Callable[[int, int], None] = lambda done, count: None
+    ) -> Iterator[Restored]:
+        """Yield every picture restored, in order; the next ones are taken while the device works.
+
+        Arguments and errors as in a call for a single picture.
+        """
+        cuts = (tile for rgb in pictures for tile in self._laid_out(rgb).tiles())
+        with out_of_memory_explained("give smaller tiles, for instance --tile=384."):
+            for tile, restored, moved in self._restored(cuts):
+                picture = tile.picture
+                if moved > LARGEST_DEPARTURE:
+                    restored, moved = self._again(tile.pixels, restored, moved)
+                    picture.again += 1
+                if moved > LARGEST_DEPARTURE:
+                    restored = tile.pixels
+                    picture.kept += 1
+                picture.add(tile, restored)
+                progress(picture.done, picture.count)
+                if picture.done == picture.count:
+                    yield picture.result()
+
+    def _laid_out(self, rgb):
         height, width = rgb.shape[:2]
-        tile = self.tile_px(height, width)
         if self._tile == 0:
-            rows, columns = (tiles.whole_axis(length, self._multiple) for length in (height, width))
-        else:
-            overlap = overlap_px(tile, self._multiple)
-            rows, columns = (tiles.fixed_axis(length, tile, overlap, self._multiple) for length in (height, width))
-        blended = np.zeros(rgb.shape, np.float32)
-        count = len(rows.starts) * len(columns.starts)
-        again = kept = done = 0
-        with (
-            out_of_memory_explained("give smaller tiles, for instance --tile=384."),
-            tqdm(
-                total=count, unit="tile", leave=False, disable=count == 1 or progress is not None, dynamic_ncols=True
-            ) as bar,
-        ):
-            cuts = (
-                (row, column, _Tile(top, left, tiles.cut(rgb, top, left, rows.size, columns.size)))
-                for row, top in enumerate(rows.starts)
-                for column, left in enumerate(columns.starts)
-            )
-            for row, column, tile_cut, restored, moved in self._restored(cuts):
-                if moved > LARGEST_DEPARTURE:
-                    restored, moved = self._again(tile_cut.pixels, restored, moved)
-                    again += 1
-                if moved > LARGEST_DEPARTURE:
-                    restored = tile_cut.pixels
-                    kept += 1
-                tiles.add(blended, restored, tile_cut.top, tile_cut.left, rows.weights[row], columns.weights[column])
-                bar.update()
-                done += 1
-                if progress is not None:
-                    progress(done, count)
-        return Restored(blended, count, tile, again - kept, kept)
+            return _Picture(rgb, *(tiles.whole_axis(length, self._multiple) for length in (height, width)))
+        tile = self.tile_px(height, width)
+        overlap = overlap_px(tile, self._multiple)
+        return _Picture(rgb, *(tiles.fixed_axis(length, tile, overlap, self._multiple) for length in (height, width)))
 
     def _restored(self, cuts) -> Iterator:
-        """Yield (row, column, tile, restored, departure) in order; the device works ahead of what is asked for."""
+        """Yield (tile, restored, departure) in order; the device works ahead of what is asked for."""
         waiting = collections.deque()
-        batch = []
-        for entry in cuts:
-            batch.append(entry)
-            if len(batch) == self._together:
-                waiting.append((batch, self._start(batch)))
-                batch = []
+        for batch in self._batches(cuts):
+            waiting.append((batch, self._start(batch)))
             if len(waiting) > _IN_FLIGHT:
                 yield from self._finished(*waiting.popleft())
-        if batch:
-            waiting.append((batch, self._start(batch)))
         while waiting:
             yield from self._finished(*waiting.popleft())
 
+    def _batches(self, cuts):
+        """Yield lists of up to `_together` tiles of one size."""
+        for _, same_size in itertools.groupby(cuts, key=lambda tile: tile.pixels.shape):
+            while batch := list(itertools.islice(same_size, self._together)):
+                yield batch
+
     def _start(self, batch):
-        pixels = [tile.pixels for _, _, tile in batch]
+        pixels = [tile.pixels for tile in batch]
         pixels += [pixels[-1]] * (self._together - len(pixels))
         return self._restore(self._params, jax.device_put(np.stack(pixels), self.device))
 
@@ -199,8 +234,7 @@ class Restorer:
         restored, finite, moved = jax.device_get(results)
         if not finite.all():
             raise UserError("--ckpt: the network's output is not finite; its weights are damaged or diverged.")
-        for (row, column, tile), *result in zip(batch, restored, moved, strict=False):
-            yield row, column, tile, *result
+        yield from zip(batch, restored, moved, strict=False)
 
     def _again(self, pixels, restored, moved):
         """Restore a tile without TLC, if there was any: (restored, departure)."""
