@@ -1,4 +1,7 @@
-"""Restore photographs: `python -m concertormer_jax restore --ckpt=DIR IN OUT`, for one picture or a folder of them."""
+"""Restore photographs: `python -m concertormer_jax restore --ckpt=DIR IN OUT`, for one picture or a folder of them.
+
+A video, or a GIF with OUT a GIF or a video, is restored frame by frame.
+"""
 
 import argparse
 import sys
@@ -11,8 +14,9 @@ from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_com
 from concertormer_jax.photos.photo_io import read_photo
 from concertormer_jax.photos.restore_plan import Plan, plan
 from concertormer_jax.photos.restoring import Outcome, as_bytes, restore_files
+from concertormer_jax.photos.video import is_video, plan_video, restore_video
 from concertormer_jax.runtime.devices import prepare_to_compile
-from concertormer_jax.runtime.errors import printable
+from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.weights.checkpoints import load_model
 
@@ -49,9 +53,9 @@ def _closing_lines(work: Plan, outcome: Outcome) -> list[str]:
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
-    parser.add_argument("input", metavar="IN", help=f"a picture ({READABLE}) or a folder of them")
+    parser.add_argument("input", metavar="IN", help=f"a picture ({READABLE}), a folder of them, or a video")
     parser.add_argument("output", metavar="OUT", help="the result's name, whose suffix decides its format, or a folder")
     parser.add_argument(
         "--tile", default="auto", metavar="PIXELS", help="tile size, a multiple of 64; auto; off for none"
@@ -64,9 +68,15 @@ def main(arguments=None) -> None:
     with running():
         prepare_to_compile()
         # Paths are checked before the checkpoint is read.
-        work = plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
+        video = plan_video(flags.input, flags.output) if is_video(flags.input, flags.output) else None
+        if video and (flags.compare or flags.recursive):
+            raise UserError("--compare and --recursive are for pictures; leave them out with a video.")
+        work = None if video else plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
         model = load_model(user_path(flags.ckpt, "--ckpt"))
         restorer = Restorer(model, tlc=flags.tlc, tile=flags.tile, precision=flags.precision)
+        if video:
+            restore_video(restorer, *video)
+            return
         outcome = restore_files(restorer, work)
         if work.page and outcome.restored:
             _write_page(work, outcome)
