@@ -229,11 +229,14 @@ def damaged(path, number, share):
 
 
 @pytest.mark.parametrize(
-    ("kind", "number", "share", "frames"),
-    [({}, 0, 0.5, 3), ({"codec": "png", "pix_fmt": "rgb24"}, 1, 0, 2)],  # decoded in part, and not at all
+    ("name", "kind", "number", "share", "frames"),
+    [
+        ("clip.mkv", {}, 0, 0.5, 3),  # decoded in part
+        ("clip.mov", {"codec": "png", "pix_fmt": "rgb24"}, 1, 0, 2),  # not at all
+    ],
 )
-def test_damaged_frames_are_counted(tmp_path, kind, number, share, frames):
-    clip, lines = write_clip(tmp_path / "clip.mkv", noise=np.random.default_rng(0), **kind), []
+def test_damaged_frames_are_counted(tmp_path, name, kind, number, share, frames):
+    clip, lines = write_clip(tmp_path / name, noise=np.random.default_rng(0), **kind), []
     result = restored(damaged(clip, number, share), tmp_path / "out.mp4", lines=lines)
     assert len(read(result)[0]) == frames
     assert [line for line in lines if "1 frames were damaged" in line]

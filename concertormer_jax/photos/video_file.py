@@ -132,7 +132,6 @@ class VideoReader:
             raise UserError(f"{self.path}: its codec is unknown to PyAV; convert it to H.264 first.")
         if kind := _HIGH_DYNAMIC_RANGE.get(stream.codec_context.color_trc):
             raise UserError(f"{self.path}: has a high dynamic range ({kind}); convert it to a standard one first.")
-        stream.thread_type = "AUTO"
         return stream
 
     def _estimated_count(self):
