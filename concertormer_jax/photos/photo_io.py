@@ -76,7 +76,8 @@ def read_photo(path) -> Photo:
     decoded = decode_file(path)
     samples, notes = decoded.samples, decoded.notes
     if decoded.frames > 1:
-        notes = (f"holds {decoded.frames} frames or pages; only the first is restored.", *notes)
+        hint = " (with OUT a .gif or a video, all of them)" if decoded.file_format == "GIF" else ""
+        notes = (f"holds {decoded.frames} frames or pages; only the first is restored{hint}.", *notes)
     channels = samples.shape[2]
     bits = 8 * samples.itemsize
     rgb = np.empty((*samples.shape[:2], 3), np.float32)
