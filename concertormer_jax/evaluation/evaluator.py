@@ -55,7 +55,7 @@ def evaluate(
     """Restore the inputs of `pairs`, write them to `output`/restored/, and score them.
 
     model: a `checkpoints.LoadedModel`; tlc: `auto` (the protocol's), `off` or a number of pixels.
-    metrics: names, see `metrics.METRICS`; None: the protocol's. Outputs are clipped, and rounded to uint8 for all but
+    metrics: names, see `psnr_ssim.METRICS`; None: the protocol's. Outputs are clipped, and rounded to uint8 for all but
     the unrounded metrics. batch: images per step over all devices (None: one for each); devices: of this process, None
     for all. precision: see `compiled.PRECISIONS`. hosts: the processes that share the set, each of which returns the
     scores of all pictures; None for this one alone. log: called with a line per compilation, on the first host.

@@ -7,9 +7,6 @@ from concertormer_jax.inference import sizes
 from concertormer_jax.inference.tiles import GRID_PX
 from concertormer_jax.runtime.errors import UserError
 
-# What an evaluation found: scores per picture, their means per set, and the average over sets.
-
-
 _TRAIN_SIZE_PX = 256  # that the published grid factors refer to, whatever crops a network was trained on
 _RGB = ("psnr_rgb", "ssim_rgb_3d")
 
@@ -28,7 +25,7 @@ class Protocol:
     averaged: tuple[str, ...] = ()
 
     def tlc_window(self, setting: str, train_crop_px: int | None, multiple: int = GRID_PX) -> int | None:
-        """Return the TLC window in pixels, None for none; `setting` as in `settings.tlc_window`, `auto` the protocol's.
+        """Return the TLC window in pixels, None for none; `setting` as in `sizes.tlc_window`, `auto` the protocol's.
 
         Pairs of no benchmark (`PAIRS`) go by `train_crop_px`, the largest training crop. multiple: of the network; the
         protocol's window is rounded up to it.
