@@ -18,6 +18,7 @@ from concertormer_jax.evaluation.scores import EvaluationSet
 from concertormer_jax.inference.compiled import CompiledPerShape
 from concertormer_jax.metrics import psnr_ssim
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.hosts import Hosts
 from concertormer_jax.runtime.outputs import restored_path
 
 SIZES = [(64, 64), (70, 40), (64, 64), (7, 130), (50, 60), (1, 1), (64, 64)]
@@ -159,6 +160,23 @@ def test_hosts_share_the_pictures(hosts):
     if hosts == 2:
         # 64x64 five times, then 64x192 and 128x64: ten units of 64x64 pixels.
         assert shares == [[0, 2, 4, 5, 6], [3, 1]]
+
+
+def test_hosts_that_see_other_pictures_are_refused(tmp_path):
+    class TwoHosts(Hosts):
+        def gather(self, settings):
+            names, *others = settings
+            return [settings, (names[1:], *others)]
+
+    pairs = pairs_in(write_pairs(tmp_path / "data", [(20, 20), (20, 20)]))
+    with pytest.raises(UserError, match="data: the hosts see other pictures"):
+        evaluate(fake_model(), pairs, tmp_path / "out", hosts=TwoHosts())
+
+
+def test_hosts_need_data_that_all_of_them_see(tmp_path, loaded, capsys):
+    with pytest.raises(SystemExit):
+        command.main([f"--ckpt={tmp_path}", "--distributed"])
+    assert "--distributed needs --data" in capsys.readouterr().err
 
 
 def test_pictures_are_padded_to_the_multiple_of_the_network(tmp_path):

@@ -14,8 +14,6 @@ all of them see. Every process restores and scores its share of the pictures, an
 import argparse
 from pathlib import Path
 
-import jax
-
 from concertormer_jax.commands.flags import parse_arguments, running, whole
 from concertormer_jax.data.prepared import PREFIX
 from concertormer_jax.data.synthesize import synthesize
@@ -67,20 +65,9 @@ def main(arguments=None) -> None:
         if flags.metrics:
             metrics = require_known([name for name in flags.metrics.split(",") if name])
         if flags.ckpt:
-            evaluations, output = _network(flags, metrics)
+            _network(flags, metrics)
         else:
-            evaluations, output = _predictions(flags, metrics)
-        if jax.process_index() == 0:
-            _say(evaluations, output)
-
-
-def _say(evaluations, output):
-    print(markdown_table(evaluations))
-    protocol = PROTOCOLS[evaluations[0].protocol]
-    if missing := protocol.missing(evaluations):
-        print(f"no average over {', '.join(protocol.averaged)}: {', '.join(missing)} not evaluated")
-    images, seconds = sum(len(one.images) for one in evaluations), sum(one.seconds for one in evaluations)
-    print(f"{images} images in {seconds:.0f} s; pictures and tables are in {output}")
+            _predictions(flags, metrics)
 
 
 def _network(flags, metrics):
@@ -109,7 +96,7 @@ def _network(flags, metrics):
             options = {"tlc": tlc, "metrics": metrics, "batch": flags.batch, "precision": flags.precision or "highest"}
             return evaluate(model, pairs, folder, protocol=protocol, **options, hosts=hosts)
 
-        return _scored(score, sets, output, write=hosts.first), output
+        _score_sets(score, sets, output, report=hosts.first)
 
 
 def _predictions(flags, metrics):
@@ -130,17 +117,24 @@ def _predictions(flags, metrics):
         maker = f"pictures in {flags.predictions}"
         return evaluate_predictions(paths[pairs.name], pairs, folder, protocol=protocol, metrics=metrics, maker=maker)
 
-    return _scored(score, sets, output, write=True), output
+    _score_sets(score, sets, output, report=True)
 
 
-def _scored(score, sets, output, write):
-    """Score every set. write: also its reports; those of several go into folders, with a summary beside them."""
+def _score_sets(score, sets, output, *, report):
+    """Score every set. report: also write the reports, several sets' into folders with a summary, and print the rows."""
     evaluations = []
     for pairs in sets:
         folder = output if len(sets) == 1 else output / pairs.name
         evaluations.append(score(pairs, folder))
-        if write:
+        if report:
             write_reports(evaluations[-1], folder)
-    if write and len(sets) > 1:
+    if not report:
+        return
+    if len(sets) > 1:
         write_summary(evaluations, output)
-    return evaluations
+    print(markdown_table(evaluations))
+    protocol = PROTOCOLS[evaluations[0].protocol]
+    if missing := protocol.missing(evaluations):
+        print(f"no average over {', '.join(protocol.averaged)}: {', '.join(missing)} not evaluated")
+    images, seconds = sum(len(one.images) for one in evaluations), sum(one.seconds for one in evaluations)
+    print(f"{images} images in {seconds:.0f} s; pictures and tables are in {output}")

@@ -70,6 +70,9 @@ def evaluate(
     require_separate([worst_ten_path(output), *(restored_path(output, name) for name in pairs.names)], pairs.files)
     require_writable(output)
     hosts = hosts or Hosts()
+    settings = (pairs.names, pairs.sizes, model.name, wanted, window, batch, precision)
+    if any(others != settings for others in hosts.gather(settings)):
+        raise UserError(f"{pairs.name}: the hosts see other pictures or were given other flags; make them the same.")
     mesh = data_mesh(jax.local_devices() if devices is None else devices)
     indices = share_of(pairs.sizes, model.module.multiple, hosts.index, hosts.count)
     together = -(-batch // hosts.count) if batch else mesh.size
