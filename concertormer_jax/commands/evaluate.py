@@ -121,7 +121,7 @@ def _predictions(flags, metrics):
 
 
 def _score_sets(score, sets, output, *, report):
-    """Score every set. report: also write the reports, several sets' into folders with a summary, and print the rows."""
+    """Score every set. report: also write the reports, of several sets into folders with a summary, and print them."""
     evaluations = []
     for pairs in sets:
         folder = output if len(sets) == 1 else output / pairs.name
