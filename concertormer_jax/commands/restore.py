@@ -67,20 +67,31 @@ def main(arguments=None) -> None:
     flags = parse_arguments(parser, arguments)
     with running():
         prepare_to_compile()
-        # Paths are checked before the checkpoint is read.
-        video = plan_video(flags.input, flags.output) if is_video(flags.input, flags.output) else None
-        if video and (flags.compare or flags.recursive):
-            raise UserError("--compare and --recursive are for pictures; leave them out with a video.")
-        work = None if video else plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
-        model = load_model(user_path(flags.ckpt, "--ckpt"))
-        restorer = Restorer(model, tlc=flags.tlc, tile=flags.tile, precision=flags.precision)
-        if video:
-            restore_video(restorer, *video)
-            return
-        outcome = restore_files(restorer, work)
-        if work.page and outcome.restored:
-            _write_page(work, outcome)
-        for line in _closing_lines(work, outcome):
-            print(printable(line), file=sys.stderr)
-        if outcome.failed:
-            raise SystemExit(1)
+        if is_video(flags.input, flags.output):
+            _restore_video(flags)
+        else:
+            _restore_pictures(flags)
+
+
+def _restore_video(flags):
+    if flags.compare or flags.recursive:
+        raise UserError("--compare and --recursive are for pictures; leave them out with a video.")
+    before, after = plan_video(flags.input, flags.output)
+    restore_video(_restorer(flags), before, after)
+
+
+def _restore_pictures(flags):
+    work = plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
+    outcome = restore_files(_restorer(flags), work)
+    if work.page and outcome.restored:
+        _write_page(work, outcome)
+    for line in _closing_lines(work, outcome):
+        print(printable(line), file=sys.stderr)
+    if outcome.failed:
+        raise SystemExit(1)
+
+
+def _restorer(flags):
+    """Load the checkpoint, which takes a while, so that a wrong path of a picture is found before."""
+    model = load_model(user_path(flags.ckpt, "--ckpt"))
+    return Restorer(model, tlc=flags.tlc, tile=flags.tile, precision=flags.precision)

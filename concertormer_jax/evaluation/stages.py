@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import NamedTuple
 
 from concertormer_jax.runtime import threads
@@ -19,7 +19,7 @@ class _Unwanted(Exception):
     """Ends a thread when nobody asks for results any more."""
 
 
-def as_finished(source: Iterable, function: Callable, *, workers: int, waiting: int) -> Iterator:
+def as_finished(source: Iterable, function: Callable, *, workers: int, waiting: int) -> Generator:
     """Yield `function(entry)` for every entry of `source`, in the order in which the results are finished.
 
     One thread takes the entries from `source`, and `workers` others call `function`, which must be safe in threads. So

@@ -83,7 +83,7 @@ class VideoReader:
     def pixel_aspect(self) -> Fraction | None:
         """Width by height of an upright pixel, None if the file does not say."""
         aspect = self.stream.sample_aspect_ratio
-        return 1 / aspect if aspect and self._turns % 2 else aspect
+        return Fraction(1) / aspect if aspect and self._turns % 2 else aspect
 
     def frames(self) -> Iterator[Frame]:
         """Yield the frames, each when the next is decoded, which says how long it is shown."""

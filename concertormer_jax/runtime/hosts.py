@@ -30,8 +30,10 @@ class Hosts:
     """
 
     def __init__(self, folder=None):
-        self.index, self.count = (0, 1) if folder is None else (jax.process_index(), jax.process_count())
-        self._calls = 0
+        self.index, self.count, self._calls = 0, 1, 0
+        if folder is None:
+            return
+        self.index, self.count = jax.process_index(), jax.process_count()
         if self.count > 1:
             run = multihost_utils.broadcast_one_to_all(np.frombuffer(os.urandom(8), np.uint8))
             self._folder = Path(folder, f".hosts-{bytes(run).hex()}")
