@@ -1,4 +1,4 @@
-"""A set of pairs that an evaluation scores."""
+"""From what the user names as data to the sets to score, and the protocol to score them by."""
 
 import re
 from pathlib import Path
@@ -9,8 +9,6 @@ from concertormer_jax.datasets.preparation import known_set, open_evaluation_set
 from concertormer_jax.evaluation.protocols import PAIRS, PROTOCOLS, Protocol, protocol_named
 from concertormer_jax.evaluation.scores import EvaluationSet
 from concertormer_jax.runtime.paths import checked_part
-
-# From what the user names as data to the sets to score and the protocol to score them by.
 
 _PROTOCOL_OF_SET = {"rain13k": "derain"}  # the others are named like their set
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from concertormer_jax.evaluation.sets import protocol_of_training
-from concertormer_jax.inference.compiled import restore_bytes
+from concertormer_jax.inference.compiled import precision_for, restore_bytes
 from concertormer_jax.models import parameter_shapes
 from concertormer_jax.ops.dispatch import traced_for
 from concertormer_jax.ops.image import padded_size
@@ -88,7 +88,8 @@ def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Ta
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
     whole, split = replicated(mesh), batch_sharding(mesh)
     restore = jax.jit(restore_bytes(module), in_shardings=(whole, split), out_shardings=(split, split))
-    traced = restore.trace(_placed(parameter_shapes(module), whole), images)
+    with jax.default_matmul_precision(precision_for(module)):
+        traced = restore.trace(_placed(parameter_shapes(module), whole), images)
     windows = "without TLC" if window is None else f"TLC windows of {window} px"
     return Task(
         "evaluate", f"evaluation ({width}x{height}, {windows}, protocol {protocol.name})", mesh.size, mesh.size, traced
