@@ -10,7 +10,7 @@ from benchmarks.params import read_params
 from benchmarks.worker import serve
 from concertormer_jax.models import create, initial_params
 from concertormer_jax.runtime import trace_cache
-from concertormer_jax.runtime.devices import prepare_to_compile, run_in_background, to_run_once
+from concertormer_jax.runtime.devices import prepare_to_compile, run_in_background, run_once_options
 from concertormer_jax.training.schedule import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step, to_unit
 
@@ -84,7 +84,7 @@ class Training(OnDevice):
             return initial_state(initial_params(self.module, jax.random.key(0)), optimizer, ema_decay=0.0)
 
         made_from = f"{self.module} {learning_rates} {settings}"
-        drawing = trace_cache.lower(initialise, made_from=made_from, **to_run_once())
+        drawing = trace_cache.lower(initialise, made_from=made_from, **run_once_options())
         drawn = run_in_background(drawing)
         state = drawing.out_info
         self.program = trace_cache.lower(step, state, self.batch, made_from=made_from, donate_argnums=0).compile()

@@ -12,7 +12,7 @@ from tiny_network import random_images, random_params, tiny_network
 from concertormer_jax.models import VARIANTS, create, initial_params, parameter_shapes
 from concertormer_jax.ops import concerto
 from concertormer_jax.ops.image import downsample
-from concertormer_jax.runtime.devices import to_run_once
+from concertormer_jax.runtime.devices import run_once_options
 from concertormer_jax.runtime.errors import UserError
 
 
@@ -90,7 +90,7 @@ def initial():
     def draw(key):
         return initial_params(module, key), module.init(key, images)["params"]
 
-    return jax.jit(draw, **to_run_once())(jax.random.key(0))
+    return jax.jit(draw, **run_once_options())(jax.random.key(0))
 
 
 def test_initial_values(initial):

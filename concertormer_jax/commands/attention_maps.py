@@ -13,7 +13,7 @@ from concertormer_jax.analysis.attention_maps import attention_maps, attention_s
 from concertormer_jax.analysis.windows import cut_around, middle_window
 from concertormer_jax.commands.flags import parse_arguments, running, whole
 from concertormer_jax.data.images import read_rgb
-from concertormer_jax.runtime.devices import out_of_memory_explained, prepare_to_compile
+from concertormer_jax.runtime.devices import explain_out_of_memory, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import written_atomically
 from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
@@ -57,7 +57,7 @@ def main(arguments=None) -> None:
         prepare_to_compile()
         model = load_model(user_path(flags.ckpt, "--ckpt"))
         require_writable(output.parent)
-        with out_of_memory_explained("give a smaller --crop."):
+        with explain_out_of_memory("give a smaller --crop."):
             image = cut.astype(np.float32) / 255
             maps = attention_maps(model.module, model.params, image, flags.stage, flags.block - 1)
         with written_atomically(output) as temporary:

@@ -17,7 +17,7 @@ from concertormer_jax.analysis.reports import Row, attribution_sheet, markdown_t
 from concertormer_jax.analysis.windows import Window, cut_around, middle_window, named_pictures, parse_window, restoring
 from concertormer_jax.commands.flags import number, parse_arguments, running, whole
 from concertormer_jax.data.images import image_size, read_rgb
-from concertormer_jax.runtime.devices import out_of_memory_explained, prepare_to_compile
+from concertormer_jax.runtime.devices import explain_out_of_memory, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.files import write_text, written_atomically
 from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
@@ -112,7 +112,7 @@ def _attribute(flags, model, pictures, output) -> list[Row]:
     )
     rows = []
     with (
-        out_of_memory_explained("give a smaller --batch or --crop."),
+        explain_out_of_memory("give a smaller --batch or --crop."),
         tqdm(total=integral.parts * len(pictures), unit="batch", leave=False) as bar,
     ):
         for name, (path, window) in pictures.items():

@@ -21,11 +21,10 @@ from concertormer_jax.evaluation.reports import markdown_table, write_reports, w
 from concertormer_jax.evaluation.sets import open_sets
 from concertormer_jax.inference.compiled import tlc_window
 from concertormer_jax.metrics.psnr_ssim import METRICS, require_known
-from concertormer_jax.runtime.bundled import bundled
 from concertormer_jax.runtime.devices import prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.outputs import require_writable, results_path
-from concertormer_jax.runtime.paths import local_path, user_path
+from concertormer_jax.runtime.paths import bundled, local_path, user_path
 from concertormer_jax.weights.checkpoints import load_model
 
 BUNDLED_PHOTOS = bundled("photos/test")

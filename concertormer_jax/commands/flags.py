@@ -17,8 +17,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from concertormer_jax.runtime import errors
-from concertormer_jax.runtime.bundled import bundled, recipes
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import bundled, recipes
 from concertormer_jax.runtime.values import Number, Whole, shown
 from concertormer_jax.training import config_limits
 

@@ -19,7 +19,7 @@ from concertormer_jax.analysis.windows import named_pictures, restoring
 from concertormer_jax.commands.flags import parse_arguments, running, whole
 from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.inference.compiled import CompiledPerShape
-from concertormer_jax.runtime.devices import out_of_memory_explained, prepare_to_compile
+from concertormer_jax.runtime.devices import explain_out_of_memory, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text, written_atomically
 from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
@@ -80,7 +80,7 @@ def _mean_field(restore, pictures, crop: int) -> np.ndarray:
     """The mean of `influence_on_middle` over the middles of pictures: float64 [crop, crop]."""
     influence = CompiledPerShape(influence_on_middle, tqdm.write)
     total = np.zeros((crop, crop))
-    with out_of_memory_explained("give a smaller --crop."):
+    with explain_out_of_memory("give a smaller --crop."):
         for path in tqdm(pictures, unit="picture", leave=False):
             picture = read_rgb(path)
             top, left = ((length - crop) // 2 for length in picture.shape[:2])

@@ -25,8 +25,8 @@ from concertormer_jax.datasets.descriptions import CROP_PX, CROP_STEP_PX, SETS, 
 from concertormer_jax.datasets.layouts import as_png, encoded, find, labels
 from concertormer_jax.datasets.verify import Report, check
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.files import write_text, written_error
-from concertormer_jax.runtime.threads import ahead
+from concertormer_jax.runtime.files import as_os_error, write_text
+from concertormer_jax.runtime.threads import prefetch
 
 FILE_FORMAT = "array_record"  # any record can be read at once
 HELD_OUT = 0.05  # share of the training pairs in the validation split, the default of configs/common.py
@@ -143,7 +143,7 @@ def _written(path, function, *arguments):
     try:
         return function(*arguments)
     except RuntimeError as error:
-        raise written_error(error, path) from error
+        raise as_os_error(error, path) from error
 
 
 class _Shard:
@@ -154,7 +154,7 @@ class _Shard:
 
     def __call__(self):
         with ThreadPoolExecutor(_THREADS) as threads:
-            for examples in ahead(threads, self._examples_of, self._pairs, _THREADS):
+            for examples in prefetch(threads, self._examples_of, self._pairs, _THREADS):
                 for name, degraded, target, (height, width) in examples:
                     self._written.append([name, height, width])
                     example = {"input": degraded, "target": target, "name": name, "sequence": sequence_of(name)}

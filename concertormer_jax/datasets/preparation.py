@@ -23,7 +23,7 @@ from concertormer_jax.datasets.layouts import Found, find, sets_in
 from concertormer_jax.datasets.sidd_blocks import SiddBlocks
 from concertormer_jax.datasets.verify import Report, check
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.files import explained, locked
+from concertormer_jax.runtime.files import locked, with_remedy
 from concertormer_jax.runtime.paths import checked_part, local_path
 
 _INCOMPLETE = "incomplete."  # how tensorflow-datasets calls the folders that it is writing
@@ -87,7 +87,7 @@ def _failures_named(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise explained(error, folder) from error
+        raise with_remedy(error, folder) from error
 
 
 def _require_space(folder: Path, report: Report) -> None:

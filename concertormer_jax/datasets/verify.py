@@ -18,7 +18,7 @@ from concertormer_jax.datasets.descriptions import SetDescription
 from concertormer_jax.datasets.layouts import Found, encoded, labels
 from concertormer_jax.datasets.pairing import Pairing, compare, thumbnail
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.threads import ahead
+from concertormer_jax.runtime.threads import prefetch
 
 _THREADS = min(8, os.cpu_count() or 1)
 _SHUFFLED_SHARE = 0.1  # of misplaced inputs, from which on the folder as a whole is wrong
@@ -77,7 +77,7 @@ def check(description: SetDescription, found: Found) -> Report:
     ):
         for split, items in found.pairs.items():
             measured = []
-            for result in ahead(threads, _measured_or_problem, items, 2 * _THREADS):
+            for result in prefetch(threads, _measured_or_problem, items, 2 * _THREADS):
                 if isinstance(result, str):
                     report.errors.append(result)
                 measured.append(None if isinstance(result, str) else result)

@@ -19,10 +19,10 @@ from concertormer_jax.inference.compiled import CompiledPerShape, restore_bytes,
 from concertormer_jax.metrics.psnr_ssim import UNROUNDED_METRICS, require_known, score
 from concertormer_jax.models import variant_name
 from concertormer_jax.ops.image import padded_size
-from concertormer_jax.runtime.devices import batch_sharding, data_mesh, out_of_memory_explained, replicated
+from concertormer_jax.runtime.devices import batch_sharding, data_mesh, explain_out_of_memory, replicated
 from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.outputs import require_separate, require_writable, restored_path, worst_ten_path
-from concertormer_jax.runtime.threads import ahead
+from concertormer_jax.runtime.threads import prefetch
 
 ORDERING_METRIC = "psnr_rgb"  # of the progress bar and the worst ten; computed whatever else is asked for
 _SHOWN = ("restored", "input")
@@ -89,11 +89,11 @@ def evaluate(
         covers = window is not None and window >= max(item.padded)
         return _image_scores(pairs, item.index, path, covers, restored, *images, wanted)
 
-    with ThreadPoolExecutor(_THREADS) as pool, out_of_memory_explained("give a smaller --batch."):
-        loaded = ahead(pool, load, items, _THREADS)
+    with ThreadPoolExecutor(_THREADS) as pool, explain_out_of_memory("give a smaller --batch."):
+        loaded = prefetch(pool, load, items, _THREADS)
         unrounded = bool(UNROUNDED_METRICS.keys() & set(wanted))
         restored = _restored(model, window, pairs, unrounded, loaded, mesh, log)
-        scores = _watched(ahead(pool, scored, restored, 2 * _THREADS), len(pairs), pairs.name)
+        scores = _watched(prefetch(pool, scored, restored, 2 * _THREADS), len(pairs), pairs.name)
     return Evaluation(
         checkpoint=model.name,
         variant=variant_name(model.module),
@@ -127,7 +127,7 @@ def evaluate_predictions(
         return _image_scores(pairs, index, paths[index], False, read_rgb(paths[index]), *pairs.read(index), wanted)
 
     with ThreadPoolExecutor(_THREADS) as pool:
-        scores = _watched(ahead(pool, scored, range(len(pairs)), 2 * _THREADS), len(pairs), pairs.name)
+        scores = _watched(prefetch(pool, scored, range(len(pairs)), 2 * _THREADS), len(pairs), pairs.name)
     return Evaluation(
         checkpoint=maker,
         variant=None,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from concertormer_jax.inference.tiles import GRID_PX, tile_grid
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime import trace_cache
-from concertormer_jax.runtime.devices import compile_while_listening
+from concertormer_jax.runtime.devices import compile_interruptibly
 from concertormer_jax.runtime.errors import UserError
 
 # The network as evaluation and restoration run it: compiled once per image size, and saying so.
@@ -36,7 +36,7 @@ class CompiledPerShape:
             size = f"{images.shape[1]}x{images.shape[2]}"
             self._log(f"compiling {size} (batch {images.shape[0]}) ...")
             start = time.perf_counter()
-            self._compiled[images.shape] = compile_while_listening(self._lower(params, images))
+            self._compiled[images.shape] = compile_interruptibly(self._lower(params, images))
             self._log(f"compiled {size} in {time.perf_counter() - start:.1f} s")
         return self._compiled[images.shape](params, images)
 

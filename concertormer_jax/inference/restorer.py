@@ -13,7 +13,7 @@ from concertormer_jax.inference import tiles
 from concertormer_jax.inference.compiled import CompiledPerShape, overlap_px, restore_floats, tile_setting, tlc_window
 from concertormer_jax.inference.tiles import tile_grid
 from concertormer_jax.ops.image import padded_size
-from concertormer_jax.runtime.devices import out_of_memory_explained
+from concertormer_jax.runtime.devices import explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.weights.checkpoints import load_model
@@ -138,7 +138,7 @@ class Restorer:
         count = len(rows.starts) * len(columns.starts)
         again = kept = done = 0
         with (
-            out_of_memory_explained("give smaller tiles, for instance --tile=384."),
+            explain_out_of_memory("give smaller tiles, for instance --tile=384."),
             tqdm(
                 total=count, unit="tile", leave=False, disable=count == 1 or progress is not None, dynamic_ncols=True
             ) as bar,

@@ -8,7 +8,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from concertormer_jax.runtime.devices import share_code_on_tpus
+from concertormer_jax.runtime.devices import deduplicate_tpu_code
 from concertormer_jax.runtime.errors import UserError
 
 
@@ -66,7 +66,7 @@ def tpu(name: str) -> Target:
     # libtpu takes the hardware from these in place of looking for it, and lets others on this machine load it too.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    share_code_on_tpus()
+    deduplicate_tpu_code()
     host = [min(2, length) for length in lengths[:2]] + [1]
     try:
         topology = topologies.get_topology_desc(

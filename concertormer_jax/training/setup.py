@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from concertormer_jax.models import Network, create, initial_params
 from concertormer_jax.runtime import trace_cache
-from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, to_run_once
+from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.memory import available_memory_bytes
 from concertormer_jax.runtime.paths import user_path
@@ -128,7 +128,7 @@ def starting_state(config, training: Training, checkpoints: Checkpoints, mesh: M
     """
     seed, whole = np.uint32(config.seed), replicated(mesh)
     drawing = trace_cache.lower(
-        training.initialise, seed, made_from=training.made_from, out_shardings=whole, **to_run_once()
+        training.initialise, seed, made_from=training.made_from, out_shardings=whole, **run_once_options()
     )
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), drawing.out_info)
     _require_memory_for(shapes)

@@ -13,7 +13,7 @@ import numpy as np
 
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.cache import require_memory_for
-from concertormer_jax.runtime.devices import compile_while_listening, data_mesh, out_of_memory_explained, place_batch
+from concertormer_jax.runtime.devices import compile_interruptibly, data_mesh, explain_out_of_memory, place_batch
 from concertormer_jax.runtime.errors import Stopped, UserError
 from concertormer_jax.runtime.files import locked, write_text
 from concertormer_jax.runtime.paths import user_path
@@ -175,7 +175,7 @@ def _train(config, workdir, stages, training, mesh, source, held_out) -> int:
         with stop.listening():
             stopped = None
             try:
-                with jax.transfer_guard("disallow"), out_of_memory_explained(_LESS_MEMORY):
+                with jax.transfer_guard("disallow"), explain_out_of_memory(_LESS_MEMORY):
                     step = _steps(run, first_state, latest or 0)
             except Stopped as request:
                 stopped = request
@@ -252,7 +252,7 @@ def _compile(training, shapes: TrainState, mesh, writer: Writer, stage: Stage):
     writer.note(f"compiling the step of stage {stage.number} ({stage.crop_px} px x {stage.batch}) ...")
     start = time.perf_counter()
     with jax.transfer_guard("allow"):
-        compiled = compile_while_listening(lower_step(training, shapes, stage, mesh))
+        compiled = compile_interruptibly(lower_step(training, shapes, stage, mesh))
     writer.note(f"compiled in {time.perf_counter() - start:.1f} s")
     return compiled
 
