@@ -206,8 +206,8 @@ def read_pairs_file(folder: AnyPath) -> PairsFile:
     path = epath.Path(folder) / PAIRS_FILE
     try:
         content = json.loads(path.read_text())
-        pairs = {split: [(name, int(h), int(w)) for name, h, w in rows] for split, rows in content.pairs.items()}
-        files = {name: int(size) for name, size in content.files.items()}
+        pairs = {split: [(name, int(h), int(w)) for name, h, w in rows] for split, rows in content["pairs"].items()}
+        files = {name: int(size) for name, size in content["files"].items()}
     except FileNotFoundError as error:
         raise UserError(f"{folder}: has no {PAIRS_FILE}, so it was not prepared by this software; {_AGAIN}") from error
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
