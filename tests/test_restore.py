@@ -9,6 +9,7 @@ from PIL import Image
 
 from concertormer_jax.commands import restore as command
 from concertormer_jax.inference.restorer import Restorer
+from concertormer_jax.photos import restoring
 from concertormer_jax.photos.restore_plan import Job, plan
 from concertormer_jax.photos.restoring import restore_files
 from concertormer_jax.runtime import memory
@@ -177,14 +178,14 @@ def test_results_inside_the_folder_are_not_restored_again(tmp_path, written):
 def test_an_unforeseen_failure_does_not_stop_the_others(tmp_path, written, monkeypatch):
     for name in "abc":
         save(tmp_path / "in" / f"{name}.png", (8, 9))
-    write_photo = command.write_photo
+    write_photo = restoring.write_photo
 
     def broken(path, photo):
         if path.name == "b.png":
             raise TypeError("nobody thought of\x1b[31m this")
         write_photo(path, photo)
 
-    monkeypatch.setattr(command, "write_photo", broken)
+    monkeypatch.setattr(restoring, "write_photo", broken)
     status, _, said = written(tmp_path / "in", tmp_path / "out")
     assert status == 1
     assert names(tmp_path / "out") == ["a.png", "c.png"]

@@ -94,9 +94,7 @@ class Checkpoints:
             return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
 
         count = jax.device_put(np.int32(step), abstract.step.sharding)
-        return abstract.replace(
-            step=count, average=None, **{name: jax.tree.map(placed, *pair) for name, pair in arrays.items()}
-        )
+        return abstract.replace(step=count, **{name: jax.tree.map(placed, *pair) for name, pair in arrays.items()})
 
     def _latest_arrays(self, abstract: Any, module: Network) -> tuple[int, dict[str, Any]]:
         """The latest undamaged step and its `_arrays`."""
