@@ -95,7 +95,7 @@ class _Execution:
         nests: list[tuple[int, ...]] = [()] * len(bundles)
         for number, (first, end, _) in enumerate(self._loops):
             nests[first:end] = [(*nest, number) for nest in nests[first:end]]
-        # Of each nest, in the order of the bundles: (first bundle, end, condition, number of a loop or None for a skip).
+        # Of each nest, in the order of the bundles: (first bundle, end, condition, number of a loop, None for a skip).
         self._events: dict[tuple[int, ...], list[tuple[int, int, str, int | None]]] = {}
         for source, to, condition in _branches(bundles):
             if to > source + 1 + _DELAY:

@@ -242,7 +242,7 @@ def _require_one_step_on_all_hosts(step: int) -> None:
             raise UserError(f"the hosts see different checkpoints as the latest: {sorted(steps)}; give them one folder")
 
 
-def save_converted(directory: AnyPath, module: Network, params: Any, train_crop_px: int) -> None:
+def save_converted(directory: AnyPath, module: Network, params: Any, train_crop_px: int | None) -> None:
     """Make `directory` a checkpoint directory with `params` as its only step, 0.
 
     Raises UserError when it exists and is not empty.
