@@ -9,7 +9,7 @@ import numpy as np
 from benchmarks.params import read_params
 from benchmarks.worker import serve
 from concertormer_jax.models import create, initial_params
-from concertormer_jax.runtime.devices import prepare_to_compile, run_in_background, to_run_once
+from concertormer_jax.runtime.devices import prepare_to_compile, run_in_background, run_once_options
 from concertormer_jax.runtime.trace_cache import fingerprint, lower_cached
 from concertormer_jax.training.schedule import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step, to_unit
@@ -84,7 +84,7 @@ class Training(OnDevice):
             return initial_state(initial_params(self.module, jax.random.key(0)), optimizer, ema_decay=0.0)
 
         key = fingerprint(self.module, learning_rates, settings)
-        drawing = lower_cached(initialise, fingerprint=key, **to_run_once())
+        drawing = lower_cached(initialise, fingerprint=key, **run_once_options())
         drawn = run_in_background(drawing)
         state = drawing.out_info
         self.program = lower_cached(step, state, self.batch, fingerprint=key, donate_argnums=0).compile()

@@ -17,8 +17,8 @@ from light_network import leave_out_blocks
 
 from concertormer_jax.planning.compilation import compile_apart
 from concertormer_jax.runtime import threads
-from concertormer_jax.runtime.devices import compile_while_listening, run_in_background
-from concertormer_jax.runtime.errors import STOPPING, Stopped, UserError, reported
+from concertormer_jax.runtime.devices import compile_interruptibly, run_in_background
+from concertormer_jax.runtime.errors import STOP_SIGNALS, Stopped, UserError, reported
 from concertormer_jax.runtime.files import locked
 from concertormer_jax.training import trainer
 from concertormer_jax.training.preemption import PreemptionGuard
@@ -57,19 +57,19 @@ def assert_stopped_while_compiling(settings, workdir, monkeypatch, phase, number
         return MagicMock(compile=compile_forever) if len(calls) == phase else lower(*arguments)
 
     monkeypatch.setattr(trainer, "lower_step", lower_step)
-    before = {each: signal.getsignal(each) for each in STOPPING}
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     try:
         with pytest.raises(Stopped) as stopped:
             trainer.train(config_with(settings), workdir)
         assert threads.busy()
     finally:
         released.set()
-    assert {each: signal.getsignal(each) for each in STOPPING} == before
+    assert {each: signal.getsignal(each) for each in STOP_SIGNALS} == before
     assert stopped.value.number == number
     return stopped.value.text
 
 
-@pytest.mark.parametrize("number", STOPPING)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_stop_while_a_later_phase_compiles_is_obeyed_at_once_and_saves(settings, tmp_path, monkeypatch, number):
     text = assert_stopped_while_compiling(settings, tmp_path / "run", monkeypatch, 2, number)
     assert text == f"stopped by {number.name}; step 1 is saved, the same command goes on"
@@ -160,8 +160,7 @@ COMMANDS = [
 def test_ctrl_c_while_a_command_imports_is_one_sentence(command):
     process = runs.start([sys.executable, "-X", "importtime", *command])
     for line in process.stdout:
-        if line.split("|")[-1].strip() == "concertormer_jax.runtime.interrupts":
-            next(process.stdout)  # the first of the modules that the command itself imports
+        if line.split("|")[-1].strip() == "concertormer_jax.runtime.values":  # which every command imports
             process.send_signal(signal.SIGINT)
             break
     said = [line for line in runs.finish(process, status=130).splitlines() if not line.startswith("import time:")]
@@ -200,4 +199,4 @@ def test_with_several_hosts_no_program_is_started_by_another_thread(monkeypatch)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(threads, "run", lambda _: pytest.fail("a thread was started"))
     assert run_in_background(square, 3.0).result() == 9
-    assert compile_while_listening(square)(3.0) == 9
+    assert compile_interruptibly(square)(3.0) == 9

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.runtime.devices import compile_while_listening
+from concertormer_jax.runtime.devices import compile_interruptibly
 from concertormer_jax.runtime.trace_cache import lower_cached
 
 # How exactly a device multiplies float32 numbers. Left to itself ("default") a GPU rounds them to TF32 and a TPU to
@@ -49,7 +49,7 @@ class CompiledPerShape:
             size = f"{images.shape[1]}x{images.shape[2]}"
             self._log(f"compiling {size} (batch {images.shape[0]}) ...")
             start = time.perf_counter()
-            self._compiled[images.shape] = compile_while_listening(self.lower(params, images))
+            self._compiled[images.shape] = compile_interruptibly(self.lower(params, images))
             self._log(f"compiled {size} in {time.perf_counter() - start:.1f} s")
         return self._compiled[images.shape](params, images)
 

@@ -15,7 +15,7 @@ from concertormer_jax.inference.compiled import CompiledPerShape, precision_for,
 from concertormer_jax.inference.sizes import overlap_px, tile_setting, tlc_window
 from concertormer_jax.inference.tiles import TiledAxis, tile_grid
 from concertormer_jax.ops.image import padded_size
-from concertormer_jax.runtime.devices import out_of_memory_explained
+from concertormer_jax.runtime.devices import explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.runtime.trace_cache import fingerprint
@@ -194,7 +194,7 @@ class Restorer:
         Arguments and errors as in a call for a single picture.
         """
         cuts = (tile for rgb in pictures for tile in self._laid_out(rgb).tiles())
-        with out_of_memory_explained("give smaller tiles, for instance --tile=384."):
+        with explain_out_of_memory("give smaller tiles, for instance --tile=384."):
             for tile, restored, shift in self._restored(cuts):
                 picture = tile.picture
                 if shift > LARGEST_COLOUR_SHIFT:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from concertormer_jax.models import Network, create, initial_params
-from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, to_run_once
+from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.memory import available_memory_bytes
 from concertormer_jax.runtime.paths import user_path
@@ -127,7 +127,7 @@ def starting_state(
     """
     seed, whole = np.uint32(seed), replicated(mesh)
     drawing = lower_cached(
-        training.initialise, seed, fingerprint=training.fingerprint, out_shardings=whole, **to_run_once()
+        training.initialise, seed, fingerprint=training.fingerprint, out_shardings=whole, **run_once_options()
     )
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), drawing.out_info)
     _require_memory_for(shapes)

@@ -10,7 +10,7 @@ import numpy as np
 
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.cache import require_memory_for
-from concertormer_jax.runtime.devices import compile_while_listening, data_mesh, out_of_memory_explained, place_batch
+from concertormer_jax.runtime.devices import compile_interruptibly, data_mesh, explain_out_of_memory, place_batch
 from concertormer_jax.runtime.errors import Stopped, UserError
 from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.training.config_limits import require_valid
@@ -139,7 +139,7 @@ class Trainer:
     def _run_phases(self) -> None:
         """Run all phases, and wait until the checkpoints are written, also when the run is asked to stop."""
         try:
-            with jax.transfer_guard("disallow"), out_of_memory_explained(_LESS_MEMORY):
+            with jax.transfer_guard("disallow"), explain_out_of_memory(_LESS_MEMORY):
                 for phase in self.phases:
                     if self.step < phase.end:
                         self._run_phase(phase)
@@ -205,7 +205,7 @@ class Trainer:
         self.writer.note(f"compiling the step of phase {phase.number} ({phase.crop_px} px x {phase.batch}) ...")
         start = time.perf_counter()
         with jax.transfer_guard("allow"):
-            compiled = compile_while_listening(lower_step(self.training, self.shapes, phase, self.mesh))
+            compiled = compile_interruptibly(lower_step(self.training, self.shapes, phase, self.mesh))
         self.writer.note(f"compiled in {time.perf_counter() - start:.1f} s")
         return compiled
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from concertormer_jax.data.sources import Mixture, PairSource, PhotoSource
-from concertormer_jax.runtime.devices import compile_while_listening, place_batch
+from concertormer_jax.runtime.devices import compile_interruptibly, place_batch
 from concertormer_jax.runtime.trace_cache import lower_cached
 from concertormer_jax.training.step import batch_psnr, to_unit
 
@@ -83,7 +83,7 @@ class Validation:
         self._log("compiling the validation ...")
         start = time.perf_counter()
         lowered = lower_cached(self._restore, params, self._batch(0), fingerprint=self._fingerprint)
-        self._compiled = compile_while_listening(lowered)
+        self._compiled = compile_interruptibly(lowered)
         self._log(f"compiled in {time.perf_counter() - start:.1f} s")
 
     def __call__(self, params, pictures: int) -> tuple[float, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:

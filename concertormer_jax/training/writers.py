@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from concertormer_jax.photos.sheets import comparison_sheet
 from concertormer_jax.runtime.errors import UserError, printable
-from concertormer_jax.runtime.files import explained, write_text
+from concertormer_jax.runtime.files import with_remedy, write_text
 from concertormer_jax.runtime.paths import is_remote, user_path
 from concertormer_jax.training.schedule import Phase
 
@@ -125,7 +125,7 @@ def append_line(path, line: str) -> None:
         size = file.tell()
         if file.write(content) < len(content):
             file.truncate(size)
-            raise explained(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path)
+            raise with_remedy(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path)
 
 
 def _step_of(line: bytes) -> int | None:
