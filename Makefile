@@ -1,16 +1,18 @@
 # make demo   set up, train on bundled photographs, evaluate, restore; about ten minutes on two cores
 # make test   set up, lint and test
-# make lint   style alone
+# make lint   style and types alone
 
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 
-.PHONY: demo test lint
+.PHONY: demo test test-short lint
 
 $(VENV)/ready: requirements.txt pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, and $(PYTHON) is " + \
+	  sys.version.split()[0] + "; name another: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv --clear $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
 	touch $@
 
@@ -28,6 +30,12 @@ demo: $(VENV)/ready
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ty check --python $(VENV)
 
 test: lint
 	$(RUN) -m pytest
+
+# For another Python: make test-short PYTHON=python3.13 VENV=.venv-3.13
+test-short: $(VENV)/ready
+	$(RUN) -m pytest tests/test_reference.py tests/test_step.py tests/test_command_line.py tests/test_restorer.py \
+	  tests/test_convert.py tests/test_package.py

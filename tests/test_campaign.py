@@ -100,7 +100,7 @@ def test_five_wrong_values_for_every_key_are_one_sentence_each():
         for key, kind in KEYS.items()
         for text in wrong_texts(kind)
     ]
-    for line, result in zip(lines, parse_all("train", lines), strict=True):
+    for line, result in zip(lines, parse_all("concertormer_jax.commands.train", lines), strict=True):
         assert f"{line[-1].partition('=')[0].lstrip('-')}=" in sentence_of(*result), line
     assert len(lines) == 5 * len(KEYS)
     print(f"\n{len(lines)} wrong values for {len(KEYS)} keys, each refused with one sentence")

@@ -7,6 +7,7 @@ from command_lines import parse_all, sentence_of
 
 from concertormer_jax.commands.flags import number, parse_arguments, whole
 
+TRAIN = "concertormer_jax.commands.train"
 DEMO = "--config=configs/demo.py"
 WORKDIR = "--workdir=runs/x"
 FROM_COMMON = "from configs import common\ndef get_config():\n    config = common.get_config()\n"
@@ -41,7 +42,7 @@ def test_a_config_file_that_cannot_be_used_is_one_sentence(tmp_path):
         (tmp_path / f"{name}.py").write_text(content)
     lines = [[f"--config={tmp_path / name}.py", WORKDIR] for name in CONFIG_FILES]
     lines += [[*line, "--config.stages.steps=3,"] for line in lines]
-    found = parse_all("train", lines)
+    found = parse_all(TRAIN, lines)
     for (name, (_, words)), result in zip([*CONFIG_FILES.items()] * 2, found, strict=True):
         sentence = sentence_of(*result)
         assert sentence.startswith(f"--config={tmp_path / name}.py: ") and words in sentence
@@ -57,7 +58,7 @@ def test_a_config_of_the_right_kind_is_taken(tmp_path):
         [WORKDIR, "--config", "configs/gopro.py:lite", "--config.stages.steps=1,2,3", "--noconfig.model.remat"],
         [DEMO, WORKDIR, "--config.init_from=", "--config.model.width", "8", "--distributed"],
     ]
-    assert parse_all("train", good) == [(0, "")] * len(good)
+    assert parse_all(TRAIN, good) == [(0, "")] * len(good)
     assert parse_all("concertormer_jax.commands.ablation_study", [["--output=x"]], "configs/evidence.py") == [(0, "")]
 
 
@@ -99,7 +100,8 @@ WRONG_FLAGS = {
 
 
 def test_wrong_flags_are_one_sentence():
-    for (line, words), result in zip(WRONG_FLAGS.items(), parse_all("train", [*map(list, WRONG_FLAGS)]), strict=True):
+    found = parse_all(TRAIN, [*map(list, WRONG_FLAGS)])
+    for (line, words), result in zip(WRONG_FLAGS.items(), found, strict=True):
         assert words in sentence_of(*result), line
 
 

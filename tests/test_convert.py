@@ -117,7 +117,7 @@ def test_names_that_differ_are_counted_and_the_first_are_named(state, module):
     assert str(error.value) == (
         "the weights are not those of this network: 2 missing (intro.bias, middle_blks.0.norm2.weight), "
         "1 surplus (intro.scale), 1 of another shape (ending.bias is (4,) in place of (3,)); "
-        "the names are nearest to those of the variant pocket"
+        "the names are nearest to those of the variant demo"
     )
 
 

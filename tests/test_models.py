@@ -13,7 +13,7 @@ from concertormer_jax.models import VARIANTS, create, initial_params, parameter_
 from concertormer_jax.models.concerto_attention import CDC_PARAMETERS
 from concertormer_jax.ops import concerto
 from concertormer_jax.ops.image import downsample
-from concertormer_jax.runtime.devices import to_run_once
+from concertormer_jax.runtime.devices import run_once_options
 from concertormer_jax.runtime.errors import UserError
 
 
@@ -91,7 +91,7 @@ def initial():
     def draw(key):
         return initial_params(module, key), module.init(key, images)["params"]
 
-    return jax.jit(draw, **to_run_once())(jax.random.key(0))
+    return jax.jit(draw, **run_once_options())(jax.random.key(0))
 
 
 def test_initial_values(initial):

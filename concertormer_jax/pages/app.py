@@ -174,7 +174,7 @@ def _handler(studio, html):
                 self._refuse("no such page", HTTPStatus.NOT_FOUND)
             elif int(length) > LARGEST_UPLOAD_BYTES:
                 self._refuse(
-                    "the file has more than 1 GiB; restore it on the command line", HTTPStatus.CONTENT_TOO_LARGE
+                    "the file has more than 1 GiB; restore it on the command line", HTTPStatus.REQUEST_ENTITY_TOO_LARGE
                 )
             else:
                 content, query = self.rfile.read(int(length)), urllib.parse.parse_qs(address.query)
