@@ -22,10 +22,10 @@ def layer_norm(name: str) -> nn.LayerNorm:
 
 
 def feed_forward_channels(features: int, expansion: int) -> int:
-    """Hidden channels f of a two-stage block's feed-forward network.
+    """Hidden channels f of a two-stage block's feed-forward network, so that it costs what a block in one stage does.
 
-    With C features and h = r C hidden channels, attention costs 4 r C^2 per pixel in projections (q, k, v and the
-    output), the feed-forward network 3 f C (u, z and the output), and the block in one stage (6 r + r^2) C^2.
+    With C features and h = r C hidden channels, the projections of attention cost 4 r C^2 per pixel (q, k, v and the
+    output), those of the feed-forward network 3 f C (u, z and the output), and those of one stage (6 r + r^2) C^2.
     """
     return features * expansion * (2 + expansion) // 3
 

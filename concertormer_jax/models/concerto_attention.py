@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.models.architecture import (
-    communicating,
+    groups_with_cdc,
     require_block,
     require_communication,
     require_groups,
@@ -142,7 +142,7 @@ class ConcertoSelfAttention(nn.Module):
             to_q=pointwise("to_q", query_inputs, hidden),
             to_kv=pointwise("to_kv", key_inputs, 2 * hidden),
             temperature=self.param("temperature", nn.initializers.ones, (tempered, heads)) if tempered else None,
-            cdc={group: self._cdc(group) for group in communicating(self.groups, self.communication)},
+            cdc={group: self._cdc(group) for group in groups_with_cdc(self.groups, self.communication)},
             sca_kernel=pointwise("sca_kernel", hidden, hidden) if self.sca else None,
             sca_bias=self.param("sca_bias", torch_uniform(hidden), (hidden,)) if self.sca else None,
         )

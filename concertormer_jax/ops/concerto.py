@@ -1,9 +1,10 @@
 """Concerto self-attention: groups of heads over square blocks (paper, section 3).
 
 The groups differ only in which axis of the blocked features is attended, which is contracted, and which are batched
-over. With n blocks of p positions (64 for blocks of 8x8 pixels), m heads and c channels in a head:
+over. Cross-dimensional communication (CDC) mixes the maps of a group. With n blocks of p positions (64 for blocks of
+8x8 pixels), m heads and c channels in a head:
 
-    group                      attended    contracted     one map for each   cross-dimensional communication between
+    group                      attended    contracted     one map for each   CDC between
     Rs  ripieno_spatial        positions   channels       block, head        blocks (3x3), heads
     Rc  ripieno_channel        channels    positions      block, head        blocks (3x3), heads
     Cc  concertino_channel     channels    blocks         head, position     positions, heads
@@ -15,7 +16,7 @@ The network is made of the first four; the others are there to be compared with.
 softmax(q k^T / sqrt(c)) v. In all others queries and keys are normalised along the contracted axis and the logits have
 a learned temperature.
 
-A Ripieno without communication takes the paper's first form: from its logits their mean over the blocks is subtracted,
+A Ripieno without CDC takes the paper's first form: from its logits their mean over the blocks is subtracted,
 which the Concertino of the same axis (spatial or channel) attends with; where that Concertino is missing, nothing is
 subtracted, and what a block becomes depends on that block alone.
 

@@ -48,7 +48,7 @@ MASKED = ("ripieno_spatial", "window")
 class AttentionWeights(NamedTuple):
     """Parameters of one attention.
 
-    cdc: by group, of those whose logits communicate. For the groups inside blocks [3, 3, s, t] (down, right, head in,
+    cdc: by group, of those that have CDC. For the groups inside blocks [3, 3, s, t] (down, right, head in,
     head out), for `concertino_channel` [s, p, q, t], for `concertino_spatial` [s, c, d, t].
     """
 
@@ -186,7 +186,7 @@ def group_logits(
         q, k = normalise(q, axes) * temperature[:, None], normalise(k, axes)
     before = after = jnp.einsum(GROUPS[group].logits, q, k)
     if group in weights.cdc:
-        after = communicate(group, before, weights.cdc[group], columns)
+        after = apply_cdc(group, before, weights.cdc[group], columns)
     elif group.startswith("ripieno") and group.replace("ripieno", "concertino") in groups:
         after = before - before.mean(axis=1, keepdims=True)  # over blocks: what the Concertino attends with
     if group in MASKED:
@@ -201,7 +201,7 @@ def normalise(features: Float[Array, "*shape"], axes: tuple[int, ...]) -> Float[
     return features * jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))
 
 
-def communicate(
+def apply_cdc(
     group: str, logits: Float[Array, "*shape"], cdc: Float[Array, "_ _ _ t"], columns: int
 ) -> Float[Array, "*shape"]:
     """CDC: a linear map of the logits that mixes heads with blocks, positions or channels."""

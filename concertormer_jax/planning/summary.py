@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from concertormer_jax.models import create, parameter_shapes
-from concertormer_jax.models.costs import COMMUNICATION, OUTSIDE, Cost, costs_of, total
+from concertormer_jax.models.costs import CDC, OUTSIDE, Cost, costs_of, total
 from concertormer_jax.planning.arithmetic import counted_by_xla
 from concertormer_jax.runtime import charts, files
 from concertormer_jax.runtime.paths import AnyPath
@@ -53,13 +53,13 @@ class Summary(NamedTuple):
             "height_px": self.height_px,
             **_entry(self.total),
             "xla_macs": sum(self.xla_macs.values()),
-            "communication": _entry(self.by_part.get(COMMUNICATION, Cost())),
+            "communication": _entry(self.by_part.get(CDC, Cost())),
             "parts": _entries(self.by_part),
             "stages": stages,
         }
 
     def __str__(self) -> str:
-        whole, communication = self.total, self.by_part.get(COMMUNICATION, Cost())
+        whole, communication = self.total, self.by_part.get(CDC, Cost())
         header = ["", "parameters", "GMACs, paper", "GMACs, all", "GMACs, XLA"]
         by_part = [_row(name, cost) for name, cost in self.by_part.items()]
         by_stage = [_row(name, cost, self.xla_macs[name]) for name, cost in self.by_stage.items()]
@@ -67,7 +67,7 @@ class Summary(NamedTuple):
         lines = [f"{self.variant}, one picture of {self.width_px}x{self.height_px}", ""]
         lines += _table([header, *by_part, None, *by_stage, None, sums])
         if communication.macs:
-            lines += ["", f"{COMMUNICATION}: {_share(communication, whole)}"]
+            lines += ["", f"{CDC}: {_share(communication, whole)}"]
         return "\n".join(lines)
 
 

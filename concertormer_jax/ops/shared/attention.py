@@ -31,8 +31,8 @@ class Arithmetic(NamedTuple):
 
     sum_over: of an array over its axis -1 or -2, in float32 at least.
     sum_weights: of [..., A', A] over the last axis, in float32 at least.
-    numerators: of (communicate, dtype, after, logits, parameters, bounded), with after = communicate(logits,
-        *parameters), the `softmax_numerators`: without a maximum where the boolean `bounded` is true.
+    numerators: `softmax_numerators` of (cdc, dtype, after, logits, parameters, bounded) with after = cdc(logits,
+        *parameters); without a maximum where the boolean `bounded` is true.
     """
 
     sum_over: Callable[[Array, int], Array]
@@ -220,19 +220,19 @@ def largest_bound(dtype: Any) -> float:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _numerators(numerators, communicate, dtype, logits, parameters, bound):
-    return _numerators_forward(numerators, communicate, dtype, logits, parameters, bound)[0]
+def _numerators(numerators, cdc, dtype, logits, parameters, bound):
+    return _numerators_forward(numerators, cdc, dtype, logits, parameters, bound)[0]
 
 
-def _numerators_forward(numerators, communicate, dtype, logits, parameters, bound):
+def _numerators_forward(numerators, cdc, dtype, logits, parameters, bound):
     with jax.named_scope("cdc"):
-        after, derivative = jax.vjp(communicate, logits, *parameters)
+        after, derivative = jax.vjp(cdc, logits, *parameters)
     bounded = jnp.asarray(False) if bound is None else bound <= largest_bound(dtype)
-    result = numerators(communicate, dtype, after, logits, parameters, bounded)
+    result = numerators(cdc, dtype, after, logits, parameters, bounded)
     return result, (result, derivative)
 
 
-def _numerators_backward(_, communicate, dtype, saved, gradient):
+def _numerators_backward(_, cdc, dtype, saved, gradient):
     result, derivative = saved
     gradient_logits, *gradient_parameters = derivative(gradient.astype(wide(result)) * result.astype(wide(result)))
     return gradient_logits, tuple(gradient_parameters), None
@@ -242,7 +242,7 @@ _numerators.defvjp(_numerators_forward, _numerators_backward)
 
 
 def minus_chosen_maxima(
-    communicate: Callable,
+    cdc: Callable,
     dtype: Any,
     after: Float[Array, "..."],
     logits: Float[Array, "*batch q k"],

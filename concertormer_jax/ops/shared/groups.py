@@ -37,7 +37,7 @@ LAYOUTS = {
 
 
 class Parameters(NamedTuple):
-    """Of one group. temperature: None for `window`; cdc: None for no communication."""
+    """Of one group. temperature: None for `window`; cdc: None for none."""
 
     group: str
     to_q: Float[Array, "C mc"]

@@ -83,7 +83,7 @@ def sum_weights(maps: Float[Array, "*batch q k"]) -> Float[Array, "*batch q"]:
 
 
 def numerators(
-    communicate: Callable[..., Array],
+    cdc: Callable[..., Array],
     dtype: Any,
     after: Float[Array, "..."],
     logits: Float[Array, "*batch q k"],
@@ -98,7 +98,7 @@ def numerators(
     without_maximum = jax.lax.optimization_barrier(jnp.exp(after).astype(dtype))
 
     def with_maximum(_, logits, parameters):
-        rows = communicate(logits, *parameters).reshape(logits.shape)
+        rows = cdc(logits, *parameters).reshape(logits.shape)
         return exponentials(rows, maxima_of_rows(rows), after.shape, dtype)
 
     return jax.lax.cond(bounded, lambda result, *_: result, with_maximum, without_maximum, logits, parameters)
