@@ -30,6 +30,7 @@ demo: $(VENV)/ready
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ty check --python $(VENV)
 
 test: lint
 	$(RUN) -m pytest

@@ -9,7 +9,7 @@ from concertormer_jax.data.images import read_rgb
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.metrics.psnr_ssim import psnr_rgb
 from concertormer_jax.photos.restoring import as_bytes
-from concertormer_jax.runtime.bundled import bundled
+from concertormer_jax.runtime.paths import bundled
 
 LEAST_DB = 40
 HEIGHT, WIDTH = 240, 320

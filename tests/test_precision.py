@@ -31,7 +31,7 @@ def not_compiled(monkeypatch):
     def stop(lowered):
         raise Lowered(lowered.as_text())
 
-    monkeypatch.setattr(compiled, "compile_while_listening", stop)
+    monkeypatch.setattr(compiled, "compile_interruptibly", stop)
 
 
 @pytest.fixture

@@ -25,12 +25,11 @@ from concertormer_jax.evaluation.sets import open_sets
 from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
 from concertormer_jax.inference.sizes import tlc_window
 from concertormer_jax.metrics.psnr_ssim import METRICS, require_known
-from concertormer_jax.runtime.bundled import bundled
 from concertormer_jax.runtime.devices import join_hosts, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.hosts import Hosts
 from concertormer_jax.runtime.outputs import require_writable, results_path
-from concertormer_jax.runtime.paths import local_path, user_path
+from concertormer_jax.runtime.paths import bundled, local_path, user_path
 from concertormer_jax.weights.checkpoints import load_model
 
 BUNDLED_PHOTOS = bundled("photos/test")

@@ -24,12 +24,12 @@ from concertormer_jax.evaluation.stages import as_finished
 from concertormer_jax.inference.compiled import precision_for
 from concertormer_jax.metrics.psnr_ssim import UNROUNDED_METRICS, require_known, score
 from concertormer_jax.models import variant_name
-from concertormer_jax.runtime.devices import data_mesh, out_of_memory_explained
+from concertormer_jax.runtime.devices import data_mesh, explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.hosts import Hosts
 from concertormer_jax.runtime.memory import available_memory_bytes
 from concertormer_jax.runtime.outputs import require_separate, require_writable, restored_path, worst_ten_path
-from concertormer_jax.runtime.threads import ahead
+from concertormer_jax.runtime.threads import prefetch
 
 ORDERING_METRIC = "psnr_rgb"  # of the progress bar and the worst ten; computed whatever else is asked for
 _SHOWN = ("restored", "input")
@@ -103,9 +103,9 @@ def evaluate(
     unrounded = bool(UNROUNDED_METRICS.keys() & set(wanted))
     say = log if hosts.first else lambda line: None
     restore = Restoration(model, window, mesh, unrounded=unrounded, precision=precision, log=say)
-    with _file_threads() as threads, out_of_memory_explained("give a smaller --batch."):
-        loaded = ahead(threads, load, items, _FILE_THREADS)
-        written = ahead(threads, write, restore(pairs, loaded), _FILE_THREADS)
+    with _file_threads() as threads, explain_out_of_memory("give a smaller --batch."):
+        loaded = prefetch(threads, load, items, _FILE_THREADS)
+        written = prefetch(threads, write, restore(pairs, loaded), _FILE_THREADS)
         scores = _scores(written, scored, pairs, len(items), hosts)
     images = [image for share in hosts.gather(scores) for image in share]
     return Evaluation(

@@ -13,6 +13,7 @@ from concertormer_jax.inference.compiled import CompiledPerShape, precision_for,
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime.devices import batch_sharding, replicated
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.trace_cache import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Restoration:
             _restore_unrounded(module) if unrounded else restore_bytes(module),
             log,
             precision=precision_for(module, precision),
-            made_from=str(module),
+            fingerprint=fingerprint(module),
             in_shardings=(whole, split),
             out_shardings=(split, split),
         )

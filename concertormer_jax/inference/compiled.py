@@ -6,8 +6,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.runtime import trace_cache
-from concertormer_jax.runtime.devices import compile_while_listening
+from concertormer_jax.runtime.devices import compile_interruptibly
+from concertormer_jax.runtime.trace_cache import lower_cached
 
 # How exactly a device multiplies float32 numbers. Left to itself ("default") a GPU rounds them to TF32 and a TPU to
 # bfloat16 before it multiplies; a CPU never does.
@@ -29,22 +29,19 @@ class CompiledPerShape:
     log: called with a line before and after each compilation.
     precision: of all products of float32 that do not ask for their own, convolutions included; one of `PRECISIONS`, or
     None for what the process has set.
-    made_from: all that `function` depends on, as text, with which its traces are kept (`trace_cache`); None for not.
+    fingerprint: of all that `function` depends on (`trace_cache.fingerprint`); None: its traces are not cached.
     jit_options: for `jax.jit`. The shapes and shardings of `params` must not change between calls.
     """
 
-    def __init__(self, function, log=print, *, precision=None, made_from=None, **jit_options):
-        if made_from is None:
-            self._lower = jax.jit(function, **jit_options).lower
-        else:
-            self._lower = partial(trace_cache.lower, function, made_from=made_from, **jit_options)
+    def __init__(self, function, log=print, *, precision=None, fingerprint: str | None = None, **jit_options):
+        self._lower = partial(lower_cached, function, fingerprint=fingerprint, **jit_options)
         self._precision = precision
         self._compiled = {}
         self._log = log
 
     def lower(self, params, images) -> jax.stages.Lowered:
         """Return the program for `images` of this shape, not yet compiled."""
-        with jax.default_matmul_precision(self._precision or jax.config.jax_default_matmul_precision):
+        with jax.default_matmul_precision(self._precision or jax.config.values["jax_default_matmul_precision"]):
             return self._lower(params, images)
 
     def __call__(self, params, images):
@@ -52,7 +49,7 @@ class CompiledPerShape:
             size = f"{images.shape[1]}x{images.shape[2]}"
             self._log(f"compiling {size} (batch {images.shape[0]}) ...")
             start = time.perf_counter()
-            self._compiled[images.shape] = compile_while_listening(self.lower(params, images))
+            self._compiled[images.shape] = compile_interruptibly(self.lower(params, images))
             self._log(f"compiled {size} in {time.perf_counter() - start:.1f} s")
         return self._compiled[images.shape](params, images)
 

@@ -16,9 +16,10 @@ from concertormer_jax.inference.sizes import overlap_px, tile_setting, tlc_windo
 from concertormer_jax.inference.tiles import TiledAxis, tile_grid
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime import threads
-from concertormer_jax.runtime.devices import out_of_memory_explained
+from concertormer_jax.runtime.devices import explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.runtime.trace_cache import fingerprint
 from concertormer_jax.weights.checkpoints import load_model
 
 # Photographs are restored in tiles of one of these sizes, so that no picture needs a program of its own.
@@ -154,7 +155,10 @@ class Restorer:
         self._batch = _BATCH.get(self.device.platform, _BATCH_ON_ACCELERATORS)
         self._restore, self._restore_without_tlc = (
             CompiledPerShape(
-                restore_checked(module), log, precision=precision_for(module, precision), made_from=str(module)
+                restore_checked(module),
+                log,
+                precision=precision_for(module, precision),
+                fingerprint=fingerprint(module),
             )
             for module in (model.module.clone(tlc_window=window) for window in (self._window, None))
         )
@@ -191,7 +195,7 @@ class Restorer:
         Arguments and errors as in a call for a single picture.
         """
         cuts = (tile for rgb in pictures for tile in self._laid_out(rgb).tiles())
-        with out_of_memory_explained("give smaller tiles, for instance --tile=384."):
+        with explain_out_of_memory("give smaller tiles, for instance --tile=384."):
             for tile, restored, shift in self._restored(cuts):
                 picture = tile.picture
                 if shift > LARGEST_COLOUR_SHIFT:
