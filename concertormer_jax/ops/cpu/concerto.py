@@ -107,8 +107,11 @@ def _ripieno_spatial(x, y, own: Parameters, heads: int, masked: Masked) -> Parts
 def _between_channels(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
     """Logits of the parts are joined for CDC, which mixes all heads."""
     count = 2 if heads % 2 == 0 else 1
-    kernels = [jnp.split(kernel, count, axis=1) for kernel in (own.to_q, own.to_k, own.to_v)]
-    q, k, v = ([project(of, part) for part in parts] for of, parts in zip((x, y, y), kernels, strict=True))
+
+    def project_parts(features, kernel):
+        return [project(features, part) for part in jnp.split(kernel, count, axis=1)]
+
+    q, k, v = _projected(x, y, own, project_parts)
     kind = Channel(ARITHMETIC, heads // count)
     temperatures = jnp.split(own.temperature, count)
     logits = [attention.logits(kind, *part) for part in zip(q, k, temperatures, strict=True)]
@@ -119,8 +122,7 @@ def _between_channels(x, y, own: Parameters, heads: int, masked: Masked) -> Part
 
 
 def _concertino_spatial(x, y, own: Parameters, _, masked: Masked) -> Parts:
-    materialized = partial(project_channels_first, materialize=materialize)  # rows are multiplied as they lie
-    q, k, v = (materialized(x, own.to_q), materialized(y, own.to_k), materialized(y, own.to_v))
+    q, k, v = _projected(x, y, own, partial(project_channels_first, materialize=materialize))
     temperature, cdc = for_every_channel(own.temperature, masked(slice(None)), q)
     return [attend(SPATIAL, q[..., part, :], k, v, temperature, cdc) for part in _halves_of_queries(q)]
 
@@ -146,7 +148,9 @@ _ATTEND = {
 }
 
 
-def _projected(x, y, own):
+@jax.named_scope("projections")
+def _projected(x, y, own, project=project):
+    """q, k and v."""
     return project(x, own.to_q), project(y, own.to_k), project(y, own.to_v)
 
 

@@ -92,7 +92,7 @@ def _between_channels(x, y, own: Parameters, heads: int, cdc: CDC):
 
 
 def _concertino_spatial(x, y, own: Parameters, _, cdc: CDC):
-    q, k, v = (project_channels_first(*of) for of in ((x, own.to_q), (y, own.to_k), (y, own.to_v)))
+    q, k, v = _projected(x, y, own, project_channels_first)
     return attend(SPATIAL, q, k, v, *for_every_channel(own.temperature, cdc, q))
 
 
@@ -116,5 +116,7 @@ _ATTEND = {
 }
 
 
-def _projected(x, y, own):
+@jax.named_scope("projections")
+def _projected(x, y, own, project=project):
+    """q, k and v."""
     return project(x, own.to_q), project(y, own.to_k), project(y, own.to_v)

@@ -225,7 +225,8 @@ def _numerators(numerators, communicate, dtype, logits, parameters, bound):
 
 
 def _numerators_forward(numerators, communicate, dtype, logits, parameters, bound):
-    after, derivative = jax.vjp(communicate, logits, *parameters)
+    with jax.named_scope("cdc"):
+        after, derivative = jax.vjp(communicate, logits, *parameters)
     bounded = jnp.asarray(False) if bound is None else bound <= largest_bound(dtype)
     result = numerators(communicate, dtype, after, logits, parameters, bounded)
     return result, (result, derivative)

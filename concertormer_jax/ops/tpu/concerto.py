@@ -130,7 +130,7 @@ def _heads_first(features, heads):
 
 
 def _concertino_spatial(x, y, own: Parameters, _, cdc: CDC):
-    q, k, v = (project_channels_first(*of) for of in ((x, own.to_q), (y, own.to_k), (y, own.to_v)))
+    q, k, v = _projected(x, y, own, project_channels_first)
     return attend(SPATIAL, q, k, v, *for_every_channel(own.temperature, cdc, q))
 
 
@@ -155,5 +155,7 @@ _ATTEND = {
 }
 
 
-def _projected(x, y, own):
+@jax.named_scope("projections")
+def _projected(x, y, own, project=project):
+    """q, k and v."""
     return project(x, own.to_q), project(y, own.to_k), project(y, own.to_v)
