@@ -35,7 +35,7 @@ def target(name, count):
 def plan_of(**changes):
     fields = {
         "kind": "train",
-        "name": "stage 1 (128 px x 64)",
+        "name": "phase 1 (128 px x 64)",
         "images": 64,
         "steps": 36_000,
         "compile_s": 12.34,
@@ -155,7 +155,7 @@ def test_suggestions_do_not_repeat_what_is_set():
 
 
 @pytest.mark.parametrize(("batches", "parts"), [((8,), []), ((64, 16, 8), []), ((24,), [3]), ((64, 32), [2, 4])])
-def test_suggestions_divide_the_batches_of_all_stages(batches, parts):
+def test_suggestions_divide_the_batches_of_all_phases(batches, parts):
     stages = {"stages.batch": batches, "stages.steps": (2,) * len(batches), "stages.crop_px": (64,) * len(batches)}
     config = config_with({"model.remat": False, **stages})
     suggestions = advice.for_training(config, target("v5e:2x4", 8), excess=1.0)
@@ -195,7 +195,7 @@ def test_a_program_that_fits_is_described():
     collectives = (Collective("all-reduce", 3, 12.0, 2.5e9),)
     text = report.describe(plan_of(collectives=collectives, unknown_loops=("while.7",)), V5E)
     for part in (
-        "stage 1 (128 px x 64): fits",
+        "phase 1 (128 px x 64): fits",
         "3.00 GiB of 16.00 GiB on each chip: weights 1.00 GiB, optimiser 2.00 GiB",
         "1.97 TFLOP",
         "60.2 GB on each chip, 8.19 GB of it",
@@ -235,9 +235,9 @@ def test_memory_is_told_by_kind_and_loops_are_counted():
     assert compile_task(task, plan.memory_total - 1).reason
 
 
-def test_a_batch_of_any_stage_that_does_not_divide_is_one_sentence():
+def test_a_batch_of_any_phase_that_does_not_divide_is_one_sentence():
     config = config_with(runs.TINY_RUN | {"stages.batch": (8, 9)})
-    with pytest.raises(UserError, match="batch of 9 images of stage 2 does not divide over 2 devices"):
+    with pytest.raises(UserError, match="batch of 9 images of phase 2 does not divide over 2 devices"):
         compilation.training_task(config, data_mesh(jax.devices()[:2]), 1)
 
 
@@ -281,7 +281,7 @@ def test_the_command_plans_for_this_machine(tmp_path):
     assert train["fits"] and evaluation["fits"]
     assert min(train["flops"], train["bytes"], evaluation["flops"], evaluation["bytes"]) > 0
     assert (train["steps"], evaluation["steps"]) == (2, None)
-    assert "stage 1 (16 px x 8): fits" in done.stdout
+    assert "phase 1 (16 px x 8): fits" in done.stdout
     assert "evaluation (24x40, TLC windows of 64 px, protocol pairs): fits" in done.stdout
     assert "by kind" in done.stdout
 

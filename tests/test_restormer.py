@@ -8,6 +8,7 @@ from tiny_network import random_images, random_params
 from tiny_restormer import tiny_restormer
 
 from concertormer_jax.models import VARIANTS, create, parameter_shapes
+from concertormer_jax.models.concerto_attention import CDC_PARAMETERS
 from concertormer_jax.models.restormer import TransformerBlock, TransformerStage, layer_norm
 from concertormer_jax.ops.concerto import transposed_attention
 from concertormer_jax.ops.dispatch import traced_for
@@ -31,12 +32,11 @@ def convolutions_of(blocks, pixels):
     for_each_pixel = [blocks["attention_out"], *blocks["feed_forward"].values()]
     for_each_pixel += [attention[name] for name in ("to_qkv", "dw_qkv", "to_q", "to_kv") if name in attention]
     total = pixels * sum(leaf.size for leaf in for_each_pixel)
-    if (
-        "to_q" in attention
-    ):  # the convolutions over the blocks serve every entry of the maps, 64 x 64 or c x c in a block
+    if "to_q" in attention:
+        # The convolutions over the blocks serve every entry of the maps, 64 x 64 or c x c in a block.
         channels = attention["to_q"].shape[-1] // (4 * attention["temperature"].shape[-1])
-        total += attention["b_talking"].size * pixels * 64 + attention["l_talking"].size * pixels // 64 * channels**2
-        total += attention["sca_kernel"].size
+        spatial, channel = (attention[CDC_PARAMETERS[f"ripieno_{kind}"]].size for kind in ("spatial", "channel"))
+        total += spatial * pixels * 64 + channel * pixels // 64 * channels**2 + attention["sca_kernel"].size
     return total
 
 
@@ -143,10 +143,8 @@ def test_with_concerto_self_attention_the_rest_stays():
     attention = with_csa["middle"]["blocks"].pop("attention")
     del own["middle"]["blocks"]["attention"]
     assert own["middle"] == with_csa["middle"]
-    assert set(attention) == {"to_q", "to_kv", "temperature", "b_talking", "l_talking", "g_talking", "r_talking"} | {
-        "sca_kernel",
-        "sca_bias",
-    }
+    names = {"to_q", "to_kv", "temperature", *CDC_PARAMETERS.values(), "sca_kernel", "sca_bias"}
+    assert set(attention) == names
     assert attention["to_kv"].shape == (1, 16, 32)
 
 

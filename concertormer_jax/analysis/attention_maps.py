@@ -70,6 +70,7 @@ def attention_maps(
 
 @partial(jax.jit, static_argnames=("module", "stage", "block"))
 def _maps(module: Network, params: dict, images: jax.Array, stage: str, block: int) -> dict[str, Any]:
+    module = module.clone(implementation="reference")
     _, sown = module.apply({"params": params}, images, mutable=[LOGITS])
     groups = sown[LOGITS][stage]["blocks"]["attention"]
     return jax.tree.map(lambda logits: jax.nn.softmax(logits[block, 0].astype(jnp.float32)), groups)

@@ -70,9 +70,9 @@ def _around(start: int, size: int, length: int, side: int) -> tuple[int, int]:
 def restoring(model: LoadedModel) -> Partial:
     """Return the network as a differentiable function, float32 images [B, H, W, 3] to the finest output, not clipped.
 
-    It runs without TLC, and recomputes the blocks for the gradient.
+    It runs without TLC, by `ops.reference`, and recomputes the blocks for the gradient.
     """
-    module = model.module.clone(remat=True)
+    module = model.module.clone(remat=True, implementation="reference")
 
     def restore(params: Any, images: jax.Array) -> Any:
         return module.apply({"params": params}, images)[-1]

@@ -24,8 +24,8 @@ from concertormer_jax.runtime.files import write_text
 from concertormer_jax.runtime.outputs import require_writable
 from concertormer_jax.runtime.paths import AnyPath, local_path
 from concertormer_jax.training.config_limits import KEYS, require_valid
-from concertormer_jax.training.data import digests_of, sources_from
-from concertormer_jax.training.trainer import check_and_write_config
+from concertormer_jax.training.data import sources_from
+from concertormer_jax.training.workdir import check_and_write_config, digests_of
 
 CONFIG = define_config("A recipe or a file: sizes, data and training of every variant; default: evidence.")
 VARIANTS = flags.DEFINE_list("variants", list(ABLATIONS), "The variants, separated by commas.")
@@ -44,7 +44,7 @@ def main() -> None:
         config = CONFIG.value
         if STEPS.value is not None:
             if len(config.stages.steps) != 1:
-                raise UserError(f"--steps={STEPS.value}: the config has several stages; set --config.stages.steps")
+                raise UserError(f"--steps={STEPS.value}: the config has several phases; set --config.stages.steps")
             config.stages.steps = (STEPS.value,)
         compare(config, VARIANTS.value, _numbers(SEEDS.value), OUTPUT.value)
 

@@ -1,6 +1,6 @@
 """Plan a run without the hardware: `python -m concertormer_jax plan --config=configs/gopro.py --tpu=v5e:2x4`.
 
-Compiles the training step of every stage and the evaluation with TLC ahead of time for a TPU that need not be there
+Compiles the training step of every phase and the evaluation with TLC ahead of time for a TPU that need not be there
 (package libtpu, pip install "jax[tpu]"), or for this machine's own device (--device=cpu, --device=gpu), and says what
 fits, where the memory goes, and how long the compiler thinks that it takes. Times are estimates; nothing is run.
 """
@@ -91,8 +91,8 @@ def _tasks(config: ConfigDict) -> list[tuple[str, Callable]]:
     width, height = _size("evaluate", EVALUATE.value)
     tasks = []
     if ONLY.value != "evaluate":
-        for stage in compilation.training_stages(config):
-            tasks.append((f"stage {stage.number}", partial(compilation.training_task, number=stage.number)))
+        for phase in compilation.training_phases(config):
+            tasks.append((f"phase {phase.number}", partial(compilation.training_task, number=phase.number)))
     if ONLY.value != "train":
         evaluation = partial(compilation.evaluation_task, width=width, height=height, tlc=TLC.value)
         tasks.append(("the evaluation", evaluation))

@@ -47,9 +47,9 @@ _BYTES_PER_PIXEL = 16  # that decoding and turning take, of three channels of 16
 _BRANDS = {  # in the box `ftyp` with which files of these formats begin
     b"avif": "AVIF",
     b"avis": "AVIF",
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF"),
 }
-_NEEDED = {"AVIF": "pip install -U pillow", "HEIC": "pip install pillow-heif"}
+_NEEDED = {"AVIF": "pip install -U pillow", "HEIF": "pip install pillow-heif (the extra `heif`)"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _pillow_image(file: BinaryIO) -> Generator[Image.Image]:
         brand = _BRANDS.get(start[8:]) if start[4:8] == b"ftyp" else None
         if not start:
             raise UserError("is empty; replace or remove it.") from error
-        if brand:
+        if brand and brand not in _PILLOW_FORMATS:
             raise UserError(f"is a {brand}, which needs another package: {_NEEDED[brand]}") from error
         raise UserError(f"not a picture ({READABLE}), or its header is corrupt; replace or remove it.") from error
     with image:

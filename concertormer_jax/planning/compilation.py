@@ -18,14 +18,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from concertormer_jax.evaluation.sets import protocol_of_training
-from concertormer_jax.inference.compiled import restore_bytes
+from concertormer_jax.inference.compiled import precision_for, restore_bytes
 from concertormer_jax.models import parameter_shapes
 from concertormer_jax.ops.dispatch import traced_for
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.planning import arithmetic, chips, hlo, profile, schedule, schedule_report
 from concertormer_jax.runtime.devices import batch_sharding, data_mesh, replicated
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.training.schedule import make_stages, require_divisible
+from concertormer_jax.training.schedule import make_phases, require_divisible
 from concertormer_jax.training.setup import module_from, trace_step, training_from
 
 _SIZE = r"([\d.]+[KMGT]?)"
@@ -65,31 +65,31 @@ def _placed(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
 
 
-def training_stages(config):
-    """The stages of `config.stages`."""
-    return make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
+def training_phases(config):
+    """The phases of `config.stages`."""
+    return make_phases(config.stages.steps, config.stages.crop_px, config.stages.batch)
 
 
 def require_trainable(config, devices: int) -> None:
     """Raise UserError, as the training itself does, for keys that make no sense and batches that do not divide."""
-    stages = training_stages(config)
-    training_from(config, stages)
-    require_divisible(stages, devices, config.train.accumulation)
+    phases = training_phases(config)
+    training_from(config, phases)
+    require_divisible(phases, devices, config.train.accumulation)
 
 
 def training_task(config, mesh: Mesh, number: int) -> Task:
-    """The training step of stage `number` (from 1), as `training.loop` compiles it.
+    """The training step of phase `number` (from 1), as `training.trainer` compiles it.
 
-    Raises UserError when a stage's batch does not divide over the devices of `mesh`.
+    Raises UserError when a phase's batch does not divide over the devices of `mesh`.
     """
     require_trainable(config, mesh.size)
-    stages = training_stages(config)
-    stage = stages[number - 1]
-    training = training_from(config, stages)
+    phases = training_phases(config)
+    phase = phases[number - 1]
+    training = training_from(config, phases)
     state = _placed(jax.eval_shape(training.initialise, config.seed), replicated(mesh))
-    traced = trace_step(training.step, state, stage, mesh)
-    name = f"stage {number} ({stage.crop_px} px x {stage.batch})"
-    return Task("train", name, stage.batch, mesh.size, traced, stage.end - stage.start)
+    traced = trace_step(training.step, state, phase, mesh)
+    name = f"phase {number} ({phase.crop_px} px x {phase.batch})"
+    return Task("train", name, phase.batch, mesh.size, traced, phase.end - phase.start)
 
 
 def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Task:
@@ -99,13 +99,14 @@ def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Ta
     """
     module = module_from(config.model)
     protocol = protocol_of_training(config.data.source)
-    window = protocol.tlc_window(tlc, max(stage.crop_px for stage in training_stages(config)), module.multiple)
+    window = protocol.tlc_window(tlc, max(phase.crop_px for phase in training_phases(config)), module.multiple)
     module = module.clone(tlc_window=window, dtype=jnp.float32, remat=False)
     shape = (mesh.size, padded_size(height, module.multiple), padded_size(width, module.multiple), 3)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
     whole, split = replicated(mesh), batch_sharding(mesh)
     restore = jax.jit(restore_bytes(module), in_shardings=(whole, split), out_shardings=(split, split))
-    traced = restore.trace(_placed(parameter_shapes(module), whole), images)
+    with jax.default_matmul_precision(precision_for(module)):
+        traced = restore.trace(_placed(parameter_shapes(module), whole), images)
     windows = "without TLC" if window is None else f"TLC windows of {window} px"
     return Task(
         "evaluate", f"evaluation ({width}x{height}, {windows}, protocol {protocol.name})", mesh.size, mesh.size, traced

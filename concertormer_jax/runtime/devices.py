@@ -113,5 +113,5 @@ def prepare_to_compile() -> None:
         cache = user_path(given, "JAX_COMPILATION_CACHE_DIR")
     jax.config.update("jax_compilation_cache_dir", os.fspath(cache))
     if jax.config.values["jax_enable_compilation_cache"]:
-        trace_cache.keep_in(cache / "traces")
+        trace_cache.set_cache_dir(cache / "traces")
     gc.set_threshold(1_000_000)
