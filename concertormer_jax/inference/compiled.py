@@ -41,7 +41,7 @@ class CompiledPerShape:
 
     def lower(self, params, images) -> jax.stages.Lowered:
         """Return the program for `images` of this shape, not yet compiled."""
-        with jax.default_matmul_precision(self._precision or jax.config.jax_default_matmul_precision):
+        with jax.default_matmul_precision(self._precision or jax.config.values["jax_default_matmul_precision"]):
             return self._lower(params, images)
 
     def __call__(self, params, images):
