@@ -11,8 +11,7 @@ from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
 from concertormer_jax.photos.photo_io import read_photo
-from concertormer_jax.photos.restore_plan import Plan, plan
-from concertormer_jax.photos.restoring import Outcome, as_bytes, restore_files
+from concertormer_jax.photos.restoring import Outcome, Plan, as_bytes, plan, restore_files
 from concertormer_jax.photos.video import is_video, plan_video, restore_video
 from concertormer_jax.runtime.devices import prepare_to_compile
 from concertormer_jax.runtime.errors import UserError, printable
