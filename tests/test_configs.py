@@ -10,7 +10,7 @@ from light_network import leave_out_blocks
 from concertormer_jax.data.degrade.motion_blur import CameraShake, FrameAverage
 from concertormer_jax.data.degrade.rain import Rain
 from concertormer_jax.training import trainer
-from concertormer_jax.training.data import sources_from
+from concertormer_jax.training.setup import sources_from
 from concertormer_jax.weights.checkpoints import load_model
 from configs import common
 

@@ -13,8 +13,7 @@ from concertormer_jax.commands import evaluate as command
 from concertormer_jax.data.sources import open_source
 from concertormer_jax.evaluation import evaluator, restoration
 from concertormer_jax.evaluation.evaluator import evaluate
-from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.evaluation.scores import EvaluationSet
+from concertormer_jax.evaluation.scores import PROTOCOLS, EvaluationSet
 from concertormer_jax.inference.compiled import CompiledPerShape
 from concertormer_jax.metrics import psnr_ssim
 from concertormer_jax.runtime.errors import UserError

@@ -24,7 +24,7 @@ from concertormer_jax.runtime.files import write_text
 from concertormer_jax.runtime.outputs import require_writable
 from concertormer_jax.runtime.paths import AnyPath, local_path
 from concertormer_jax.training.config_limits import KEYS, require_valid
-from concertormer_jax.training.data import sources_from
+from concertormer_jax.training.setup import sources_from
 from concertormer_jax.training.workdir import check_and_write_config, digests_of
 
 CONFIG = define_config("A recipe or a file: sizes, data and training of every variant; default: evidence.")

@@ -17,12 +17,11 @@ from concertormer_jax.commands.flags import make_parser, parse_arguments, runnin
 from concertormer_jax.data.prepared import PREFIX
 from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
-from concertormer_jax.evaluation.predictions import find_predictions, predictions_folder
-from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
-from concertormer_jax.evaluation.sets import open_sets
+from concertormer_jax.evaluation.scores import PROTOCOLS
+from concertormer_jax.evaluation.sets import find_predictions, open_sets, predictions_folder
 from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
-from concertormer_jax.inference.sizes import tlc_window
+from concertormer_jax.inference.tiles import tlc_window
 from concertormer_jax.metrics.psnr_ssim import METRICS, require_known
 from concertormer_jax.runtime.devices import join_hosts, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.evaluation.evaluator import ORDERING_METRIC
-from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.evaluation.scores import Average, Evaluation, difference
+from concertormer_jax.evaluation.scores import PROTOCOLS, Average, Evaluation, difference
 from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
 from concertormer_jax.photos.sheets import comparison_sheet
 from concertormer_jax.runtime.errors import printable

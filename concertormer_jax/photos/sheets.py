@@ -15,8 +15,9 @@ _BACKGROUND, _INK = (255, 255, 255), (20, 20, 20)
 _GAP = 8
 _BAR = 30
 _FONT_SIZE = 20
-_CELL = (320, 240)  # width and height of a picture on the sheet, in pixels
-_COLUMNS, _BAR, _GAP = 3, 24, 6
+# The sheet of degradations.
+_SMALL_CELL = (320, 240)  # width and height of a picture, in pixels
+_COLUMNS, _SMALL_BAR, _SMALL_GAP = 3, 24, 6
 _STRONG_NOISE = {"shot_noise": 1e-2, "read_noise": 2e-2}
 SHOWN = {
     "sharp": None,
@@ -103,9 +104,13 @@ def contact_sheet(photo: np.ndarray, seed: int = 0) -> Image.Image:
 
     photo: uint8 [H, W, 3], larger than the cells and their margins. Raises ValueError if it is not.
     """
-    width, height = _CELL
+    (width, height), bar, gap = _SMALL_CELL, _SMALL_BAR, _SMALL_GAP
     rows = -(-len(SHOWN) // _COLUMNS)
-    sheet = Image.new("RGB", (_COLUMNS * (width + _GAP) - _GAP, rows * (height + _BAR + _GAP) - _GAP), (255, 255, 255))
+    sheet = Image.new(
+        "RGB",
+        (_COLUMNS * (width + gap) - gap, rows * (height + bar + gap) - gap),
+        (255, 255, 255),
+    )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
     for number, (label, degradation) in enumerate(SHOWN.items()):
         margin = degradation.margin_px if degradation else 0
@@ -115,7 +120,10 @@ def contact_sheet(photo: np.ndarray, seed: int = 0) -> Image.Image:
         cut = photo[top : top + height + 2 * margin, left : left + width + 2 * margin]
         if degradation:
             cut = degradation(cut, np.random.default_rng([seed, zlib.crc32(label.encode())]))
-        corner = (number % _COLUMNS * (width + _GAP), number // _COLUMNS * (height + _BAR + _GAP))
-        draw.text((corner[0] + 4, corner[1] + _BAR / 2), label, (20, 20, 20), font, anchor="lm")
-        sheet.paste(Image.fromarray(cut), (corner[0], corner[1] + _BAR))
+        corner = (
+            number % _COLUMNS * (width + gap),
+            number // _COLUMNS * (height + bar + gap),
+        )
+        draw.text((corner[0] + 4, corner[1] + bar / 2), label, (20, 20, 20), font, anchor="lm")
+        sheet.paste(Image.fromarray(cut), (corner[0], corner[1] + bar))
     return sheet

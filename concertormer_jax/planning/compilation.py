@@ -95,7 +95,7 @@ def training_task(config, mesh: Mesh, number: int) -> Task:
 def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Task:
     """The restoration of one picture of width x height pixels on each device, in float32 as evaluate.py computes it.
 
-    tlc: see `evaluation.protocols.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for.
+    tlc: see `evaluation.scores.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for.
     """
     module = module_from(config.model)
     protocol = protocol_of_training(config.data.source)

@@ -14,10 +14,9 @@ from concertormer_jax.runtime.devices import compile_interruptibly, data_mesh, e
 from concertormer_jax.runtime.errors import Stopped, UserError
 from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.training.config_limits import require_valid
-from concertormer_jax.training.data import data_notes, sources_from
 from concertormer_jax.training.preemption import PreemptionGuard
 from concertormer_jax.training.schedule import Phase, make_phases, require_divisible
-from concertormer_jax.training.setup import lower_step, starting_state, training_from
+from concertormer_jax.training.setup import data_notes, lower_step, sources_from, starting_state, training_from
 from concertormer_jax.training.validation import Validation
 from concertormer_jax.training.workdir import check_and_write_config, digests_of, only_run_in
 from concertormer_jax.training.writers import Interval, Writer

@@ -179,7 +179,7 @@ class LoadedWeights(NamedTuple):
 def load_weights_file(path: AnyPath, variant: str | None = None, key: str | None = None) -> LoadedWeights:
     """Load a `.pth` or `.safetensors` file of published names.
 
-    variant: the network; None: by names and shapes. key: the dictionary in the file; None: by `selection.select`.
+    variant: the network; None: by names and shapes. key: the dictionary in the file; None: by `state_dict.select`.
     Raises UserError when the file cannot be read or is not of a known network.
     """
     state_dict, remark = read_selected(path, frozenset().union(*published_names().values()), key)
