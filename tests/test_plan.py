@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import pytest
 import training_runs as runs
 
-from concertormer_jax.models import parameter_shapes
+from concertormer_jax.models import costs, parameter_shapes
 from concertormer_jax.ops.dispatch import traced_for
-from concertormer_jax.planning import advice, arithmetic, chips, compilation, report
+from concertormer_jax.planning import advice, chips, compilation, report
 from concertormer_jax.planning.compilation import Collective, Plan, compile_apart, compile_task, too_large
 from concertormer_jax.runtime.devices import data_mesh
 from concertormer_jax.runtime.errors import UserError
@@ -53,7 +53,7 @@ def plan_of(**changes):
 
 
 def flops_of(function, *shapes):
-    return arithmetic.flops(jax.jit(function).trace(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).jaxpr)
+    return costs.flops(jax.jit(function).trace(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).jaxpr)
 
 
 def test_products_count_two_operations_for_each_cell():

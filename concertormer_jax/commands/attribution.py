@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from concertormer_jax.analysis.lam import KERNEL, SIGMA, STEPS, WINDOW, PathIntegral
+from concertormer_jax.analysis.attribution import KERNEL, SIGMA, STEPS, WINDOW, PathIntegral
 from concertormer_jax.analysis.reports import Row, attribution_sheet, markdown_table, results_json, warnings
 from concertormer_jax.analysis.windows import Window, cut_around, middle_window, named_pictures, parse_window, restoring
 from concertormer_jax.commands.flags import analysis_parser, number, parse_arguments, running, whole

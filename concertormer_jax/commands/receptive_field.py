@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm import tqdm
 
-from concertormer_jax.analysis.receptive_field import influence_on_middle, radius_holding
+from concertormer_jax.analysis.attribution import influence_on_middle, radius_holding
 from concertormer_jax.analysis.reports import receptive_field_picture
 from concertormer_jax.analysis.windows import named_pictures, restoring
 from concertormer_jax.commands.flags import analysis_parser, parse_arguments, running

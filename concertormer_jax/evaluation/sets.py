@@ -3,9 +3,8 @@
 import re
 from pathlib import Path
 
-from concertormer_jax.data.cache import image_sizes
 from concertormer_jax.data.folders import Pair, find_pairs
-from concertormer_jax.data.images import images_by_name
+from concertormer_jax.data.images import image_sizes, images_by_name
 from concertormer_jax.data.prepared import PREFIX, TRAINING_SPLITS, open_prepared, prepared_folder, read_pairs_file
 from concertormer_jax.data.sources import Pairs, PairSource
 from concertormer_jax.datasets.descriptions import SETS

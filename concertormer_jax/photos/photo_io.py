@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from concertormer_jax.data import tiff_directory
+from concertormer_jax.data import tiff
 from concertormer_jax.data.images import decode_file
 from concertormer_jax.data.metadata import (
     NO_METADATA,
@@ -20,7 +20,7 @@ from concertormer_jax.data.metadata import (
     png_chunk,
     without_what_does_not_fit,
 )
-from concertormer_jax.data.tiff_directory import Entry, numbers
+from concertormer_jax.data.tiff import Entry, numbers
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import written_atomically
 
@@ -158,7 +158,7 @@ def losses(photo: Photo, path) -> tuple[str, ...]:
 def _encoded(samples, file_format, metadata):
     """The parts of the file one after the other."""
     if file_format == "TIFF":
-        return tiff(samples, metadata)
+        return tiff_parts(samples, metadata)
     if samples.dtype == np.uint16:
         return [into_png(deep_png(samples), metadata)]
     encoded = io.BytesIO()
@@ -197,7 +197,7 @@ def deep_png(samples: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def tiff(samples: np.ndarray, metadata: Metadata) -> tuple[bytes, np.ndarray]:
+def tiff_parts(samples: np.ndarray, metadata: Metadata) -> tuple[bytes, np.ndarray]:
     """Return the two parts of an uncompressed TIFF of one strip: what stands before the pixels, and these.
 
     samples: uint8 or uint16 [H, W, C], C = 1 to 4 as in `deep_png`.
@@ -206,8 +206,8 @@ def tiff(samples: np.ndarray, metadata: Metadata) -> tuple[bytes, np.ndarray]:
     bits = 8 * samples.itemsize
     order, entries = "<", {}
     if metadata.exif:
-        head = tiff_directory.header(metadata.exif)
-        order, entries = head.order, tiff_directory.read(metadata.exif, head, head.first)[0]
+        head = tiff.header(metadata.exif)
+        order, entries = head.order, tiff.read_directory(metadata.exif, head, head.first)[0]
     if metadata.dpi and not {_X_RESOLUTION, _Y_RESOLUTION} & entries.keys():
         for tag, dots in zip((_X_RESOLUTION, _Y_RESOLUTION), metadata.dpi, strict=True):
             entries[tag] = Entry(_RATIONAL, 1, struct.pack(order + "II", round(1000 * dots), 1000))
@@ -231,6 +231,6 @@ def tiff(samples: np.ndarray, metadata: Metadata) -> tuple[bytes, np.ndarray]:
         stored[338] = [2]  # alpha that is not multiplied into the colours
     entries |= {tag: numbers(values, order) for tag, values in stored.items()}
     entries[273] = Entry(_LONG, 1, bytes(4))  # the pixels begin where the directory ends, whose length is known now
-    entries[273] = Entry(_LONG, 1, struct.pack(order + "I", len(tiff_directory.block(entries, order))))
-    before = tiff_directory.block(entries, order)
+    entries[273] = Entry(_LONG, 1, struct.pack(order + "I", len(tiff.exif_block(entries, order))))
+    before = tiff.exif_block(entries, order)
     return before, samples.astype(samples.dtype.newbyteorder(order), copy=False)

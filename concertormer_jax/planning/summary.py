@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from concertormer_jax.models import create, parameter_shapes
-from concertormer_jax.models.costs import CDC, OUTSIDE, Cost, costs_of, total
-from concertormer_jax.planning.arithmetic import counted_by_xla
+from concertormer_jax.models.costs import CDC, OUTSIDE, Cost, costs_of, counted_by_xla, total
 from concertormer_jax.runtime import charts, files
 from concertormer_jax.runtime.paths import AnyPath
 from concertormer_jax.runtime.values import Whole

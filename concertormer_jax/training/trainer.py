@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from concertormer_jax.data import pipeline
-from concertormer_jax.data.cache import require_memory_for
+from concertormer_jax.data.images import require_memory_for
 from concertormer_jax.runtime.devices import compile_interruptibly, data_mesh, explain_out_of_memory, place_batch
 from concertormer_jax.runtime.errors import Stopped, UserError
 from concertormer_jax.runtime.paths import user_path

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from concertormer_jax.analysis.lam import WINDOW
+from concertormer_jax.analysis.attribution import WINDOW
 from concertormer_jax.analysis.windows import Window
 from concertormer_jax.commands import summary
 from concertormer_jax.data.images import read_rgb
