@@ -23,9 +23,8 @@ from concertormer_jax.evaluation.sets import find_predictions, open_sets, predic
 from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
 from concertormer_jax.inference.tiles import tlc_window
 from concertormer_jax.metrics.psnr_ssim import METRICS, require_known
-from concertormer_jax.runtime.devices import join_hosts, prepare_to_compile
+from concertormer_jax.runtime.devices import Hosts, join_hosts, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.hosts import Hosts
 from concertormer_jax.runtime.outputs import require_writable, results_path
 from concertormer_jax.runtime.paths import bundled, local_path, user_path
 from concertormer_jax.weights.checkpoints import load_model

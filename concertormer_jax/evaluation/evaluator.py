@@ -22,9 +22,8 @@ from concertormer_jax.evaluation.scores import PAIRS, Evaluation, EvaluationSet,
 from concertormer_jax.inference.compiled import precision_for
 from concertormer_jax.metrics.psnr_ssim import UNROUNDED_METRICS, require_known, score
 from concertormer_jax.models import variant_name
-from concertormer_jax.runtime.devices import data_mesh, explain_out_of_memory
+from concertormer_jax.runtime.devices import Hosts, data_mesh, explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError, printable
-from concertormer_jax.runtime.hosts import Hosts
 from concertormer_jax.runtime.memory import available_memory_bytes
 from concertormer_jax.runtime.outputs import require_separate, require_writable, restored_path, worst_ten_path
 from concertormer_jax.runtime.threads import as_finished, prefetch

@@ -1,10 +1,12 @@
-"""Where results go: their default places, and refusals of places that cannot or must not be written."""
+"""Where results go: their default places, refusals of places that cannot or must not be written, and charts."""
 
+import importlib.util
 import os
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import AnyPath, checked_name, is_remote, local_path, user_path
@@ -97,3 +99,29 @@ def _tells_case_apart(folder: Path) -> bool:
             return not Path(file.name).with_name(Path(file.name).name.swapcase()).exists()
     except OSError:  # `require_writable` refuses such a folder
         return True
+
+
+def charts_installed() -> bool:
+    """Whether charts can be drawn."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def require_drawable(flag: str, path: AnyPath) -> None:
+    """Raise UserError without matplotlib, for a suffix that it cannot write, and where `path` cannot be written."""
+    known = pyplot(flag).Figure().canvas.get_supported_filetypes()
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    if suffix not in known:
+        raise UserError(f"{flag}={path}: must end in one of .{', .'.join(sorted(known))}")
+    require_file_writable(path)
+
+
+def pyplot(user: str) -> ModuleType:
+    """Return matplotlib's pyplot, set to draw into files. Raises UserError, naming `user`, if it is not installed."""
+    if not charts_installed():
+        raise UserError(f"{user} needs matplotlib; install it with: pip install matplotlib")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
