@@ -176,7 +176,7 @@ def _image_scores(pairs, index, file, window_covers, restored, degraded, target,
         window_covers=window_covers,
         restored=after.values,
         input=before.values,
-        converged=None if after.converged is None else (after.converged, before.converged),
+        converged=None if after.converged is None or before.converged is None else (after.converged, before.converged),
     )
 
 

@@ -63,7 +63,7 @@ def per_image_csv(evaluation: Evaluation) -> str:
     for image in evaluation.images:
         tlc_has_effect = evaluation.tlc_window is not None and not image.window_covers
         row = [_text(image.name), image.height, image.width, _yes(tlc_has_effect)]
-        row += [_yes(outcome) for outcome in image.converged] if alignment else []
+        row += [_yes(outcome) for outcome in image.converged or ()]
         for metric in evaluation.metrics:
             restored, degraded = image.restored[metric], image.input[metric]
             row += [_decimal(value) for value in (restored, degraded, difference(restored, degraded))]

@@ -104,7 +104,7 @@ def attention(
 
 def _block(module: Concertormer, pixels: int, width: int, heads: int) -> dict[str, Cost]:
     """One `models.blocks.Block`."""
-    architecture, hidden = module.architecture, width * module.expansion
+    architecture, hidden = module.architecture, width * int(module.expansion)
     parts = {NORMS: norm(width)}
     if architecture.groups:
         parts |= attention(
@@ -120,7 +120,7 @@ def _block(module: Concertormer, pixels: int, width: int, heads: int) -> dict[st
     if architecture.two_stage:
         parts[PROJECTIONS] += convolution(pixels, hidden, width)
         parts[NORMS] += norm(width)
-        hidden = feed_forward_channels(width, module.expansion)
+        hidden = feed_forward_channels(width, int(module.expansion))
     parts[MLP] = (
         convolution(pixels, width, 2 * hidden)
         + convolution(pixels, hidden, hidden, kernel=3, groups=hidden)

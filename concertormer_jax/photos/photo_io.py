@@ -192,7 +192,7 @@ def deep_png(samples: np.ndarray) -> bytes:
     filtered[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     header = struct.pack(">IIBBBBB", width, height, 16, _PNG_COLOUR_TYPE[channels], 0, 0, 0)
-    pixels = zlib.compress(filtered)
+    pixels = zlib.compress(filtered.data)
     chunks = (png_chunk(b"IHDR", header), png_chunk(b"IDAT", pixels), png_chunk(b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
@@ -233,4 +233,4 @@ def tiff_parts(samples: np.ndarray, metadata: Metadata) -> tuple[bytes, np.ndarr
     entries[273] = Entry(_LONG, 1, bytes(4))  # the pixels begin where the directory ends, whose length is known now
     entries[273] = Entry(_LONG, 1, struct.pack(order + "I", len(tiff.exif_block(entries, order))))
     before = tiff.exif_block(entries, order)
-    return before, samples.astype(samples.dtype.newbyteorder(order), copy=False)
+    return before, samples.astype(samples.dtype.newbyteorder("<" if order == "<" else ">"), copy=False)

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -18,7 +19,7 @@ _FONT_SIZE = 20
 # The sheet of degradations.
 _SMALL_CELL = (320, 240)  # width and height of a picture, in pixels
 _COLUMNS, _SMALL_BAR, _SMALL_GAP = 3, 24, 6
-_STRONG_NOISE = {"shot_noise": 1e-2, "read_noise": 2e-2}
+_STRONG_NOISE: dict[str, Any] = {"shot_noise": 1e-2, "read_noise": 2e-2}
 SHOWN = {
     "sharp": None,
     "shake": make_degradation("shake", min_length_px=14),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -183,7 +183,7 @@ def sources_from(config):
     )
     if not _places(data.source):
         raise UserError("config.data.source is empty; name a folder with input/ and target/ or one of photographs")
-    settings = {"degradation": degradation, "data_dir": data.data_dir}
+    settings: dict[str, Any] = {"degradation": degradation, "data_dir": data.data_dir}
     opened = [open_source(place, cached=config.run.cache, **settings) for place in _places(data.source)]
     if _places(config.validation.source):
         held = [open_source(place, validation=True, **settings) for place in _places(config.validation.source)]

@@ -4,7 +4,7 @@ Both of the latter are computed in parts, strips of rows and windows, whose feat
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,8 @@ def convolve_to_few(features: Float[Array, "b H W C"], kernel: Float[Array, "3 3
     results = project(features, to_taps.reshape(len(to_taps), -1))
     results = taps.padded_by_one(results)
     results = results.reshape(*results.shape[:3], 3, 3, -1)
-    return sum(neighbour[:, :, :, down, right] for down, right, neighbour in taps.neighbours(results))
+    shifted = (neighbour[:, :, :, down, right] for down, right, neighbour in taps.neighbours(results))
+    return reduce(jnp.add, shifted)
 
 
 @jax.custom_vjp
