@@ -17,7 +17,7 @@ from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime import threads
 from concertormer_jax.runtime.devices import explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.runtime.paths import BUNDLED_WEIGHTS
 from concertormer_jax.runtime.trace_cache import fingerprint
 from concertormer_jax.weights.checkpoints import load_model
 
@@ -253,9 +253,9 @@ class Restorer:
         return restored[0], shifts[0]
 
 
-def load(ckpt, *, tlc: str = "auto", tile: str = "auto", precision: str = "highest") -> Restorer:
-    """Open a training folder, a checkpoint or a weights file for restoring pictures.
+def load(ckpt=BUNDLED_WEIGHTS, *, tlc: str = "auto", tile: str = "auto", precision: str = "highest") -> Restorer:
+    """Open a training folder, a checkpoint, a weights file or, by default, the weights that come with this software.
 
     tlc, tile, precision: as of `Restorer`. Raises UserError for a `ckpt` that holds no network, and for other settings.
     """
-    return Restorer(load_model(user_path(ckpt)), tlc=tlc, tile=tile, precision=precision)
+    return Restorer(load_model(ckpt), tlc=tlc, tile=tile, precision=precision)

@@ -9,16 +9,20 @@ from pathlib import Path
 from types import ModuleType
 
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import AnyPath, checked_name, is_remote, local_path, user_path
+from concertormer_jax.runtime.paths import AnyPath, checked_name, is_bundled, is_remote, local_path, user_path
 
 
 def results_path(output: str | None, ckpt: str, *default: str) -> Path:
     """Return where a command's results go: --output, else `default` in the folder --ckpt or beside a weights file.
 
+    For the weights that come with this software it is `default` in the folder "results" where the command runs.
+
     Raises UserError when that is not on this machine.
     """
     if output is not None:
         return local_path(output, "--output")
+    if is_bundled(ckpt):
+        return Path("results", *default)
     folder = user_path(ckpt, "--ckpt")
     if is_remote(folder):
         raise UserError(f"{folder} is in a bucket and results are written on this machine; give a folder by --output")

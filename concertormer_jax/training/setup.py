@@ -15,7 +15,6 @@ from concertormer_jax.models import Network, create, initial_params
 from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.memory import available_memory_bytes
-from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.runtime.trace_cache import fingerprint, lower_cached
 from concertormer_jax.training.config_limits import require_valid
 from concertormer_jax.training.schedule import Phase, adamw, cosine
@@ -141,7 +140,7 @@ def starting_state(
     drawn = run_in_background(drawing, drawn_from)
     if not init_from:
         return shapes, drawn.result
-    loaded = load_model(user_path(init_from, "config.init_from"))
+    loaded = load_model(init_from, "config.init_from")
     require_same_architecture(init_from, architecture_dict(loaded.module), training.module)
     params = jax.device_put(loaded.params, whole)
     average = None if shapes.average is None else jax.tree.map(jnp.copy, params)

@@ -50,7 +50,9 @@ DTYPES = {  # of safetensors
     "BOOL": np.bool_,
     "C64": np.complex64,
 }
-DIGEST = "sha256"  # key in the metadata of safetensors files that we write, since the format has no checksum
+# Keys in the metadata of safetensors files that we write.
+DIGEST = "sha256"  # the format has no checksum of its own
+TRAIN_CROP = "train_crop_px"  # the largest crop of the training, from which the window of TLC follows
 MAX_DEPTH = 4  # of dictionaries in dictionaries
 MAX_KEY = 100  # characters in the key of a dictionary
 MAX_PREFIXES = 8  # candidates in one dictionary
@@ -107,11 +109,13 @@ def _widened(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype in NARROW_TYPES else array
 
 
-def write_state_dict(path: AnyPath, state_dict: dict[str, np.ndarray], *, half: bool = False) -> None:
+def write_state_dict(
+    path: AnyPath, state_dict: dict[str, np.ndarray], *, half: bool = False, train_crop_px: int | None = None
+) -> None:
     """Write float32 tensors to a `.safetensors` file, or under the key `params` to a `.pth` or `.pt` file for PyTorch.
 
-    half: write float16, in a `.safetensors` file only. Raises UserError for another suffix, and for numbers beyond
-    float16.
+    half: write float16, in a `.safetensors` file only. train_crop_px: the largest crop of the training, which a
+    `.safetensors` file keeps. Raises UserError for another suffix, and for numbers beyond float16.
     """
     path = epath.Path(path)
     require_written_suffix(path)
@@ -123,9 +127,12 @@ def write_state_dict(path: AnyPath, state_dict: dict[str, np.ndarray], *, half: 
         }
     if too_large := [name for name, array in arrays.items() if half and not np.isfinite(array).all()]:
         raise UserError(f"{too_large[0]} has numbers that float16 does not hold; leave --half out")
-    write = write_safetensors if path.suffix.lower() == ".safetensors" else write_torch_file
     with written_atomically(path) as temporary:
-        write(arrays, temporary)
+        if path.suffix.lower() == ".safetensors":
+            crop = {} if train_crop_px is None else {TRAIN_CROP: str(train_crop_px)}
+            write_safetensors(arrays, temporary, crop)
+        else:
+            write_torch_file(arrays, temporary)
 
 
 def require_written_suffix(path: AnyPath) -> None:
@@ -162,16 +169,34 @@ def read_safetensors(data: bytes, path: AnyPath) -> dict[str, np.ndarray]:
         }
     except ValueError as error:
         raise UserError(f"{path}: holds a tensor of an impossible shape; download it or save it again") from error
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    digest = header.get("__metadata__", {}).get(DIGEST)
+    digest = _metadata(data).get(DIGEST)
     if digest is not None and digest != _digest(arrays):
         raise UserError(f"{path} is damaged: its arrays are not those that were written; download it or save it again")
     return arrays
 
 
-def write_safetensors(arrays: dict[str, np.ndarray], path: AnyPath) -> None:
-    """Write contiguous arrays to `path`, with a digest of their names, shapes and numbers."""
-    save_file(arrays, path, {DIGEST: _digest(arrays)})
+def _metadata(data: bytes) -> dict[str, str]:
+    """The metadata in `data`, the content of a whole `.safetensors` file."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return header.get("__metadata__", {})
+
+
+def train_crop_of(path: AnyPath) -> int | None:
+    """Return the largest crop of the training in pixels, if `path` is a `.safetensors` file that says it.
+
+    The file must be one that `read_selected` has read. Raises UserError for what is no size of a crop.
+    """
+    data = epath.Path(path).read_bytes()
+    if not looks_like_safetensors(data[:9]) or (crop := _metadata(data).get(TRAIN_CROP)) is None:
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,4}", crop):
+        raise UserError(f"{path}: {TRAIN_CROP} in its metadata is {shown(repr(crop))}; write pixels, or leave it out")
+    return int(crop)
+
+
+def write_safetensors(arrays: dict[str, np.ndarray], path: AnyPath, metadata: dict[str, str] | None = None) -> None:
+    """Write contiguous arrays to `path`, with `metadata` and a digest of their names, shapes and numbers."""
+    save_file(arrays, path, {DIGEST: _digest(arrays), **(metadata or {})})
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
