@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.ops import image
-from concertormer_jax.ops.convolution import convolve_to_few
+from concertormer_jax.ops.convolution import convolve, convolve_to_few
 from concertormer_jax.ops.dispatch import require_implementation
 
 
@@ -39,7 +39,7 @@ def convolution(
         kernel_init=init,
         bias_init=init,
         dtype=dtype,
-        conv_general_dilated=to_picture if kernel == 3 and outputs == 3 else None,
+        conv_general_dilated=to_picture if kernel == 3 and outputs == 3 else convolve,
         name=name,
     )
 

@@ -1,10 +1,12 @@
 """Which form of an operation runs: the one place where that is decided."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 
 from concertormer_jax.ops import cpu, gpu, reference, tpu
+from concertormer_jax.ops.sharded import OPERATIONS, row_shards
 
 # The platform ("cpu", "gpu", "tpu") that is traced for, where it is not this process's own: `with traced_for("tpu"):`.
 traced_for = jax.make_user_context(default_value=None)
@@ -56,13 +58,14 @@ def form(operation: str, implementation: str | None) -> Callable:
     implementation: one of `IMPLEMENTATIONS`; None for that of the platform that is traced for, and of the default
     backend where no other is named. Only that form is traced, as tracing is slow: a program that is traced for one
     platform and compiled for another is right, but not as fast as it could be. A platform without forms of its own
-    takes those of a GPU. Raises ValueError for an unknown name.
+    takes those of a GPU. Where the rows of a picture lie on several devices (`ops.sharded`), the operation exchanges
+    rows and sums over the devices around, or in place of, that form. Raises ValueError for an unknown name.
     """
-    forms = FORMS[operation]
-    if implementation is None:
-        return forms.get(traced_for.value or jax.default_backend(), forms["gpu"])
     require_implementation(implementation)
-    return forms[implementation]
+    forms = FORMS[operation]
+    local = forms.get(implementation or traced_for.value or jax.default_backend(), forms["gpu"])
+    rows = row_shards.value
+    return local if rows is None or operation not in OPERATIONS else partial(OPERATIONS[operation], rows, local)
 
 
 def require_implementation(implementation: str | None) -> None:

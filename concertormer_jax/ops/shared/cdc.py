@@ -41,19 +41,20 @@ def cdc_of(
     kernel: Float[Array, "_ _ _ t"] | None,
     temperature: Float[Array, "m 1"] | None,
     over_blocks: Callable[[Array, Array], Array],
+    subtract_mean: Callable[[Array], Array] | None = None,
 ) -> CDC:
     """The CDC of `group`, one of `groups`, with the weights `kernel`, and the bound of its logits.
 
     Before it a logit is a cosine times the temperature of its head. temperature: None for `window`. over_blocks: takes
     logits [b, n, m, E, F] and the kernel of a group inside blocks, see `shared.taps.cdc_over_blocks`. A Ripieno without
-    a kernel takes the paper's first form, see `ops.reference.group_logits`.
+    a kernel takes the paper's first form, see `ops.reference.group_logits`; subtract_mean: None for `minus_mean`.
     """
     if temperature is None:
         return CDC(_unchanged)
     largest = jnp.abs(jax.lax.stop_gradient(temperature))[:, 0]
     if kernel is None:
         subtracts = group.startswith("ripieno") and group.replace("ripieno", "concertino") in groups
-        return CDC(_minus_mean, bound=2 * largest.max()) if subtracts else CDC(_unchanged, bound=largest.max())
+        return CDC(subtract_mean or minus_mean, bound=2 * largest.max()) if subtracts else CDC(_unchanged, bound=largest.max())
     function = {"concertino_channel": _over_positions, "concertino_spatial": _over_channels}.get(group, over_blocks)
     axes = "spqt,s->qt" if group.startswith("concertino") else "yxst,s->t"
     bound = jnp.einsum(axes, jnp.abs(jax.lax.stop_gradient(kernel)), largest, precision="highest").max()
@@ -64,7 +65,8 @@ def _unchanged(logits):
     return logits
 
 
-def _minus_mean(logits):
+def minus_mean(logits: Float[Array, "b n m E F"]) -> Float[Array, "b n m E F"]:
+    """The logits minus their mean over the blocks."""
     return logits - logits.mean(axis=1, keepdims=True)
 
 

@@ -1,0 +1,20 @@
+"""The operations on a picture whose rows lie on several devices, for inference.
+
+Each is called as OPERATIONS[name](rows, local, ...): `rows`, a `rows.RowShards`, says how they lie; `local` is the form
+for maps that lie on one device.
+"""
+
+from concertormer_jax.ops.sharded.concerto import concerto_attention, transposed_attention
+from concertormer_jax.ops.sharded.layers import convolve, gated_mlp, on_windows
+from concertormer_jax.ops.sharded.rows import RowShards, row_shards
+
+__all__ = ["OPERATIONS", "RowShards", "row_shards"]
+
+OPERATIONS = {
+    "concerto_attention": concerto_attention,
+    "transposed_attention": transposed_attention,
+    "gated_mlp": gated_mlp,
+    "on_windows": on_windows,
+    "depthwise_3x3": convolve,
+    "convolve_to_few": convolve,
+}

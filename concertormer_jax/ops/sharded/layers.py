@@ -1,0 +1,98 @@
+"""What is beside the attention, of a picture whose rows lie on several devices: convolutions, gated MLP, and TLC.
+
+`local` is the form of the operation that the platform has for maps that lie on one device.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from concertormer_jax.ops.reference import MLPWeights, window_starts
+from concertormer_jax.ops.shared import gdmlp, taps
+from concertormer_jax.ops.shared.tlc import share
+from concertormer_jax.ops.sharded.rows import RowShards, row_shards
+
+
+def convolve(
+    rows: RowShards, local: Callable[..., Array], features: Float[Array, "b H W C"], kernel: Float[Array, "3 3 ..."]
+) -> Float[Array, "b H W D"]:
+    """A 3x3 convolution with zero padding."""
+    return rows.convolve(lambda maps: local(maps, kernel), features)
+
+
+def gated_mlp(
+    rows: RowShards,
+    _: Callable,
+    residual: Float[Array, "b H W C"],
+    x: Float[Array, "b H W C"],
+    attended: Float[Array, "b H W k"] | None,
+    weights: MLPWeights,
+) -> Float[Array, "b H W C"]:
+    """`ops.gdmlp.gated_mlp`."""
+    return gdmlp.gated_mlp(residual, x, attended, weights, partial(convolve, rows, taps.depthwise_3x3))
+
+
+def on_windows(
+    rows: RowShards,
+    _: Callable,
+    function: Callable[..., Array],
+    features: Sequence[Float[Array, "b H W _"]],
+    window: int,
+) -> Float[Array, "b H W D"]:
+    """`ops.tlc.on_windows`: one window after the other on each device, as many at a time as there are devices.
+
+    The devices send the rows of a window to the one that computes it, and each takes its rows of all results.
+    """
+    batch, height, width, _ = features[0].shape
+    all_rows = rows.rows_of_picture(height)
+    if window >= max(all_rows, width):
+        return function(*features)
+    size = min(all_rows, window), min(width, window)
+    corners = [(top, left) for top in window_starts(all_rows, window) for left in window_starts(width, window)]
+    steps = -(-len(corners) // rows.devices)
+    beyond = (-size[0], 0)  # a window above the picture: of zeros, and of no use
+    corners = jnp.array(corners + [beyond] * (steps * rows.devices - len(corners)))
+    corners = corners.reshape(steps, rows.devices, 2)
+    first = rows.first(height)
+    sources = list({id(array): array for array in features}.values())  # keys may be the queries' features
+
+    def window_of(array):  # [devices, b, h, w, C], of each the rows that lie here, to the window of this device
+        def cut(corner):
+            strip = jax.lax.dynamic_slice_in_dim(array, corner[1], size[1], axis=2)
+            return _rows(strip, corner[0] + jnp.arange(size[0]) - first)
+
+        return lambda corners: jax.lax.psum_scatter(jax.vmap(cut)(corners), rows.axis)
+
+    cuts = [window_of(array) for array in sources]
+
+    def compute(step):
+        windows = {id(array): cut(corners[step]) for array, cut in zip(sources, cuts, strict=True)}
+        with row_shards(None):
+            return function(*(windows[id(array)] for array in features))
+
+    def add(step, total):
+        results = jax.lax.all_gather(compute(step), rows.axis)
+
+        def add_one(index, total):
+            top, left = corners[step, index]
+            here = _rows(results[index], first + jnp.arange(height) - top)
+            strip = jax.lax.dynamic_slice_in_dim(total, left, size[1], axis=2)
+            return jax.lax.dynamic_update_slice_in_dim(total, strip + here, left, axis=2)
+
+        return jax.lax.fori_loop(0, rows.devices, add_one, total)
+
+    one = jax.eval_shape(compute, 0)
+    total = jax.lax.fori_loop(0, steps, add, jnp.zeros((batch, height, width, one.shape[-1]), one.dtype))
+    down = jnp.pad(jnp.asarray(share(all_rows, window)), (0, rows.devices * height - all_rows))
+    down = jax.lax.dynamic_slice_in_dim(down, first, height)
+    return total * (down[:, None, None] * share(width, window)[:, None]).astype(total.dtype)
+
+
+def _rows(maps, numbers):
+    """Rows `numbers` of the maps, zero where there are none."""
+    inside = (numbers >= 0) & (numbers < maps.shape[1])
+    taken = maps.at[:, jnp.clip(numbers, 0, maps.shape[1] - 1)].get(mode="promise_in_bounds")
+    return jnp.where(inside[:, None, None], taken, 0)
