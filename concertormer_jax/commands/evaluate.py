@@ -21,6 +21,7 @@ from concertormer_jax.evaluation.reports import markdown_table, write_reports, w
 from concertormer_jax.evaluation.scores import PROTOCOLS
 from concertormer_jax.evaluation.sets import find_predictions, open_sets, predictions_folder
 from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
+from concertormer_jax.inference.sharding import SETTINGS, SHARD_HELP
 from concertormer_jax.inference.tiles import tlc_window
 from concertormer_jax.metrics.psnr_ssim import METRICS, require_known
 from concertormer_jax.runtime.devices import Hosts, join_hosts, prepare_to_compile
@@ -50,6 +51,7 @@ def main(arguments=None) -> None:
         "--batch", type=whole(1, 65536), metavar="N", help="images per step over all devices; default: one for each"
     )
     parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
+    parser.add_argument("--shard", choices=SETTINGS, help=SHARD_HELP)
     parser.add_argument("--distributed", action="store_true", help="share the work with the processes of other hosts")
     flags = parse_arguments(parser, arguments)
     with running():
@@ -89,7 +91,8 @@ def _network(flags, metrics):
         protocol, sets = open_sets(data, flags.protocol, flags.data_dir)
 
         def score(pairs, folder):
-            options = {"tlc": tlc, "metrics": metrics, "batch": flags.batch, "precision": flags.precision or "highest"}
+            options = {"tlc": tlc, "metrics": metrics, "batch": flags.batch}
+            options |= {"precision": flags.precision or "highest", "shard": flags.shard or "auto"}
             return evaluate(model, pairs, folder, protocol=protocol, **options, hosts=hosts)
 
         _score_sets(score, sets, output, report=hosts.first)
@@ -98,9 +101,10 @@ def _network(flags, metrics):
 def _predictions(flags, metrics):
     if not flags.data:
         raise UserError("--predictions needs --data: the set whose inputs were restored.")
-    if flags.tlc or flags.batch or flags.precision or flags.distributed:
+    if flags.tlc or flags.batch or flags.precision or flags.shard or flags.distributed:
         raise UserError(
-            "--tlc, --batch, --precision and --distributed are for a network; leave them out with --predictions."
+            "--tlc, --batch, --precision, --shard and --distributed are for a network; leave them out with "
+            "--predictions."
         )
     predictions = local_path(flags.predictions, "--predictions")
     protocol, sets = open_sets(flags.data, flags.protocol, flags.data_dir)

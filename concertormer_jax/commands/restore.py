@@ -9,6 +9,7 @@ from concertormer_jax.commands.flags import add_ckpt, make_parser, parse_argumen
 from concertormer_jax.data.images import READABLE
 from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
 from concertormer_jax.inference.restorer import Restorer
+from concertormer_jax.inference.sharding import SETTINGS, SHARD_HELP
 from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
 from concertormer_jax.photos.photo_io import read_photo
 from concertormer_jax.photos.restoring import Outcome, Plan, as_bytes, plan, restore_files
@@ -61,6 +62,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--recursive", action="store_true", help="of a folder, also the pictures in its subfolders")
     parser.add_argument("--compare", action="store_true", help="also write before and after, as pictures and as a page")
     parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help=PRECISION_HELP)
+    parser.add_argument("--shard", choices=SETTINGS, default=SETTINGS[0], help=SHARD_HELP)
     flags = parse_arguments(parser, arguments)
     with running():
         prepare_to_compile()
@@ -91,4 +93,4 @@ def _restore_pictures(flags):
 def _restorer(flags):
     """Load the checkpoint, which takes a while, so that a wrong path of a picture is found before."""
     model = load_model(flags.ckpt, "--ckpt")
-    return Restorer(model, tlc=flags.tlc, tile=flags.tile, precision=flags.precision)
+    return Restorer(model, tlc=flags.tlc, tile=flags.tile, precision=flags.precision, shard=flags.shard)

@@ -20,6 +20,7 @@ from concertormer_jax.data.images import read_rgb, write_png
 from concertormer_jax.evaluation.restoration import Restoration, items_of, share_of
 from concertormer_jax.evaluation.scores import PAIRS, Evaluation, EvaluationSet, ImageScores, Protocol
 from concertormer_jax.inference.compiled import precision_for
+from concertormer_jax.inference.sharding import memory_bytes, needs_sharding
 from concertormer_jax.metrics.psnr_ssim import UNROUNDED_METRICS, require_known, score
 from concertormer_jax.models import variant_name
 from concertormer_jax.runtime.devices import Hosts, data_mesh, explain_out_of_memory
@@ -46,6 +47,7 @@ def evaluate(
     batch=None,
     devices=None,
     precision="highest",
+    shard="auto",
     hosts: Hosts | None = None,
     log=tqdm.write,
 ) -> Evaluation:
@@ -54,8 +56,9 @@ def evaluate(
     model: a `checkpoints.LoadedModel`; tlc: `auto` (the protocol's), `off` or a number of pixels.
     metrics: names, see `psnr_ssim.METRICS`; None: the protocol's. Outputs are clipped, and rounded to uint8 for all but
     the unrounded metrics. batch: images per step over all devices (None: one for each); devices: of this process, None
-    for all. precision: see `compiled.PRECISIONS`. hosts: the processes that share the set, each of which returns the
-    scores of all pictures; None for this one alone. log: called with a line per compilation, on the first host.
+    for all. precision: see `compiled.PRECISIONS`. shard: see `sharding.needs_sharding`; a picture that is split over
+    the devices is a step of its own. hosts: the processes that share the set, each of which returns the scores of all
+    pictures; None for this one alone. log: called with a line per compilation, on the first host.
     Raises UserError for bad settings, an output that cannot be written or would overwrite the data (all before anything
     is computed), bad pictures, and what fails on another host.
     """
@@ -73,7 +76,15 @@ def evaluate(
     mesh = data_mesh(jax.local_devices() if devices is None else devices)
     indices = share_of(pairs.sizes, model.module.multiple, hosts.index, hosts.count)
     together = -(-batch // hosts.count) if batch else mesh.size
-    items = items_of(indices, pairs.sizes, model.module.multiple, together, mesh.size)
+    memory = memory_bytes(mesh.devices.flat[0])
+    items = items_of(
+        indices,
+        pairs.sizes,
+        model.module.multiple,
+        together,
+        mesh.size,
+        lambda size: needs_sharding(shard, model.module, *size, mesh.size, memory),
+    )
 
     def load(item):
         images = pairs.read(item.index)

@@ -10,6 +10,7 @@ import numpy as np
 
 from concertormer_jax.evaluation.scores import EvaluationSet
 from concertormer_jax.inference.compiled import CompiledPerShape, precision_for, restore_bytes, restore_floats
+from concertormer_jax.inference.sharding import ShardedRestorer
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime.devices import batch_sharding, replicated
 from concertormer_jax.runtime.errors import UserError
@@ -18,13 +19,17 @@ from concertormer_jax.runtime.trace_cache import fingerprint
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A pair's index, the size of its pictures, that size padded, and how many of that size go into one step."""
+    """A pair's index, the size of its pictures, that size padded, and how many of that size go into one step.
+
+    sharded: whether a step is one picture that is split over the devices.
+    """
 
     index: int
     height: int
     width: int
     padded: tuple[int, int]
     step: int
+    sharded: bool = False
 
 
 def share_of(sizes, multiple: int, host: int, hosts: int) -> list[int]:
@@ -40,15 +45,30 @@ def share_of(sizes, multiple: int, host: int, hosts: int) -> list[int]:
     return [index for index, middle in zip(order, middles, strict=True) if int(middle * hosts / pixels.sum()) == host]
 
 
-def items_of(indices: Iterable[int], sizes, multiple: int, batch: int, devices: int) -> list[Item]:
+def items_of(
+    indices: Iterable[int],
+    sizes,
+    multiple: int,
+    batch: int,
+    devices: int,
+    is_sharded: Callable[[tuple[int, int]], bool] = lambda size: False,
+) -> list[Item]:
     """Return the items of the pictures `indices`, those of one padded size together.
 
-    A step takes `batch` pictures, or all of a size that has fewer, and is a multiple of `devices`.
+    A step takes `batch` pictures, or all of a size that has fewer, and is a multiple of `devices`; or it takes one
+    picture, of a padded size of which is_sharded says that it is split over the devices.
     """
     padded = {index: _padded_size(sizes[index], multiple) for index in indices}
     count = collections.Counter(padded.values())
+    sharded = {size: is_sharded(size) for size in count}
     items = [
-        Item(index, *sizes[index], size, padded_size(min(batch, count[size]), devices))
+        Item(
+            index,
+            *sizes[index],
+            size,
+            1 if sharded[size] else padded_size(min(batch, count[size]), devices),
+            sharded[size],
+        )
         for index, size in padded.items()
     ]
     return sorted(items, key=lambda item: item.padded)
@@ -64,8 +84,11 @@ class Restoration:
     def __init__(self, model, window: int | None, mesh, *, unrounded: bool, precision: str, log: Callable):
         whole, split = replicated(mesh), batch_sharding(mesh)
         module = model.module.clone(tlc_window=window)
+        make = _restore_unrounded if unrounded else restore_bytes
+        devices = list(mesh.devices.flat)
+        self._sharded = ShardedRestorer(make, module, model.params, devices, precision=precision, log=log)
         self._restore = CompiledPerShape(
-            _restore_unrounded(module) if unrounded else restore_bytes(module),
+            make(module),
             log,
             precision=precision_for(module, precision),
             fingerprint=fingerprint(module),
@@ -87,7 +110,10 @@ class Restoration:
             while entries := list(itertools.islice(same_size, step)):
                 images = [_padded(images[0], item.padded) for item, images in entries]
                 images += [images[-1]] * (step - len(images))
-                results = self._restore(self._params, jax.device_put(np.stack(images), self._split))
+                if entries[0][0].sharded:
+                    results = self._sharded(images[0])
+                else:
+                    results = self._restore(self._params, jax.device_put(np.stack(images), self._split))
                 if computing is not None:
                     yield from _cropped(pairs, *computing)
                 computing = entries, results

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from concertormer_jax.inference import tiles
 from concertormer_jax.inference.compiled import CompiledPerShape, precision_for, restore_floats
+from concertormer_jax.inference.sharding import ShardedRestorer, memory_bytes, needs_sharding
 from concertormer_jax.inference.tiles import TiledAxis, overlap_px, tile_grid, tile_setting, tlc_window
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime import threads
@@ -129,11 +130,19 @@ def restore_checked(module) -> Callable:
     return restore_and_compare
 
 
+class _Programs(NamedTuple):
+    """The network for tiles that one device holds, and for those that are split over all devices."""
+
+    whole: CompiledPerShape
+    sharded: ShardedRestorer
+
+
 class Restorer:
     """Restores pictures of any size with a loaded checkpoint (`checkpoints.LoadedModel`) on the first device.
 
     tlc: as in `tiles.tlc_window`; tile: as in `tiles.tile_setting`, `auto` being the canvas that fits; precision: of a
-    float32 network's products, one of `compiled.PRECISIONS`.
+    float32 network's products, one of `compiled.PRECISIONS`; shard: one of `sharding.SETTINGS`, auto to split a tile,
+    such as a picture restored whole, over all devices if the first cannot hold it.
     A tile whose colours shift by more than `LARGEST_COLOUR_SHIFT` is restored again without TLC; if they shift as far
     there, the input stays. Raises UserError for other settings.
     """
@@ -145,6 +154,7 @@ class Restorer:
         tlc: str = "auto",
         tile: str = "auto",
         precision: str = "highest",
+        shard: str = "auto",
         log: Callable[[str], None] = tqdm.write,
     ):
         self._multiple = model.module.multiple
@@ -152,12 +162,16 @@ class Restorer:
         self.device = jax.devices()[0]
         self._window = tlc_window(tlc, model.train_crop_px, self._multiple)
         self._batch = _BATCH.get(self.device.platform, _BATCH_ON_ACCELERATORS)
-        self._restore, self._restore_without_tlc = (
-            CompiledPerShape(
-                restore_checked(module),
-                log,
-                precision=precision_for(module, precision),
-                fingerprint=fingerprint(module),
+        self._shard, self._module, self._devices = shard, model.module, jax.local_devices()
+        self._with_tlc, self._without_tlc = (
+            _Programs(
+                CompiledPerShape(
+                    restore_checked(module),
+                    log,
+                    precision=precision_for(module, precision),
+                    fingerprint=fingerprint(module),
+                ),
+                ShardedRestorer(restore_checked, module, model.params, self._devices, precision=precision, log=log),
             )
             for module in (model.module.clone(tlc_window=window) for window in (self._window, None))
         )
@@ -198,7 +212,7 @@ class Restorer:
             for tile, restored, shift in self._restored(cuts):
                 picture = tile.picture
                 if shift > LARGEST_COLOUR_SHIFT:
-                    restored, shift = self._without_tlc(tile.pixels, restored, shift)
+                    restored, shift = self._again(tile.pixels, restored, shift)
                     picture.redone += 1
                 if shift > LARGEST_COLOUR_SHIFT:
                     restored = tile.pixels
@@ -227,15 +241,24 @@ class Restorer:
             yield from self._finished(*waiting.popleft())
 
     def _batches(self, cuts):
-        """Yield lists of up to `_batch` tiles of one size."""
-        for _, same_size in itertools.groupby(cuts, key=lambda tile: tile.pixels.shape):
-            while batch := list(itertools.islice(same_size, self._batch)):
+        """Yield lists of up to `_batch` tiles of one size, of one tile if it is split over the devices."""
+        for shape, same_size in itertools.groupby(cuts, key=lambda tile: tile.pixels.shape):
+            while batch := list(itertools.islice(same_size, 1 if self._is_sharded(shape) else self._batch)):
                 yield batch
 
     def _start(self, batch):
         pixels = [tile.pixels for tile in batch]
         pixels += [pixels[-1]] * (self._batch - len(pixels))
-        return self._restore(self._params, jax.device_put(np.stack(pixels), self.device))
+        return self._run(self._with_tlc, pixels)
+
+    def _run(self, programs, pixels):
+        if self._is_sharded(pixels[0].shape):
+            return programs.sharded(pixels[0])
+        return programs.whole(self._params, jax.device_put(np.stack(pixels), self.device))
+
+    def _is_sharded(self, shape):
+        memory = memory_bytes(self.device)
+        return needs_sharding(self._shard, self._module, *shape[:2], len(self._devices), memory)
 
     def _finished(self, batch, results):
         # In another thread, so that a signal does not wait for the device.
@@ -244,18 +267,20 @@ class Restorer:
             raise UserError("--ckpt: the network's output is not finite; its weights are damaged or diverged.")
         yield from zip(batch, restored, shifts, strict=False)  # without those that filled the batch up
 
-    def _without_tlc(self, pixels, restored, shift):
+    def _again(self, pixels, restored, shift):
         """Restore a tile again without TLC: (restored, colour shift). What came of it, if TLC did nothing."""
         if self._window is None or self._window >= max(pixels.shape[:2]):
             return restored, shift
-        images = jax.device_put(pixels[None], self.device)
-        restored, _, shifts = jax.device_get(self._restore_without_tlc(self._params, images))
+        restored, _, shifts = jax.device_get(self._run(self._without_tlc, [pixels]))
         return restored[0], shifts[0]
 
 
-def load(ckpt=BUNDLED_WEIGHTS, *, tlc: str = "auto", tile: str = "auto", precision: str = "highest") -> Restorer:
+def load(
+    ckpt=BUNDLED_WEIGHTS, *, tlc: str = "auto", tile: str = "auto", precision: str = "highest", shard: str = "auto"
+) -> Restorer:
     """Open a training folder, a checkpoint, a weights file or, by default, the weights that come with this software.
 
-    tlc, tile, precision: as of `Restorer`. Raises UserError for a `ckpt` that holds no network, and for other settings.
+    tlc, tile, precision, shard: as of `Restorer`. Raises UserError for a `ckpt` that holds no network, and for other
+    settings.
     """
-    return Restorer(load_model(ckpt), tlc=tlc, tile=tile, precision=precision)
+    return Restorer(load_model(ckpt), tlc=tlc, tile=tile, precision=precision, shard=shard)

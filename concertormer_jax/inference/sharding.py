@@ -1,6 +1,7 @@
-"""One picture over several devices: its rows are split among them where one device cannot hold the network's features."""
+"""One picture over several devices: its rows are split among them where one cannot hold the network's features."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,30 +10,52 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from concertormer_jax.inference.compiled import CompiledPerShape, precision_for
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.ops.sharded import RowShards, row_shards
+from concertormer_jax.runtime.devices import replicated
+from concertormer_jax.runtime.trace_cache import fingerprint
 
+SETTINGS = ("auto", "off")  # of --shard
+SHARD_HELP = "auto, the default: split a picture that does not fit one device over all of them; off: never"
+# The most arrays of the finest level's hidden channels, with their copies, that are in memory at once.
+_ARRAYS = 20
 _AXIS = "rows"
+_SPLIT = PartitionSpec(None, _AXIS)
+
+
+def needs_sharding(setting: str, module: Any, height: int, width: int, devices: int, memory_bytes: int) -> bool:
+    """Return whether a picture of height x width pixels is split over the devices: the one place that decides it.
+
+    setting: one of `SETTINGS`. devices: how many there are; memory_bytes: of each, 0 if not known, as on a CPU, and
+    then nothing is split. A picture fits one device if `_ARRAYS` arrays of the hidden channels of its finest level do.
+    """
+    if setting == "off" or devices == 1 or not memory_bytes:
+        return False
+    pixels = padded_size(height, module.multiple) * padded_size(width, module.multiple)
+    return _ARRAYS * pixels * module.hidden_channels_per_pixel * jnp.dtype(module.dtype).itemsize > memory_bytes
+
+
+def memory_bytes(device: jax.Device) -> int:
+    """Return the bytes of memory that programs on an accelerator may take, 0 if it is not known, and for a CPU."""
+    statistics = None if device.platform == "cpu" else device.memory_stats()
+    return (statistics or {}).get("bytes_limit", 0)
 
 
 def shards_of(height: int, multiple: int, devices: int) -> RowShards:
-    """Return how the rows of a picture of `height` pixels lie on at most `devices` devices.
-
-    multiple: of the network. As few devices are taken as hold the rows with equal parts of whole multiples.
-    """
+    """Return how the rows of a picture of `height` pixels lie on `devices` devices. multiple: of the network."""
     total = -(-height // multiple)
-    each = -(-total // devices)
-    return RowShards(_AXIS, -(-total // each), each, total)
+    return RowShards(_AXIS, devices, -(-total // devices), total)
 
 
-def row_mesh(devices: Sequence[jax.Device], shards: RowShards) -> Mesh:
-    """Return the mesh of the first of `devices` that `shards` needs."""
-    return jax.make_mesh((shards.devices,), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices[: shards.devices])
+def row_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """Return the mesh of `devices` with the one axis that `RowShards` names."""
+    return jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Split the rows of pictures [B, H, W, C] over the devices of `mesh`."""
-    return NamedSharding(mesh, PartitionSpec(None, _AXIS))
+    return NamedSharding(mesh, _SPLIT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,25 +67,54 @@ class ShardedNetwork:
     shards: RowShards
 
     @property
-    def multiple(self) -> int:
-        """That of the module."""
-        return self.module.multiple
-
-    @property
-    def dtype(self) -> Any:
-        """That of the module."""
-        return self.module.dtype
+    def padded_height(self) -> int:
+        """Return the rows of a picture with those that make the parts equal."""
+        return self.shards.devices * self.shards.each * self.module.multiple
 
     def apply(self, variables: Any, images: jax.Array) -> tuple[jax.Array]:
-        """Restore images [B, devices * each * multiple, W, 3]: a tuple of one, whose padding rows are those given."""
+        """Restore images [B, padded height, W, 3]: a tuple of one, in which rows of padding are as they were given."""
 
         def apply_to_rows(variables, images):
             with row_shards(self.shards):
                 return self.module.apply(variables, images)[-1]
 
-        split = PartitionSpec(None, _AXIS)
         on_devices = jax.shard_map(
-            apply_to_rows, mesh=self.mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False
+            apply_to_rows, mesh=self.mesh, in_specs=(PartitionSpec(), _SPLIT), out_specs=_SPLIT, check_vma=False
         )
-        inside = np.arange(images.shape[1]) < self.shards.total * self.multiple
+        inside = np.arange(images.shape[1]) < self.shards.total * self.module.multiple
         return (jnp.where(inside[:, None, None], on_devices(variables, images), images),)
+
+
+class ShardedRestorer:
+    """A function like `CompiledPerShape` of pictures that are split over `devices`, one at a time.
+
+    make: a function of a network that returns the `function(params, images)` to compile, such as
+    `compiled.restore_floats`; module, params: the network; precision, log: as of `CompiledPerShape`.
+    """
+
+    def __init__(
+        self, make: Callable, module: Any, params: Any, devices: Sequence[jax.Device], *, precision: str, log: Callable
+    ):
+        self._make, self._module, self._log = make, module, log
+        self._mesh = row_mesh(devices)
+        self._params = functools.cache(lambda: jax.device_put(params, replicated(self._mesh)))
+        self._precision = precision_for(module, precision)
+        self._programs = {}
+
+    def __call__(self, picture: np.ndarray) -> Any:
+        """Start on [H, W, C], H and W multiples of the network's; what the function returns for a batch of one.
+
+        Below the picture the result has rows of padding.
+        """
+        shards = shards_of(picture.shape[0], self._module.multiple, self._mesh.size)
+        network = ShardedNetwork(self._module, self._mesh, shards)
+        if shards not in self._programs:
+            self._programs[shards] = CompiledPerShape(
+                self._make(network),
+                self._log,
+                precision=self._precision,
+                fingerprint=fingerprint(self._module, shards),
+                in_shardings=(replicated(self._mesh), row_sharding(self._mesh)),
+            )
+        images = np.pad(picture, ((0, network.padded_height - len(picture)), (0, 0), (0, 0)))[None]
+        return self._programs[shards](self._params(), jax.device_put(images, row_sharding(self._mesh)))

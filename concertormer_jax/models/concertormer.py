@@ -96,6 +96,11 @@ class Concertormer(nn.Module):
         """The padded height and width are multiples of this number of pixels, and so must `tlc_window` be."""
         return self.architecture.block_px * self.unshuffle * 2**self.levels
 
+    @property
+    def hidden_channels_per_pixel(self) -> float:
+        """Numbers for each pixel of a picture in an array of the finest level's hidden channels."""
+        return self.width * self.expansion / self.unshuffle**2
+
     def validate(self) -> None:
         """Raise ValueError, naming the field, for a network that cannot be built."""
         if self.expansion % 1:

@@ -192,6 +192,11 @@ class Restormer(nn.Module):
         """The padded height and width are multiples of this number of pixels, and so must `tlc_window` be."""
         return 2**self.levels * (ConcertoSelfAttention.block_px if self.attention == "concerto" else 1)
 
+    @property
+    def hidden_channels_per_pixel(self) -> float:
+        """Numbers for each pixel of a picture in an array of the finest decoder's hidden channels."""
+        return 2 * self.width * self.expansion
+
     def validate(self) -> None:
         """Raise ValueError, naming the field, for a network that cannot be built."""
         if self.attention not in ATTENTIONS:

@@ -6,8 +6,8 @@ import jax
 from jaxtyping import Array, Float
 
 from concertormer_jax.ops.dispatch import form
-from concertormer_jax.ops.shared.projection import project
 from concertormer_jax.ops.sharded import row_shards
+from concertormer_jax.ops.shared.projection import project
 
 __all__ = ["convolve", "convolve_to_few", "depthwise_3x3", "project"]
 
@@ -29,7 +29,7 @@ def convolve_to_few(
 def convolve(
     features: Float[Array, "b H W C"], kernel: Float[Array, "k k C D"], *settings: Any, **options: Any
 ) -> Float[Array, "b _ _ D"]:
-    """XLA's convolution, `jax.lax.conv_general_dilated`; of 3x3 pixels with padding that keeps the size, or of cells."""
+    """XLA's `jax.lax.conv_general_dilated`: of 3x3 pixels with zero padding that keeps the size, or of whole cells."""
     rows = row_shards.value
 
     def convolution(maps):

@@ -60,7 +60,9 @@ class WholeMap:
         """`ops.blocks.merge_blocks`."""
         return merge_blocks(self.grid, blocks, shifted)
 
-    def cdc_over_blocks(self, logits: Float[Array, "*shape"], kernel: Float[Array, "3 3 m m"]) -> Float[Array, "*shape"]:
+    def cdc_over_blocks(
+        self, logits: Float[Array, "*shape"], kernel: Float[Array, "3 3 m m"]
+    ) -> Float[Array, "*shape"]:
         """`shared.taps.cdc_over_blocks`."""
         return cdc_over_blocks(self.grid, logits, kernel)
 

@@ -15,11 +15,11 @@ from jaxtyping import Array, Bool, Float
 from concertormer_jax.ops.blocks import Grid, across, partition, shift_of, unpartition
 from concertormer_jax.ops.gpu import concerto as gpu
 from concertormer_jax.ops.reference import CONCERTO, MASK, AttentionWeights
+from concertormer_jax.ops.sharded.rows import RowShards
 from concertormer_jax.ops.shared import attention
 from concertormer_jax.ops.shared.attention import Channel, Kind, Spatial
 from concertormer_jax.ops.shared.groups import Layout, mean_of_map
 from concertormer_jax.ops.shared.taps import cdc_over_blocks
-from concertormer_jax.ops.sharded.rows import RowShards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,9 @@ class RowsOfMap(gpu.WholeMap):
             return features
         return self.rows.moved_down(features, self.grid.size // 2, shift_of(self.grid, jnp.asarray(shifted)))
 
-    def cdc_over_blocks(self, logits: Float[Array, "*shape"], kernel: Float[Array, "3 3 m m"]) -> Float[Array, "*shape"]:
+    def cdc_over_blocks(
+        self, logits: Float[Array, "*shape"], kernel: Float[Array, "3 3 m m"]
+    ) -> Float[Array, "*shape"]:
         """`shared.taps.cdc_over_blocks` over the blocks of the picture."""
         rows, columns, size = self.grid
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from concertormer_jax.ops.reference import MLPWeights, window_starts
+from concertormer_jax.ops.sharded.rows import RowShards, row_shards
 from concertormer_jax.ops.shared import gdmlp, taps
 from concertormer_jax.ops.shared.tlc import share
-from concertormer_jax.ops.sharded.rows import RowShards, row_shards
 
 
 def convolve(

@@ -1,8 +1,8 @@
 """How the rows of one picture lie on the devices of a mesh, and what these exchange; used inside `jax.shard_map`.
 
 The rows are counted in units, the multiple of pixels that the network pads to, so that at every level of the network
-a device holds whole blocks. Where the units do not divide, the last device holds fewer of the picture's, and below
-them padding rows, whose content has no meaning.
+a device holds whole blocks. Where the units do not divide, the picture ends before the last device, and below it
+are padding rows, whose content has no meaning.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,19 @@ from jaxtyping import Array, Float, Int, Num
 class RowShards(NamedTuple):
     """The rows of a picture on the mesh axis `axis` of `devices` devices, in the order of the devices.
 
-    each: units on every device; total: units of the picture, more than (devices - 1) each.
+    each: units on every device; total: units of the picture. All devices take part, also those of padding alone: a TPU
+    has no programs for any number of its chips.
     """
 
     axis: str
     devices: int
     each: int
     total: int
+
+    @property
+    def last(self) -> int:
+        """The number of the last device that holds rows of the picture."""
+        return -(-self.total // self.each) - 1
 
     def rows_of_picture(self, height: int) -> int:
         """The rows of a map that has `height` rows on every device, without the padding."""
@@ -34,7 +40,7 @@ class RowShards(NamedTuple):
 
     def valid(self, height: int) -> Int[Array, ""]:
         """How many of this device's `height` rows are the picture's."""
-        return jnp.minimum(self.rows_of_picture(height) - self.first(height), height)
+        return jnp.clip(self.rows_of_picture(height) - self.first(height), 0, height)
 
     def masked(self, maps: Num[Array, "b H *rest"]) -> Num[Array, "b H *rest"]:
         """The maps with zeros in the padding rows."""
@@ -48,14 +54,14 @@ class RowShards(NamedTuple):
         return jax.lax.psum(array, self.axis)
 
     def from_above(self, rows: Num[Array, "*shape"], *, circular: bool = False) -> Num[Array, "*shape"]:
-        """The `rows` that the device above gives; on the first device zeros, or if circular those of the last."""
-        pairs = [(index, index + 1) for index in range(self.devices - 1)]
-        return jax.lax.ppermute(rows, self.axis, pairs + [(self.devices - 1, 0)] * circular)
+        """The `rows` that the device above gives; on the first device zeros, or if circular those of the `last`."""
+        pairs = [(index, index + 1) for index in range(self.last)]
+        return jax.lax.ppermute(rows, self.axis, pairs + [(self.last, 0)] * circular)
 
     def from_below(self, rows: Num[Array, "*shape"], *, circular: bool = False) -> Num[Array, "*shape"]:
-        """The `rows` that the device below gives; on the last device zeros, or if circular those of the first."""
-        pairs = [(index + 1, index) for index in range(self.devices - 1)]
-        return jax.lax.ppermute(rows, self.axis, pairs + [(0, self.devices - 1)] * circular)
+        """The `rows` that the device below gives; on the `last` device zeros, or if circular those of the first."""
+        pairs = [(index + 1, index) for index in range(self.last)]
+        return jax.lax.ppermute(rows, self.axis, pairs + [(0, self.last)] * circular)
 
     def convolve(self, convolution: Callable[[Array], Array], maps: Num[Array, "b H *rest"]) -> Num[Array, "b H *out"]:
         """A convolution that is 3 high and zero outside the picture, of this device's rows.
@@ -72,7 +78,7 @@ class RowShards(NamedTuple):
 
     def moved_up(self, maps: Float[Array, "b H W C"], border: int, pixels: Int[Array, ""]) -> Float[Array, "b H W C"]:
         """The maps moved up and left by `pixels`, 0 or `border`, circularly in the whole picture."""
-        _, height, width, _ = maps.shape
+        height = maps.shape[1]
         extended = jnp.pad(maps, ((0, 0), (0, border), (0, 0), (0, 0)))
         below = self.from_below(maps[:, :border], circular=True)
         extended = jax.lax.dynamic_update_slice_in_dim(extended, below, self.valid(height), axis=1)

@@ -54,7 +54,9 @@ def cdc_of(
     largest = jnp.abs(jax.lax.stop_gradient(temperature))[:, 0]
     if kernel is None:
         subtracts = group.startswith("ripieno") and group.replace("ripieno", "concertino") in groups
-        return CDC(subtract_mean or minus_mean, bound=2 * largest.max()) if subtracts else CDC(_unchanged, bound=largest.max())
+        if subtracts:
+            return CDC(subtract_mean or minus_mean, bound=2 * largest.max())
+        return CDC(_unchanged, bound=largest.max())
     function = {"concertino_channel": _over_positions, "concertino_spatial": _over_channels}.get(group, over_blocks)
     axes = "spqt,s->qt" if group.startswith("concertino") else "yxst,s->t"
     bound = jnp.einsum(axes, jnp.abs(jax.lax.stop_gradient(kernel)), largest, precision="highest").max()
