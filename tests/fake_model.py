@@ -13,6 +13,7 @@ class FakeModule:
     tlc_window: int | None = None
     multiple: ClassVar[int] = 64
     dtype: ClassVar = jnp.float32
+    hidden_channels_per_pixel: ClassVar[float] = 1
 
     def clone(self, tlc_window):
         return FakeModule(tlc_window)

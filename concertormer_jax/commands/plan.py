@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from concertormer_jax.commands.flags import define_config, parse_with_config, running
+from concertormer_jax.inference.sharding import SETTINGS, SHARD_HELP
 from concertormer_jax.planning import chips, compilation, report, schedule_report
 from concertormer_jax.planning.compilation import Plan, compile_apart
 from concertormer_jax.runtime.errors import UserError
@@ -33,13 +34,15 @@ DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu"], "This machine's own d
 ONLY = flags.DEFINE_enum("only", None, ["train", "evaluate"], "Plan one of the two; the default is both.")
 EVALUATE = flags.DEFINE_string("evaluate", "1280x720", "WIDTHxHEIGHT of the evaluated pictures in pixels.")
 TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto (that of evaluate.py), off or pixels.")
-FORWARD = flags.DEFINE_string("forward", None, "WIDTHxHEIGHT: plan only the bare network, one picture on one device.")
+FORWARD = flags.DEFINE_string("forward", None, "WIDTHxHEIGHT: plan only the bare network, on one picture.")
+SHARD = flags.DEFINE_enum("shard", SETTINGS[0], SETTINGS, "Of --forward and the evaluation: " + SHARD_HELP + ".")
 PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles go, of this many rows.", 0, 10**6)
 SCHEDULE = flags.DEFINE_bool(
     "schedule", False, "Read the compiler's final schedule, of TPUs only: cycles of every operation, and what binds."
 )
 TRY = flags.DEFINE_bool("try_suggestions", False, "Compile suggestions for what does not fit, until one fits.")
 OUTPUT = flags.DEFINE_string("output", None, "A file for the plan as JSON.")
+NETWORK, EVALUATION = SPLIT = ("the network", "the evaluation")  # programs whose picture may be split over the devices
 SIDE_PX = Whole(1, 32768)  # of a picture
 flags.mark_flags_as_required(["config"])
 
@@ -64,11 +67,14 @@ def plan(config: ConfigDict) -> None:
     if output:
         require_file_writable(output)
     target = chips.own(named[0]) if DEVICE.value else chips.tpu(named[0])
+    memory = 0 if DEVICE.value == "cpu" else target.chip.memory_bytes
     if ONLY.value != "evaluate" and not FORWARD.value:
         compilation.require_trainable(config, len(target.devices))
     print(report.heading(target), flush=True)
     entries = []
     for what, make in tasks:
+        if what in SPLIT:
+            make = partial(make, shard=SHARD.value, memory_bytes=memory)
         found = _compiled(what, make, config, target.name, SCHEDULE.value)
         suggestions = [] if found.fits else _suggestions(what, make, config, found, target)
         print("\n" + report.describe(found, target.chip, suggestions), flush=True)
@@ -87,7 +93,7 @@ def _tasks(config: ConfigDict) -> list[tuple[str, Callable]]:
     """The programs that the flags ask for, as (name, function of (config, mesh) that traces it)."""
     if FORWARD.value:
         width, height = _size("forward", FORWARD.value)
-        return [("the network", partial(compilation.forward_task, width=width, height=height))]
+        return [(NETWORK, partial(compilation.forward_task, width=width, height=height))]
     width, height = _size("evaluate", EVALUATE.value)
     tasks = []
     if ONLY.value != "evaluate":
@@ -95,7 +101,7 @@ def _tasks(config: ConfigDict) -> list[tuple[str, Callable]]:
             tasks.append((f"phase {phase.number}", partial(compilation.training_task, number=phase.number)))
     if ONLY.value != "train":
         evaluation = partial(compilation.evaluation_task, width=width, height=height, tlc=TLC.value)
-        tasks.append(("the evaluation", evaluation))
+        tasks.append((EVALUATION, evaluation))
     return tasks
 
 

@@ -231,8 +231,9 @@ def costs_of(module, height: int, width: int) -> dict[str, dict[str, Cost]]:
 def flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
     """Return the floating-point operations of all matrix products and convolutions, two for each multiply-accumulate.
 
-    A scan counts as often as it runs, a loop of unknown length once, and a conditional as its costliest branch. The
-    count depends on the platform for which the function was traced, since the forms of an operation differ.
+    A scan counts as often as it runs, what `jax.shard_map` maps as often as there are devices, a loop of unknown length
+    once, and a conditional as its costliest branch. The count depends on the platform for which the function was
+    traced, since the forms of an operation differ.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
     total = 0
@@ -250,6 +251,8 @@ def flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
             total += max(flops(branch) for branch in equation.params["branches"])
         else:
             times = equation.params["length"] if name == "scan" else 1
+            if name == "shard_map":
+                times = equation.params["mesh"].size
             total += times * sum(flops(inner) for inner in _inner(equation.params))
     return total
 

@@ -19,6 +19,13 @@ from jax.sharding import Mesh
 
 from concertormer_jax.evaluation.sets import protocol_of_training
 from concertormer_jax.inference.compiled import precision_for, restore_bytes
+from concertormer_jax.inference.sharding import (
+    ShardedNetwork,
+    needs_sharding,
+    row_mesh,
+    row_sharding,
+    shards_of,
+)
 from concertormer_jax.models import costs, parameter_shapes
 from concertormer_jax.ops.dispatch import traced_for
 from concertormer_jax.ops.image import padded_size
@@ -92,37 +99,63 @@ def training_task(config, mesh: Mesh, number: int) -> Task:
     return Task("train", name, phase.batch, mesh.size, traced, phase.end - phase.start)
 
 
-def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Task:
+def evaluation_task(
+    config, mesh: Mesh, width: int, height: int, tlc: str, shard: str = "off", memory_bytes: int = 0
+) -> Task:
     """The restoration of one picture of width x height pixels on each device, in float32 as evaluate.py computes it.
 
-    tlc: see `evaluation.scores.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for.
+    tlc: see `evaluation.scores.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for. Of a
+    picture that is split, by `sharding.needs_sharding` of shard and memory_bytes, all devices restore one.
     """
     module = module_from(config.model)
     protocol = protocol_of_training(config.data.source)
     window = protocol.tlc_window(tlc, max(phase.crop_px for phase in training_phases(config)), module.multiple)
     module = module.clone(tlc_window=window, dtype=jnp.float32, remat=False)
+    windows = "without TLC" if window is None else f"TLC windows of {window} px"
+    what = f"{width}x{height}, {windows}, protocol {protocol.name}"
+    if needs_sharding(shard, module, height, width, mesh.size, memory_bytes):
+        with jax.default_matmul_precision(precision_for(module)):
+            traced = _trace_sharded(restore_bytes, module, mesh, width, height, jnp.uint8)
+        return Task("evaluate", f"evaluation ({what}, split over {mesh.size} devices)", 1, mesh.size, traced)
     shape = (mesh.size, padded_size(height, module.multiple), padded_size(width, module.multiple), 3)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
     whole, split = replicated(mesh), batch_sharding(mesh)
     restore = jax.jit(restore_bytes(module), in_shardings=(whole, split), out_shardings=(split, split))
     with jax.default_matmul_precision(precision_for(module)):
         traced = restore.trace(_placed(parameter_shapes(module), whole), images)
-    windows = "without TLC" if window is None else f"TLC windows of {window} px"
-    return Task(
-        "evaluate", f"evaluation ({width}x{height}, {windows}, protocol {protocol.name})", mesh.size, mesh.size, traced
-    )
+    return Task("evaluate", f"evaluation ({what})", mesh.size, mesh.size, traced)
 
 
-def forward_task(config, mesh: Mesh, width: int, height: int) -> Task:
-    """The bare network on one float32 picture on one device, without TLC and without gradients."""
+def _trace_sharded(
+    make: Callable[[Any], Callable], module: Any, mesh: Mesh, width: int, height: int, dtype: Any
+) -> jax.stages.Traced:
+    """Trace what `make` makes of a network, for one picture that is split over the devices of `mesh`."""
+    mesh = row_mesh(list(mesh.devices.flat))
+    network = ShardedNetwork(module, mesh, shards_of(height, module.multiple, mesh.size))
+    shape = (1, network.padded_height, padded_size(width, module.multiple), 3)
+    images = jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh))
+    return jax.jit(make(network)).trace(_placed(parameter_shapes(module), replicated(mesh)), images)
+
+
+def forward_task(config, mesh: Mesh, width: int, height: int, shard: str = "off", memory_bytes: int = 0) -> Task:
+    """The bare network on one float32 picture, without TLC and without gradients.
+
+    On one device, or on all if the picture is split, as in `evaluation_task`.
+    """
     module = module_from(config.model)
 
-    def forward(params: Any, images: jax.Array) -> Any:
-        return module.apply({"params": params}, images)[-1]
+    def make(network: Any) -> Callable:
+        def forward(params: Any, images: jax.Array) -> Any:
+            return network.apply({"params": params}, images)[-1]
 
+        return forward
+
+    if needs_sharding(shard, module, height, width, mesh.size, memory_bytes):
+        traced = _trace_sharded(make, module, mesh, width, height, jnp.float32)
+        return Task("forward", f"forward ({width}x{height}, split over {mesh.size} devices)", 1, mesh.size, traced)
     one = replicated(Mesh(mesh.devices[:1], mesh.axis_names))
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32, sharding=one)
-    traced = jax.jit(forward).trace(_placed(parameter_shapes(module), one), images)
+    traced = jax.jit(make(module)).trace(_placed(parameter_shapes(module), one), images)
     return Task("forward", f"forward ({width}x{height})", 1, 1, traced)
 
 
