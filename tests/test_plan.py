@@ -306,6 +306,7 @@ def test_a_wrong_flag_is_one_sentence():
         (): "--tpu=NAME:TOPOLOGY or --device",
         ("--device=cpu", "--tpu=v5e:2x4"): "--tpu=NAME:TOPOLOGY or --device",
         ("--device=cpu", "--schedule"): "--schedule is that of a TPU",
+        ("--device=cpu", "--shard=on"): "--shard=on: value should be one of <auto|off>",
         ("--device=cpu", "--forward=256"): "--forward=256: must be WIDTHxHEIGHT",
         ("--device=cpu", "--config.model.widht=3"): "no such key",
         ("--device=cpu", "--config.train.accumulation=3"): "does not divide over",

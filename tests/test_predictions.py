@@ -140,6 +140,7 @@ def test_the_command_needs_no_checkpoint(folder, capsys):
         (["--predictions=y", "--data=x", "--tlc=off"], "are for a network"),
         (["--predictions=y", "--data=x", "--batch=2"], "are for a network"),
         (["--predictions=y", "--data=x", "--precision=high"], "are for a network"),
+        (["--predictions=y", "--data=x", "--shard=off"], "are for a network"),
         (["--predictions=y", "--data=x", "--distributed"], "are for a network"),
     ],
 )

@@ -1,6 +1,7 @@
-"""A picture whose rows lie on several devices: the result of one device, on any number and for sizes that do not divide."""
+"""A picture whose rows lie on several devices: the result is that of one, also for sizes that do not divide."""
 
 import re
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from PIL import Image
 from tiny_network import random_images, random_params, tiny_network
 from tiny_restormer import tiny_restormer
 
+from concertormer_jax.commands import evaluate, restore
 from concertormer_jax.data.sources import open_source
 from concertormer_jax.evaluation import evaluator
 from concertormer_jax.evaluation.scores import EvaluationSet
@@ -22,6 +24,7 @@ from concertormer_jax.models import ConcertoSelfAttention, costs, create
 from concertormer_jax.ops.sharded import RowShards, row_shards
 from concertormer_jax.planning import compilation
 from concertormer_jax.runtime.devices import data_mesh
+from concertormer_jax.runtime.errors import UserError
 from configs import common
 
 PARTS = PartitionSpec(None, "rows")
@@ -56,7 +59,11 @@ def assert_close(ours, expected):
     ("module", "size"),
     [
         pytest.param(tiny_network(encoder_blocks=(2,)), (101, 40), id="whole"),  # 7 units, one device without
-        pytest.param(tiny_network(encoder_blocks=(2,), tlc_window=32), (140, 40), id="tlc"),  # 9 units of 2 for each
+        pytest.param(
+            tiny_network(encoder_blocks=(2,), groups=("concertino_channel", "window"), tlc_window=32),
+            (140, 40),  # 9 units, 2 for each
+            id="tlc",
+        ),
         pytest.param(tiny_restormer(), (38, 17), id="restormer"),
     ],
 )
@@ -126,7 +133,7 @@ def test_rows_are_split_in_whole_multiples(height, each, total):
 class Recording(FakeModule):
     """Notes the shapes that its network is traced for."""
 
-    shapes = []
+    shapes: ClassVar[list] = []
 
     def clone(self, tlc_window):
         return Recording(tlc_window)
@@ -144,14 +151,14 @@ def small_devices(monkeypatch):
     monkeypatch.setattr(Recording, "shapes", [])
 
 
-@pytest.mark.parametrize(("shard", "heights"), [("auto", [64, 128]), ("off", [640, 128])])
-def test_restoring_splits_what_is_too_large(small_devices, shard, heights):
+@pytest.mark.parametrize(("shard", "rows"), [("auto", [64, 128]), ("off", [512, 128])])
+def test_restoring_splits_what_is_too_large(small_devices, shard, rows):
     model = FakeModel(np.float32(0.9), Recording())
-    restore = restorer.Restorer(model, tlc="off", tile="off", shard=shard, log=lambda line: None)
-    for size in ((600, 100), (100, 100)):
+    restored = restorer.Restorer(model, tlc="off", tile="off", shard=shard, log=lambda line: None)
+    for size in ((500, 100), (100, 100)):
         rgb = random_images(*size, 3)
-        np.testing.assert_allclose(restore(rgb).rgb, 0.9 * rgb, atol=1e-6)
-    assert [shape[1] for shape in Recording.shapes] == heights
+        np.testing.assert_allclose(restored(rgb).rgb, 0.9 * rgb, atol=1e-6)
+    assert [shape[1] for shape in Recording.shapes] == rows
 
 
 @pytest.mark.parametrize("always", [False, True])
@@ -164,16 +171,16 @@ def test_split_pictures_are_checked_too(small_devices, always):
             return (images * (0.1 if always or self.tlc_window else 0.9),)
 
     rgb = np.full((600, 100, 3), 0.5, np.float32)
-    restore = restorer.Restorer(FakeModel(np.float32(1), Mosaic()), tlc="64", tile="off", log=lambda line: None)
-    result = restore(rgb)
+    restored = restorer.Restorer(FakeModel(np.float32(1), Mosaic()), tlc="64", tile="off", log=lambda line: None)
+    result = restored(rgb)
     assert (result.without_tlc, result.kept) == ((0, 1) if always else (1, 0))
     np.testing.assert_allclose(result.rgb, rgb if always else 0.9 * rgb, atol=1e-6)
 
 
 def test_a_split_picture_of_numbers_that_are_not_finite_is_refused(small_devices):
-    restore = restorer.Restorer(fake_model(np.nan), tlc="off", tile="off", log=lambda line: None)
-    with pytest.raises(Exception, match="not finite"):
-        restore(np.ones((600, 100, 3), np.float32))
+    restored = restorer.Restorer(fake_model(np.nan), tlc="off", tile="off", log=lambda line: None)
+    with pytest.raises(UserError, match="not finite"):
+        restored(np.ones((600, 100, 3), np.float32))
 
 
 def test_evaluation_splits_what_is_too_large(small_devices, tmp_path):
@@ -192,6 +199,14 @@ def test_evaluation_splits_what_is_too_large(small_devices, tmp_path):
     values = {shard: [image.restored for image in result.images] for shard, result in results.items()}
     assert values["auto"] == values["off"] and len(values["auto"]) == 4
     assert sorted(Recording.shapes) == [(1, 128, 128, 3), (8, 64, 64, 3), (8, 64, 64, 3), (8, 640, 128, 3)]
+
+
+@pytest.mark.parametrize("command", [restore, evaluate])
+def test_an_unknown_setting_is_one_sentence(command, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--ckpt=x", "--shard=on", *(["a", "b"] if command is restore else [])])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--shard" in line and "auto" in line and "off" in line
 
 
 def test_a_plan_splits_what_is_too_large():
