@@ -19,10 +19,12 @@ from concertormer_jax.data.sources import open_source
 from concertormer_jax.evaluation import evaluator
 from concertormer_jax.evaluation.scores import EvaluationSet
 from concertormer_jax.inference import restorer, sharding
+from concertormer_jax.inference.compiled import restore_floats
 from concertormer_jax.inference.sharding import ShardedRestorer, needs_sharding, row_mesh, shards_of
 from concertormer_jax.models import ConcertoSelfAttention, costs, create
 from concertormer_jax.ops.sharded import RowShards, row_shards
 from concertormer_jax.planning import compilation
+from concertormer_jax.runtime import trace_cache
 from concertormer_jax.runtime.devices import data_mesh
 from concertormer_jax.runtime.errors import UserError
 from configs import common
@@ -159,6 +161,22 @@ def test_restoring_splits_what_is_too_large(small_devices, shard, rows):
         rgb = random_images(*size, 3)
         np.testing.assert_allclose(restored(rgb).rgb, 0.9 * rgb, atol=1e-6)
     assert [shape[1] for shape in Recording.shapes] == rows
+
+
+def test_traces_of_split_pictures_are_cached(tmp_path):
+    picture = random_images(576, 64, 3)  # 9 units, 2 for each device
+    trace_cache.set_cache_dir(tmp_path)
+    try:
+        for _ in range(2):
+            run = ShardedRestorer(
+                restore_floats, FakeModule(), np.float32(0.9), jax.devices(), precision="highest", log=lambda line: None
+            )
+            restored, finite = run(picture)
+            np.testing.assert_allclose(restored[0, :576], 0.9 * picture, atol=1e-6)
+            assert finite.all() and {part.data.shape[1] for part in restored.addressable_shards} == {128}
+            assert len(list(tmp_path.iterdir())) == 1
+    finally:
+        trace_cache.set_cache_dir(None)
 
 
 @pytest.mark.parametrize("always", [False, True])
