@@ -195,6 +195,20 @@ def test_split_pictures_are_checked_too(small_devices, always):
     np.testing.assert_allclose(result.rgb, rgb if always else 0.9 * rgb, atol=1e-6)
 
 
+def test_what_comes_of_padding_rows_does_not_count(small_devices):
+    class NotFinite(FakeModule):
+        def clone(self, tlc_window):
+            return NotFinite(tlc_window)
+
+        def apply(self, variables, images):
+            return (jnp.where(images == 0, jnp.nan, 0.9 * images),)
+
+    rgb = np.full((600, 100, 3), 0.5, np.float32)  # 10 units, 2 for each device: 6 are padding
+    model = FakeModel(np.float32(1), NotFinite())
+    restored = restorer.Restorer(model, tlc="off", tile="off", log=lambda line: None)
+    np.testing.assert_allclose(restored(rgb).rgb, 0.9 * rgb, atol=1e-6)
+
+
 def test_a_split_picture_of_numbers_that_are_not_finite_is_refused(small_devices):
     restored = restorer.Restorer(fake_model(np.nan), tlc="off", tile="off", log=lambda line: None)
     with pytest.raises(UserError, match="not finite"):
@@ -225,6 +239,13 @@ def test_an_unknown_setting_is_one_sentence(command, capsys):
         command.main(["--ckpt=x", "--shard=on", *(["a", "b"] if command is restore else [])])
     (line,) = capsys.readouterr().err.splitlines()
     assert "--shard" in line and "auto" in line and "off" in line
+
+
+def test_an_unknown_setting_is_refused_before_any_work(tmp_path):
+    with pytest.raises(UserError, match="--shard=on: must be auto or off"):
+        restorer.Restorer(fake_model(), shard="on")
+    with pytest.raises(UserError, match="--shard=on"):
+        evaluator.evaluate(fake_model(), None, tmp_path, shard="on")
 
 
 def test_a_plan_splits_what_is_too_large():

@@ -20,7 +20,7 @@ from concertormer_jax.data.images import read_rgb, write_png
 from concertormer_jax.evaluation.restoration import Restoration, items_of, share_of
 from concertormer_jax.evaluation.scores import PAIRS, Evaluation, EvaluationSet, ImageScores, Protocol
 from concertormer_jax.inference.compiled import precision_for
-from concertormer_jax.inference.sharding import memory_bytes, needs_sharding
+from concertormer_jax.inference.sharding import memory_bytes, needs_sharding, require_setting
 from concertormer_jax.metrics.psnr_ssim import UNROUNDED_METRICS, require_known, score
 from concertormer_jax.models import variant_name
 from concertormer_jax.runtime.devices import Hosts, data_mesh, explain_out_of_memory
@@ -65,12 +65,13 @@ def evaluate(
     start = time.perf_counter()
     wanted = require_known(protocol.metrics if metrics is None else metrics)
     window = protocol.tlc_window(tlc, model.train_crop_px, model.module.multiple)
+    require_setting(shard)
     if batch is not None and batch < 1:
         raise UserError(f"--batch={batch}: must be at least 1.")
     require_separate([worst_ten_path(output), *(restored_path(output, name) for name in pairs.names)], pairs.files)
     require_writable(output)
     hosts = hosts or Hosts()
-    settings = (pairs.names, pairs.sizes, model.name, wanted, window, batch, precision)
+    settings = (pairs.names, pairs.sizes, model.name, wanted, window, batch, precision, shard)
     if any(others != settings for others in hosts.gather(settings)):
         raise UserError(f"{pairs.name}: the hosts see other pictures or were given other flags; make them the same.")
     mesh = data_mesh(jax.local_devices() if devices is None else devices)

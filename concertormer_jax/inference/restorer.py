@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from concertormer_jax.inference import tiles
 from concertormer_jax.inference.compiled import CompiledPerShape, precision_for, restore_floats
-from concertormer_jax.inference.sharding import ShardedRestorer, memory_bytes, needs_sharding
+from concertormer_jax.inference.sharding import ShardedRestorer, memory_bytes, needs_sharding, require_setting
 from concertormer_jax.inference.tiles import TiledAxis, overlap_px, tile_grid, tile_setting, tlc_window
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime import threads
@@ -157,6 +157,7 @@ class Restorer:
         shard: str = "auto",
         log: Callable[[str], None] = tqdm.write,
     ):
+        require_setting(shard)
         self._multiple = model.module.multiple
         self._tile = tile_setting(tile, self._multiple)
         self.device = jax.devices()[0]

@@ -14,14 +14,21 @@ from concertormer_jax.inference.compiled import CompiledPerShape, precision_for
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.ops.sharded import RowShards, row_shards
 from concertormer_jax.runtime.devices import replicated
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.trace_cache import fingerprint
 
 SETTINGS = ("auto", "off")  # of --shard
 SHARD_HELP = "auto, the default: split a picture that does not fit one device over all of them; off: never"
 # The most arrays of the finest level's hidden channels, with their copies, that are in memory at once.
-_ARRAYS = 20
+_ARRAYS = 16
 _AXIS = "rows"
 _SPLIT = PartitionSpec(None, _AXIS)
+
+
+def require_setting(setting: str) -> None:
+    """Raise UserError unless `setting` is one of `SETTINGS`."""
+    if setting not in SETTINGS:
+        raise UserError(f"--shard={setting}: must be {' or '.join(SETTINGS)}.")
 
 
 def needs_sharding(setting: str, module: Any, height: int, width: int, devices: int, memory_bytes: int) -> bool:
