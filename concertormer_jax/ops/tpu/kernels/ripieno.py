@@ -1,12 +1,14 @@
 """The Ripieno: attention inside blocks, between their positions and between their channels.
 
-Two maps of attention lie side by side on the lanes, `member` 0 and 1 of a pair: of two heads, or with a single head of
-two blocks, one in the upper and one in the lower half of the map. For each member there are 64 lanes:
+Features lie in pairs: of two heads, or with a single head of two blocks, one in the upper and one in the lower half of
+the map. The 64 positions of a pair are rows, and its channels are on the 128 lanes, in four slots of 32:
 
-    of features   24 channels for `ripieno_spatial`, 8 unused, 24 for `ripieno_channel`, 8 unused (for c = 24)
-    of logits     64 keys, or the channels at their place among the features
+    0  member 0, spatial    1  member 0, channel    2  member 1, spatial    3  member 1, channel
 
-Communication takes the logits of all blocks and heads apart, two rows of each map side by side.
+In a spatial slot of the values the last eight are ones: what attends there are the sums of the weights.
+
+Logits lie with two queries side by side: position p and p + 32, each with 64 keys, or channel c and c + 16, each with
+the keys at their place in slot 1 or 3. Communication takes one row of all maps at once.
 """
 
 from typing import NamedTuple
@@ -21,8 +23,10 @@ from concertormer_jax.ops.tpu.kernels import words
 from concertormer_jax.ops.tpu.kernels.tiles import BLOCK, LANES, Tiles, call, dot, roll
 
 POSITIONS = BLOCK * BLOCK
-SIDE = LANES // 2  # lanes of a member
+SIDE = LANES // 2  # lanes of a member of a pair, and of a query's logits
 SLOT = SIDE // 2  # lanes of a group's channels in it
+SUMS = 8  # of them, at the end
+ROWS = 8  # sublanes of a register
 SPATIAL_ROWS, CHANNEL_ROWS = POSITIONS // 2, SLOT // 2  # rows of a map's logits, two of which lie side by side
 LOGITS = SPATIAL_ROWS + CHANNEL_ROWS
 AT_ONCE = 4  # products that keep the four matrix units of a v5e busy
@@ -94,35 +98,53 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
     def kernel(*refs):
         shifted, bounded, x, *refs = refs
         y, to_q, to_kv, spatial_cdc, channel_cdc, mask, out, sums, *scratch = (x, *refs) if same else refs
-        query_weights, other_weights, qkv, logits, weights, attended = scratch
+        query_weights, other_weights, channel_weights, scales, qkv, logits, weights, largest, attended, staged = scratch
         query_weights[...] = to_q[...].T
         other_weights[...] = to_kv[...].T
+        for kind, projection in enumerate((query_weights, other_weights)):
+            channel_weights[kind] = projection[...].astype(wide)[group : 2 * group].astype(dtype)
         sums[...] = jnp.zeros(sums.shape, wide)
         lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
-        first_member = lane < SIDE
-        slot = lane & (SIDE - 1)
-        spatial, channel = slot < per_head, (slot >= SLOT) & (slot < SLOT + per_head)
-        of_member = [first_member, ~first_member]
+        first_side = lane < SIDE
+        slot = jax.lax.div(lane, jnp.int32(SLOT))
+        even = (slot & 1) == 0
+        channel = ~even & ((lane & (SLOT - 1)) < per_head)
+        sides = [first_side, ~first_side]
 
-        # Project, normalise over the channels, and write the features of each block together.
+        # Project, normalise over channels or positions, and write the features of each block together.
 
-        def feature_rows(rows, first):
+        for kind, features in enumerate((x, y)):
+            for start in range(0, parts, AT_ONCE):
+                lanes = slice(start * LANES, min(start + AT_ONCE, parts) * LANES)
+
+                def add(n, total, kind=kind, features=features, lanes=lanes):
+                    positions = range(AT_ONCE)
+                    found = [dot(channel_weights[kind], features[n * AT_ONCE + p, :, lanes]) for p in positions]
+                    return total + sum(map(jnp.square, found))
+
+                none = jnp.zeros((group, lanes.stop - lanes.start), wide)
+                total = jax.lax.fori_loop(0, tiles.pixels // AT_ONCE, add, none)
+                if tiles.fold == 2:
+                    upper = jax.lax.rem(jax.lax.div(lane, jnp.int32(tiles.columns)), 2) == 0
+                    total += jnp.where(upper, roll(total, -tiles.columns), roll(total, tiles.columns))
+                scales[kind, :, lanes] = _inverse(total)
+
+        def feature_rows(rows, pair, unused):
             """Of a projection [2 G, lanes of both members]: [128, 128] of the channels of a pair and 128 blocks."""
-            none = jnp.zeros((SLOT - per_head, LANES), wide)
             found = []
             for member in range(2):
-                head = 2 * first + member if heads > 1 else 0
+                head = 2 * pair + member if heads > 1 else 0
                 lanes = slice(0, LANES) if heads > 1 else slice(member * LANES, (member + 1) * LANES)
                 for start in (head * per_head, group + head * per_head):
-                    found += [rows[start : start + per_head, lanes], none]
+                    found += [rows[start : start + per_head, lanes], unused]
             return jnp.concatenate(found, axis=0)
 
-        def normalised_over_channels(rows):
+        def normalised(rows, scale):
             parts = []
             for head in range(heads):
                 own = rows[head * per_head : (head + 1) * per_head]
                 parts.append(own * _inverse(jnp.square(own).sum(axis=0, keepdims=True)))
-            return jnp.concatenate([*parts, rows[group:]], axis=0)
+            return jnp.concatenate([*parts, rows[group:] * scale], axis=0)
 
         @pl.loop(0, tiles.pixels // in_word)
         def _(i):
@@ -133,13 +155,17 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
                 for kind, (features, projection, row) in enumerate(sources):
                     projected = []
                     for j in range(in_word):
-                        taken = [features[i * in_word + j, :, t * LANES : (t + 1) * LANES] for both in chosen for t in both]
-                        rows = dot(projection[row : row + 2 * group], jnp.concatenate(taken, axis=1))
-                        projected.append(normalised_over_channels(rows) if kind < 2 else rows)
+                        lanes = [slice(t * LANES, (t + 1) * LANES) for both in chosen for t in both]
+                        taken = jnp.concatenate([features[i * in_word + j, :, own] for own in lanes], axis=1)
+                        rows = dot(projection[row : row + 2 * group], taken)
+                        if kind < 2:
+                            rows = normalised(rows, jnp.concatenate([scales[kind, :, own] for own in lanes], axis=1))
+                        projected.append(rows)
+                    unused = jnp.full((SLOT - per_head, LANES), float(kind == 2), wide)
                     for n, both in enumerate(chosen):
                         lanes = slice(n * len(both) * LANES, (n + 1) * len(both) * LANES)
                         for pair in range(pairs):
-                            packed = words.pack([feature_rows(rows[:, lanes], pair) for rows in projected], dtype)
+                            packed = words.pack([feature_rows(rows[:, lanes], pair, unused) for rows in projected], dtype)
                             at = pl.ds(i * stride_in + both[0] * LANES, LANES)
                             qkv[kind * pairs + pair, at] = packed.T
 
@@ -168,34 +194,44 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
                 logits[pl.ds(head * around, size)] = jnp.zeros((size, LANES), wide)
                 logits[pl.ds((head + 1) * around - size, size)] = jnp.zeros((size, LANES), wide)
 
-        def normalised_over_positions(features):
-            features = features.astype(wide)
-            scale = _inverse(jnp.square(features).sum(axis=0, keepdims=True))
-            return (features * jnp.where(channel, scale, 1.0)).astype(dtype)
+        def side_by_side(upper, lower, member):
+            """The lanes of a member in two parts of rows, those of the upper first."""
+            return jnp.where(first_side, upper, roll(lower, SIDE)) if member == 0 else jnp.where(first_side, roll(upper, SIDE), lower)
 
-        def write_logits(pair, unit):
-            q, k = (normalised_over_positions(words.rows(features_of(kind, pair, unit), dtype)) for kind in range(2))
-            only = words.from_rows(k)
-            apart = [jnp.where(spatial & own, only, 0) for own in of_member]
-            between = dot(q, words.rows(jnp.concatenate(apart, axis=0), dtype), (1, 1))
-            turned = q.T
-            turned = jnp.concatenate([turned[m * SIDE + SLOT : (m + 1) * SIDE] for m in range(2)], axis=0)
-            channels = dot(turned, k)
+        half = POSITIONS // in_word // 2
+
+        def turn(pair, unit, ahead):
+            """What the products of a pair's queries and keys need, which the cross-lane units prepare."""
+            q, k = (features_of(kind, pair, unit) for kind in range(2))
+            queries = jnp.where(even, q[:half], roll(q[half:], SLOT))
+            k = words.rows(k, dtype)
+            keys = words.from_rows(jnp.concatenate([k, k], axis=0).T)  # each channel's keys, twice
+            ahead[...] = jnp.concatenate([queries, roll(queries, SIDE), keys], axis=0)
+
+        def write_logits(pair, unit, ahead):
+            keys = [ahead[2 * half + n * SLOT // in_word : 2 * half + (n + 1) * SLOT // in_word] for n in range(4)]
+            turned = words.rows(jnp.concatenate(keys[1::2], axis=0), dtype)[:, :POSITIONS]
+            channels = dot(turned, words.rows(features_of(0, pair, unit), dtype))
             for member in range(2):
-                maps = []
-                for rows, half, offset in ((between, SPATIAL_ROWS, 0), (channels, CHANNEL_ROWS, member * SLOT)):
-                    upper, lower = rows[offset : offset + half], rows[offset + half : offset + 2 * half]
-                    if member == 0:
-                        maps.append(jnp.where(first_member, upper, roll(lower, SIDE)))
-                    else:
-                        maps.append(jnp.where(first_member, roll(upper, SIDE), lower))
-                logits[pl.ds(pl.multiple_of(place_of_logits(pair, member, unit), 8), LOGITS)] = jnp.concatenate(maps, axis=0)
+                queries = words.rows(ahead[member * half : (member + 1) * half], dtype)[:, :SIDE]
+                apart = jnp.concatenate([jnp.where(side, keys[2 * member], 0) for side in sides], axis=0)
+                own = channels[member * SLOT : (member + 1) * SLOT]
+                maps = [dot(queries, words.rows(apart, dtype)), side_by_side(*jnp.split(own, 2, axis=0), member)]
+                place = pl.multiple_of(place_of_logits(pair, member, unit), ROWS)
+                logits[pl.ds(place, LOGITS)] = jnp.concatenate(maps, axis=0)
 
-        @pl.loop(0, units // UNITS)
-        def _(n):
-            for unit in range(UNITS):
-                for pair in range(pairs):
-                    write_logits(pair, n * UNITS + unit)
+        def for_each_pair(prepare, finish):
+            """finish(pair, unit, ahead) for all, while prepare(pair, unit, ahead) fills `ahead` for those that follow."""
+            last = units // UNITS - 1
+
+            @pl.loop(0, units // UNITS + 1)
+            def _(n):
+                for step, function in ((jnp.maximum(n - 1, 0), finish), (jnp.minimum(n, last), prepare)):
+                    for number in range(UNITS * pairs):
+                        unit, pair = divmod(number, pairs)
+                        function(pair, step * UNITS + unit, staged.at[number])
+
+        for_each_pair(turn, write_logits)
 
         # Communication and exponentials.
 
@@ -217,84 +253,95 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
                 hidden += last_row * mask[1, pl.ds(row, 1)]
             return rows + hidden
 
-        def spatial_logits(row, band):
-            return masked(communicated(row, band, spatial_cdc), row, band)
+        def of_each(band, i, first):
+            """The rows of words of a band's maps in each head: those of word i from `first` on."""
+            return [pl.ds((first + i) * stride_weights + head * count + band * size, size) for head in range(heads)]
 
-        def channel_logits(row, band):
-            return communicated(SPATIAL_ROWS + row, band, channel_cdc)
+        def write(band, i, first, values):
+            packed = words.pack(values, dtype)
+            for head, at in enumerate(of_each(band, i, first)):
+                weights[at] = packed[head * size : (head + 1) * size]
 
-        def numerators(number, first, after, used, finish):
-            """Write what follows from rows of logits: `number` of them, from word `first` of the weights on."""
+        every_band = range(blocks[0] // bands.rows)
 
-            def at(i, band, head):
-                return pl.ds((first + i) * stride_weights + head * count + band * size, size)
+        # Between positions. Maxima are kept where the exponentials come.
 
-            def write(i, band, values):
-                packed = words.pack(values, dtype)
-                for head in range(heads):
-                    weights[at(i, band, head)] = packed[head * size : (head + 1) * size]
+        def spatial_logits(i, band):
+            rows = [i * in_word + j for j in range(in_word)]
+            return [masked(communicated(row, band, spatial_cdc), row, band) for row in rows]
 
-            def each(i, what):
-                for band in range(blocks[0] // bands.rows):
-                    write(i, band, [what(after(i * in_word + j, band), i, band, j) for j in range(in_word)])
+        @pl.loop(0, jnp.where(bounded[0] != 0, 0, SPATIAL_ROWS // in_word))
+        def _(i):
+            for band in every_band:
+                found = spatial_logits(i, band)
+                found = [[jnp.where(side, rows, -jnp.inf).max(axis=1, keepdims=True) for side in sides] for rows in found]
+                write(band, i, 0, [jnp.where(first_side, *largest) for largest in found])
 
-            def maxima(rows, *_):
-                sides = [jnp.where(used & own, rows, -jnp.inf).max(axis=1, keepdims=True) for own in of_member]
-                return jnp.where(first_member, *sides)
+        @pl.loop(0, SPATIAL_ROWS // in_word)
+        def _(i):
+            for band in every_band:
+                kept = words.unpack(jnp.concatenate([weights[at] for at in of_each(band, i, 0)], axis=0), dtype)
+                shifts = [jnp.where(bounded[0] != 0, 0.0, largest) for largest in kept]
+                write(band, i, 0, [jnp.exp(l - s) for l, s in zip(spatial_logits(i, band), shifts, strict=True)])
 
-            def exponentials(rows, i, band, j):
-                before = jnp.concatenate([weights[at(i, band, head)] for head in range(heads)], axis=0)
-                shift = jnp.where(bounded[int(first > 0)] != 0, 0.0, words.unpack(before, dtype)[j])
-                return finish(jnp.exp(rows - shift))
+        # Between channels; the keys are rows, of which a query is a lane.
 
-            # Maxima only where they are needed; they are kept where the exponentials come.
-            @pl.loop(0, jnp.where(bounded[int(first > 0)] != 0, 0, number // in_word))
-            def _(i):
-                each(i, maxima)
+        def channel_logits(i, band):
+            rows = [i * in_word + j for j in range(in_word)]
+            return [communicated(SPATIAL_ROWS + row, band, channel_cdc) for row in rows]
 
-            @pl.loop(0, number // in_word)
-            def _(i):
-                each(i, exponentials)
+        @pl.loop(0, jnp.where(bounded[1] != 0, 0, CHANNEL_ROWS // in_word))
+        def _(i):
+            for band in every_band:
+                for j, found in enumerate(channel_logits(i, band)):
+                    unused = (i * in_word + j + CHANNEL_ROWS >= per_head) & ~first_side
+                    found = jnp.where(unused, -jnp.inf, found)
+                    found = jnp.maximum(found, roll(found, SIDE))
+                    for head in range(heads):
+                        at = pl.ds(head * count + band * size, size)
+                        own = found[head * size : (head + 1) * size]
+                        largest[at] = jnp.where(i + j == 0, own, jnp.maximum(largest[at], own))
 
-        ones = (jax.lax.broadcasted_iota(jnp.int32, (LANES, LANES), 0) < SIDE) == first_member
-
-        def shares(weights):
-            weights = jnp.where(channel, weights, 0.0)
-            return weights / dot(weights.astype(dtype), ones.astype(dtype))
-
-        numerators(SPATIAL_ROWS, 0, spatial_logits, lane >= 0, lambda weights: weights)
-        numerators(CHANNEL_ROWS, SPATIAL_ROWS // in_word, channel_logits, channel, shares)
+        @pl.loop(0, CHANNEL_ROWS // in_word)
+        def _(i):
+            for band in every_band:
+                at = [pl.ds(head * count + band * size, size) for head in range(heads)]
+                shift = jnp.where(bounded[1] != 0, 0.0, jnp.concatenate([largest[own] for own in at], axis=0))
+                found = [jnp.where(channel, jnp.exp(rows - shift), 0.0) for rows in channel_logits(i, band)]
+                write(band, i, SPATIAL_ROWS // in_word, found)
 
         # Products with the values.
 
-        one = words.from_rows(jnp.ones((in_word, LANES), dtype))
+        ones = jnp.where(channel, words.from_rows(jnp.ones((2 * SUMS, LANES), dtype)), 0)
 
-        def write_attended(pair, unit):
-            rows = [place(pair, member, unit) for member in range(2)]
-            between = [words.read(weights, row, SPATIAL_ROWS // in_word, stride_weights) for row in rows]
-            upper = jnp.where(first_member, between[0], roll(between[1], SIDE))
-            lower = jnp.where(first_member, roll(between[0], SIDE), between[1])
-            between = words.rows(jnp.concatenate([upper, lower], axis=0), dtype)
-            first = SPATIAL_ROWS // in_word * stride_weights
-            channels = [words.read(weights, first + row, CHANNEL_ROWS // in_word, stride_weights) for row in rows]
-            none = jnp.zeros((SLOT // in_word, LANES), jnp.int32)
-            parts = []
-            for member, own in enumerate(channels):
-                ordered = [own, roll(own, SIDE)] if member == 0 else [roll(own, SIDE), own]
-                parts += [none, *(jnp.where(of_member[member], part, 0) for part in ordered)]
-            channels = words.rows(jnp.concatenate(parts, axis=0), dtype)
+        def gather(pair, unit, ahead):
+            """What the products of a pair's weights and values need."""
+            parts = [roll(features_of(2, pair, unit), SLOT)]
+            for member in range(2):
+                start = SPATIAL_ROWS // in_word * stride_weights + place(pair, member, unit)
+                own = words.read(weights, start, CHANNEL_ROWS // in_word, stride_weights)
+                own = [own, roll(own, SIDE)] if member == 0 else [roll(own, SIDE), own]
+                parts += [jnp.where(slot == 2 * member + 1, part, 0) for part in own]
+            ahead[: 4 * half] = jnp.concatenate(parts, axis=0)
+
+        def write_attended(pair, unit, ahead):
             v = features_of(2, pair, unit)
-            counted = jnp.where(slot >= SLOT, one, jnp.where(spatial, v, 0))  # sums of the weights, beside the values
-            counted = jnp.concatenate([jnp.where(own, counted, 0) for own in of_member], axis=0)
-            mixed = dot(between, words.rows(counted, dtype))
-            mixed = jnp.where(slot < SLOT, mixed / roll(mixed, -SLOT), dot(words.rows(v, dtype), channels, (1, 1)))
-            words.write(attended.at[pair], unit, stride_out, words.from_rows(mixed.astype(dtype)))
+            moved, channels = ahead[: 2 * half], jnp.split(ahead[2 * half : 4 * half], 2, axis=0)
+            mixed = 0
+            for member in range(2):
+                row = place(pair, member, unit)
+                own = words.rows(words.read(weights, row, SPATIAL_ROWS // in_word, stride_weights), dtype)
+                apart = [jnp.where(slot == 2 * member + side, part, 0) for side, part in enumerate((v, moved))]
+                mixed += dot(own, words.rows(jnp.concatenate(apart, axis=0), dtype))
+            mixed = words.from_rows(mixed.astype(dtype))
+            spatial = jnp.concatenate([mixed, roll(mixed, -SLOT)], axis=0)
+            none = jnp.zeros((SLOT // in_word, LANES), jnp.int32)
+            channels = words.rows(jnp.concatenate([none, channels[0], none, channels[1]], axis=0), dtype)
+            mixed = dot(words.rows(jnp.concatenate([v, ones], axis=0), dtype), channels)
+            mixed = words.from_rows((mixed[:POSITIONS] / mixed[POSITIONS : POSITIONS + 1]).astype(dtype))
+            words.write(attended.at[pair], unit, stride_out, jnp.where(even, spatial, mixed))
 
-        @pl.loop(0, units // UNITS)
-        def _(n):
-            for unit in range(UNITS):
-                for pair in range(pairs):
-                    write_attended(pair, n * UNITS + unit)
+        for_each_pair(gather, write_attended)
 
         # Back to the channels of each position.
 
@@ -317,16 +364,23 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
                                 channels = slice(kind * group + head * per_head, kind * group + (head + 1) * per_head)
                                 source = member * SIDE + kind * SLOT
                                 result = turned[source : source + per_head]
+                                if kind == 0:
+                                    share = 1 / turned[source + SLOT - SUMS : source + SLOT]
+                                    result = jnp.concatenate([part * share for part in jnp.split(result, per_head // 8)])
                                 out[i * in_word + j, channels, part * LANES : (part + 1) * LANES] = result.astype(dtype)
                                 sums[channels] += result
 
     scratch = [
         ((4 * group, x.shape[1]), dtype),
         ((8 * group, x.shape[1]), dtype),
+        ((2, group, x.shape[1]), dtype),
+        ((2, group, tiles.count), wide),
         ((3 * pairs, tiles.pixels // in_word * stride_in, LANES), jnp.int32),
         ((heads * bands.padded(blocks) * stride_logits, LANES), wide),
         ((LOGITS // in_word * stride_weights, LANES), jnp.int32),
+        ((heads * count, LANES), wide),
         ((pairs, POSITIONS // in_word * stride_out + 8, LANES), jnp.int32),
+        ((UNITS * pairs, (POSITIONS + LANES) // in_word, LANES), jnp.int32),
     ]
     outputs = [((tiles.pixels, 2 * group, tiles.count), dtype), ((2 * group, LANES), wide)]
     mask = MASK * shifted.astype(wide) * column_pairs
