@@ -30,11 +30,12 @@ demo: $(VENV)/ready
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ty check --python $(VENV)
 
 test: lint
 	$(RUN) -m pytest
 
 # For another Python: make test-short PYTHON=python3.13 VENV=.venv-3.13
 test-short: $(VENV)/ready
-	$(RUN) -m pytest tests/test_reference.py tests/test_step.py tests/test_command_line.py tests/test_restorer.py \
+	$(RUN) -m pytest tests/test_concerto_attention.py tests/test_step.py tests/test_command_line.py tests/test_restorer.py \
 	  tests/test_convert.py tests/test_package.py

@@ -2,10 +2,10 @@
 
 import sys
 
-from concertormer_jax.runtime import interrupts
+from concertormer_jax.runtime import errors
 
 if __name__ == "__main__":
-    interrupts.listen()
+    errors.exit_on_signals()
     from concertormer_jax.__main__ import run
 
     run("evaluate", sys.argv[1:])

@@ -9,8 +9,8 @@ import numpy as np
 from benchmarks.params import read_params
 from benchmarks.worker import serve
 from concertormer_jax.models import create, initial_params
-from concertormer_jax.runtime import trace_cache
-from concertormer_jax.runtime.devices import prepare_to_compile, run_in_background, to_run_once
+from concertormer_jax.runtime.devices import prepare_to_compile, run_in_background, run_once_options
+from concertormer_jax.runtime.trace_cache import fingerprint, lower_cached
 from concertormer_jax.training.schedule import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step, to_unit
 
@@ -52,8 +52,8 @@ class Restoration(OnDevice):
         def restore(params, images):
             return self.module.apply({"params": params}, images)[-1]
 
-        made_from = str(self.module)
-        self.program = trace_cache.lower(restore, self.params, self.images, made_from=made_from).compile()
+        key = fingerprint(self.module)
+        self.program = lower_cached(restore, self.params, self.images, fingerprint=key).compile()
 
     def run(self):
         self.restored = self.program(self.params, self.images)
@@ -83,11 +83,11 @@ class Training(OnDevice):
         def initialise():  # a training run does this too before it takes over other weights
             return initial_state(initial_params(self.module, jax.random.key(0)), optimizer, ema_decay=0.0)
 
-        made_from = f"{self.module} {learning_rates} {settings}"
-        drawing = trace_cache.lower(initialise, made_from=made_from, **to_run_once())
+        key = fingerprint(self.module, learning_rates, settings)
+        drawing = lower_cached(initialise, fingerprint=key, **run_once_options())
         drawn = run_in_background(drawing)
         state = drawing.out_info
-        self.program = trace_cache.lower(step, state, self.batch, made_from=made_from, donate_argnums=0).compile()
+        self.program = lower_cached(step, state, self.batch, fingerprint=key, donate_argnums=0).compile()
         self.state = drawn.result().replace(params=jax.device_put(read_params(job["params"])))
         self.losses = []
 

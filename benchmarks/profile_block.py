@@ -42,7 +42,7 @@ PARTS = {
     "ripieno_channel": "Ripieno, channel",
     "concertino_channel": "Concertino, channel",
     "concertino_spatial": "Concertino, spatial",
-    "communicate": "communication (CDC)",
+    "cdc": "communication (CDC)",
     "sca": "channel attention (SCA)",
     "gdmlp": "gdMLP",
 }

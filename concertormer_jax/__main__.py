@@ -4,7 +4,7 @@ import difflib
 import importlib
 import sys
 
-from concertormer_jax.runtime import interrupts
+from concertormer_jax.runtime import errors
 
 COMMANDS = {
     "restore": "restore photographs and folders of them",
@@ -27,7 +27,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command that the first argument names with the others."""
-    interrupts.listen()
+    errors.exit_on_signals()
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help", "--version"):
         print(_version() if name == "--version" else _help())

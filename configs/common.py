@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
     config.data.read_noise = 1e-3  # largest standard deviation, in linear light in [0, 1]
     config.data.jpeg_quality = ()  # (lowest, highest) quality of the degraded photographs' JPEG; () for none
 
-    config.stages = ConfigDict()  # one entry for each stage; one learning-rate schedule runs over all
+    config.stages = ConfigDict()  # one entry for each phase of the training; one learning-rate schedule runs over all
     config.stages.steps = (200_000, 300_000, 100_000)
     config.stages.crop_px = (128, 256, 320)
     config.stages.batch = (64, 16, 8)  # images per step over all devices

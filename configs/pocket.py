@@ -27,6 +27,8 @@ def get_config(part: str = "constant"):
     config.data.read_noise = 7e-4
     config.stages.crop_px = (128,)
     config.stages.batch = (8,)
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.beta2 = 0.99
     config.train.ema_decay = 0.999
     config.validation.images = 16
     config.run.log_every_steps = 50
@@ -35,9 +37,9 @@ def get_config(part: str = "constant"):
     if part == "short":
         config.data.degradation = "shake,frames"
         config.data.blur_max_px = 14.0
-        config.stages.steps = (1_500,)
+        config.stages.steps = (500,)
         config.optimizer.learning_rate = 2e-3
-        config.optimizer.constant_steps = 1_499
+        config.optimizer.constant_steps = 499
         return config
     config.data.degradation = "shake,shake,frames,frames,noise"
     config.data.blur_max_px = 24.0

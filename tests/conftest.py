@@ -2,16 +2,12 @@
 
 import os
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
+
+from xla_flags import QUICK
 
 # The environment is set once, by the process that starts the workers: they inherit it, and so do their subprocesses.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    # Compiling takes most of the time of the tests. Without XLA's optimisations it takes a fifth, and of that a third
-    # where fusions are written by its older emitters and nothing is cut into parts for more cores than there are.
-    quick = ["--xla_backend_optimization_level=0"]
-    if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know is fatal, and another may not know these
-        quick += ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
     # Memory in huge pages, Python's objects too, that stays with a process once it has it: where a busy host makes new
     # pages and small ones slow, tracing and compiling take 0.4 of their time. glibc reads this, others ignore it.
     tunables = {"hugetlb": 1, "mmap_max": 0, "trim_threshold": 2**33, "top_pad": 2**26, "arena_max": 2}
@@ -20,7 +16,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     # And collecting no garbage while importing, which makes none, takes 0.6 of the time.
     startup = str(Path(__file__).parent / "startup")
     os.environ["PYTHONPATH"] = os.pathsep.join([startup, *filter(None, [os.environ.get("PYTHONPATH")])])
-    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *quick]).strip()
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *QUICK]).strip()
     # JAX does not write its files in one step. A process that meets half a file warns, and compiles the program itself.
     _CACHE = tempfile.TemporaryDirectory(prefix="compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
@@ -28,10 +24,21 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax  # after the environment that it reads
 from browser import browser  # noqa: F401  (a fixture of several files)
+from jaxtyping import install_import_hook
+
+# The shapes and types in the signatures are checked in the tests alone.
+install_import_hook(["concertormer_jax.ops", "concertormer_jax.models"], "beartype.beartype")
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-LONGEST = ("test_golden.py", "test_train.py", "test_ablations.py", "test_models.py", "test_other_networks.py")
+LONGEST = (
+    "test_golden.py",
+    "test_end_to_end.py",
+    "test_train.py",
+    "test_ablations.py",
+    "test_models.py",
+    "test_other_networks.py",
+)
 
 
 def pytest_collection_modifyitems(items):

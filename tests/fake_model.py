@@ -12,6 +12,7 @@ class FakeModule:
 
     tlc_window: int | None = None
     multiple: ClassVar[int] = 64
+    dtype: ClassVar = jnp.float32
 
     def clone(self, tlc_window):
         return FakeModule(tlc_window)

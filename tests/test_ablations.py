@@ -13,7 +13,7 @@ from tiny_network import random_params
 from concertormer_jax.inference.compiled import restore_bytes
 from concertormer_jax.models import ABLATIONS, Architecture, concertormer, create
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.training.schedule import make_stages
+from concertormer_jax.training.schedule import make_phases
 from concertormer_jax.training.setup import module_from, training_from
 from concertormer_jax.weights.checkpoints import (
     architecture_dict,
@@ -97,7 +97,7 @@ def test_recipe_trains_two_steps_when_shrunk(name, monkeypatch):
     only_the_decoder(monkeypatch)
     size = 2 * create(name).architecture.block_px
     config = shrunk(name, **{"model.width": 8, "model.remat": False, "stages.crop_px": (size,), "stages.batch": (1,)})
-    training = training_from(config, make_stages((2,), (size,), (1,)))
+    training = training_from(config, make_phases((2,), (size,), (1,)))
     rng = np.random.default_rng(0)
     state = jax.tree.map(  # random, as drawing the initial weights takes a program of its own
         lambda leaf: jnp.asarray(rng.uniform(-0.3, 0.3, leaf.shape).astype(leaf.dtype)),

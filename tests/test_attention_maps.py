@@ -13,7 +13,7 @@ from tiny_restormer import tiny_restormer
 from concertormer_jax.analysis.attention_maps import Maps, attention_maps, attention_sheet, stages
 from concertormer_jax.commands import attention_maps as command
 from concertormer_jax.models import LOGITS, ConcertoSelfAttention, parameter_shapes
-from concertormer_jax.ops import blocks as windows
+from concertormer_jax.ops.blocks import partition
 from concertormer_jax.runtime.errors import UserError
 
 # Logits of q and k, and the result of a map and v; n blocks, positions i, j, p, heads m, channels a, b, c.
@@ -39,7 +39,7 @@ def attention():
 
 def test_an_observed_attention_tells_its_logits(attention):
     output, told = attention.apply(attention.params, attention.features)
-    blocks = np.asarray(windows.partition(attention.features, 8))[0].swapaxes(0, 1)  # [n, positions, C]
+    blocks = np.asarray(partition(attention.features, 8))[0].swapaxes(0, 1)  # [n, positions, C]
     results = []
     for number, (group, (contracted, product, weighted)) in enumerate(BY_HAND.items()):
         part = slice(4 * number, 4 * number + 4)
@@ -56,7 +56,7 @@ def test_an_observed_attention_tells_its_logits(attention):
         weights = jax.nn.softmax(after.reshape(expected.shape))
         results.append(np.einsum(weighted, weights, v).reshape(6, 64, 4))
     expected = np.concatenate(results, axis=-1).swapaxes(0, 1)[None]
-    np.testing.assert_allclose(windows.partition(output, 8), expected, atol=1e-4)
+    np.testing.assert_allclose(partition(output, 8), expected, atol=1e-4)
 
 
 def test_an_attention_that_is_not_observed_tells_nothing(attention):

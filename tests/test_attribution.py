@@ -206,7 +206,7 @@ def test_the_cut_holds_the_window(window, side, corner, size):
 def loaded(monkeypatch):
     """Let the command load two convolutions, and leave the settings of the process alone."""
     restore = convolutions(2)
-    module = SimpleNamespace(apply=lambda variables, images: (None, restore(images)), clone=lambda remat: module)
+    module = SimpleNamespace(apply=lambda variables, images: (None, restore(images)), clone=lambda **fields: module)
     model = SimpleNamespace(module=module, params={}, name="two convolutions")
     monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
     monkeypatch.setattr(command, "load_model", lambda *_: model)

@@ -16,6 +16,7 @@ from benchmarks.jax_batches import Batches
 from benchmarks.jobs import make_job
 from benchmarks.sides import ROOT, Side
 from concertormer_jax.models import VARIANTS, create, parameter_shapes
+from concertormer_jax.models.blocks import Stage
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.weights import params_from_torch, read_state_dict
 
@@ -270,7 +271,7 @@ def test_executions_are_read_from_a_trace_in_their_order(tmp_path):
     "path, part, stage",
     [
         ("jit(f)/Net/decoders_1/while/body/blocks/norm/mul", "layer norm", "decoders_1"),
-        ("jit(f)/transpose(jvp(Net))/middle/blocks/ripieno_channel/communicate/mul", "communication (CDC)", "middle"),
+        ("jit(f)/transpose(jvp(Net))/middle/blocks/ripieno_channel/cdc/mul", "communication (CDC)", "middle"),
         ("jit(f)/Net/encoders_2/blocks/transpose(jvp(gdmlp))/dot_general", "gdMLP", "encoders_2"),
         ("jit(f)/Net/encoders_2/blocks/add", profile_block.REST_OF_BLOCK, "encoders_2"),
         ("jit(f)/Net/endings_0/conv_general_dilated", profile_block.OUTSIDE, "endings_0"),
@@ -280,6 +281,19 @@ def test_executions_are_read_from_a_trace_in_their_order(tmp_path):
 def test_parts_and_stages_are_found_in_paths(path, part, stage):
     assert profile_block.part_of(path) == part
     assert profile_block.stage_of(path) == stage
+
+
+def test_the_parts_are_scopes_of_the_program():
+    stage = Stage(8, 1, 1, 2)
+    x = jnp.zeros((1, 8, 8, 8))
+    shapes = jax.eval_shape(stage.init, jax.random.key(0), x, x)
+    program = jax.jit(jax.grad(lambda params: stage.apply(params, x, x).sum())).lower(shapes)
+    scopes = {
+        name
+        for path in re.findall(r'loc\("([^"]+)"', program.as_text(debug_info=True))
+        for name in re.findall(r"\w+", path)
+    }
+    assert set(profile_block.PARTS) <= scopes
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from concertormer_jax.models import ConcertoSelfAttention
-from concertormer_jax.models.concerto_attention import LOGITS, TALKING
+from concertormer_jax.models.concerto_attention import CDC_PARAMETERS, LOGITS
 from concertormer_jax.ops import concerto
 
 RIPIENO, CONCERTINO = concerto.CONCERTO[:2], concerto.CONCERTO[2:]
@@ -32,12 +32,14 @@ def softmax(logits):
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def by_hand(module, params, x, keys):
-    """The formula of section 3 in float64, one image, unshifted: loops over heads, and over maps where they mix."""
+def by_hand(module, params, x, keys, shifted=False):
+    """The formula of section 3 in float64, one image: loops over heads, and over maps where they mix."""
     k, heads, groups = module.block_px, module.heads, module.groups
     height, width, _ = x.shape
     rows, columns = height // k, width // k
     channels = module.features // (len(groups) * heads)
+    half = k // 2 if shifted else 0
+    x, keys = (np.roll(features, (-half, -half), axis=(0, 1)) for features in (x, keys))
 
     def blocks(features):  # [n, k * k, C]
         cut = features.reshape(rows, k, columns, k, -1).transpose(0, 2, 1, 3, 4)
@@ -67,22 +69,41 @@ def by_hand(module, params, x, keys):
             "concertino_spatial": "mnpc,mnqc->mcpq",
         }[group]
         logits = np.einsum(axes, qs, ks) * p["temperature"][index][:, None, None, None]
-        talking = p.get(TALKING[group])
+        kernel = p.get(CDC_PARAMETERS[group])
         mixed = np.zeros_like(logits)
-        if talking is None:
+        if kernel is None:
             subtract = group in RIPIENO and group.replace("ripieno", "concertino") in groups
             mixed = logits - logits.mean(axis=1, keepdims=True) if subtract else logits
         elif group in RIPIENO:
-            assert rows * columns == 1, "the convolution over one block has only its centre"
             for source in range(heads):
                 for to in range(heads):
-                    mixed[to] += talking[1, 1, source, to] * logits[source]
+                    for block in range(rows * columns):
+                        for down in (-1, 0, 1):
+                            for right in (-1, 0, 1):
+                                row, column = block // columns + down, block % columns + right
+                                if 0 <= row < rows and 0 <= column < columns:
+                                    weight = kernel[down + 1, right + 1, source, to]
+                                    mixed[to, block] += weight * logits[source, row * columns + column]
         else:
             for source in range(heads):
                 for to in range(heads):
                     for one in range(logits.shape[1]):
                         for other in range(logits.shape[1]):
-                            mixed[to, other] += talking[source, one, other, to] * logits[source, one]
+                            mixed[to, other] += kernel[source, one, other, to] * logits[source, one]
+        if group == "ripieno_spatial" and shifted:
+            for block in range(rows * columns):
+                for one in range(k * k):
+                    for other in range(k * k):
+                        # Where the two pixels are on the map, and how far apart they are in the block.
+                        places = [
+                            (
+                                (block // columns * k + at // k + half) % height,
+                                (block % columns * k + at % k + half) % width,
+                            )
+                            for at in (one, other)
+                        ]
+                        apart = np.subtract(*places) == (one // k - other // k, one % k - other % k)
+                        mixed[:, block, one, other] -= 0 if apart.all() else 100
         back = {
             "ripieno_spatial": "mnpq,mnqc->mnpc",
             "ripieno_channel": "mncd,mnpd->mnpc",
@@ -94,18 +115,19 @@ def by_hand(module, params, x, keys):
     output = np.concatenate(results, axis=-1).transpose(0, 2, 1, 3, 4).reshape(height, width, -1)
     if module.sca:
         output = output * (output.mean(axis=(0, 1)) @ p["sca_kernel"] + p["sca_bias"])
-    return output
+    return np.roll(output, (half, half), axis=(0, 1))
 
 
-@pytest.mark.parametrize("cross", [False, True])
-def test_one_block_is_what_the_formula_says_by_hand(cross):
+@pytest.mark.parametrize("implementation", ["reference", None])
+@pytest.mark.parametrize(("size", "shifted", "cross"), [((4, 4), False, True), ((8, 12), True, False)])
+def test_attention_is_what_the_formula_says_by_hand(size, shifted, cross, implementation):
     """All four groups with communication between heads, positions and channels, and the channel attention."""
-    module = ConcertoSelfAttention(16, heads=2, block_px=4)
-    x, y = random_features(1, 4, 4, 6), random_features(1, 4, 4, 5, seed=3)
+    module = ConcertoSelfAttention(16, heads=2, block_px=4, implementation=implementation)
+    x, y = random_features(1, *size, 6), random_features(1, *size, 5, seed=3)
     inputs = (x, y) if cross else (x,)
     params = parameters_of(module, *inputs)
-    expected = by_hand(module, params, x[0], inputs[-1][0])
-    np.testing.assert_allclose(attend(module, params, *inputs)[0], expected, atol=1e-4)
+    expected = by_hand(module, params, x[0], inputs[-1][0], shifted)
+    np.testing.assert_allclose(attend(module, params, *inputs, shifted=shifted)[0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -113,14 +135,15 @@ def test_one_block_is_what_the_formula_says_by_hand(cross):
 )
 def test_without_communication_the_ripieno_gives_its_mean_to_its_concertino(groups):
     """The paper's first form, on six blocks: the mean is subtracted where the Concertino of the same axis has it."""
-    module = ConcertoSelfAttention(16, heads=2, groups=groups, communication="none", sca=False, block_px=4)
+    settings = {"communication": "none", "sca": False, "block_px": 4, "implementation": "reference"}
+    module = ConcertoSelfAttention(16, heads=2, groups=groups, **settings)
     x = random_features(1, 8, 12, 6)
     params = parameters_of(module, x)
     np.testing.assert_allclose(attend(module, params, x)[0], by_hand(module, params, x[0], x[0]), atol=1e-4)
 
 
 def test_window_attention_is_the_plain_softmax_of_each_window():
-    module = ConcertoSelfAttention(8, heads=2, groups=("window",), sca=False, block_px=4)
+    module = ConcertoSelfAttention(8, 2, groups=("window",), sca=False, block_px=4, implementation="reference")
     x = random_features(1, 4, 8, 6)
     params = parameters_of(module, x)
     assert set(params) == {"to_q", "to_kv"}
@@ -219,8 +242,9 @@ def test_parameters_are_only_those_that_the_settings_need():
 
     projections = {"to_q": (6, 16), "to_kv": (6, 32)}
     sca = {"sca_kernel": (16, 16), "sca_bias": (16,)}
-    spatial = {"b_talking": (3, 3, 2, 2), "r_talking": (2, 2, 2, 2)}
-    channel = {"l_talking": (3, 3, 2, 2), "g_talking": (2, 16, 16, 2)}
+    rs, rc, cc, cs = (CDC_PARAMETERS[group] for group in concerto.CONCERTO)
+    spatial = {rs: (3, 3, 2, 2), cs: (2, 2, 2, 2)}
+    channel = {rc: (3, 3, 2, 2), cc: (2, 16, 16, 2)}
     four = projections | {"temperature": (4, 2)}
     assert names() == four | sca | spatial | channel
     assert names(communication="spatial") == four | sca | spatial

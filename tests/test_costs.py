@@ -9,7 +9,7 @@ from tiny_network import tiny_network
 from tiny_restormer import tiny_restormer
 
 from concertormer_jax.models import ABLATIONS, VARIANTS, create, parameter_shapes
-from concertormer_jax.models.costs import COMMUNICATION, OUTSIDE, convolution, costs_of, total
+from concertormer_jax.models.costs import CDC, OUTSIDE, convolution, costs_of, total
 from concertormer_jax.ops.dispatch import traced_for
 from concertormer_jax.planning import arithmetic
 
@@ -95,7 +95,7 @@ def test_products_are_those_of_the_program(name):
 
 
 def test_communication_is_what_a_network_without_it_saves():
-    parts = [costs.get(COMMUNICATION) for costs in costs_of(create("full"), 256, 256).values()]
+    parts = [costs.get(CDC) for costs in costs_of(create("full"), 256, 256).values()]
     communication = total(part for part in parts if part is not None)
     full, without = whole(create("full")), whole(create("full", communication="none"))
     assert communication.parameters == full.parameters - without.parameters == 2_588_880
@@ -133,4 +133,4 @@ def test_the_costs_of_a_custom_network():
     assert parts["window"].macs == 2 * pixels * 64 * share
     assert parts["transposed"].macs == 2 * pixels * share * share
     assert (parts["window"].parameters, parts["transposed"].parameters) == (0, 1)
-    assert COMMUNICATION not in parts
+    assert CDC not in parts

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from concertormer_jax.runtime.devices import share_code_on_tpus
+from concertormer_jax.runtime.devices import deduplicate_tpu_code
 
 FLAG = "--xla_tpu_enable_deduplicated_calls"
 
@@ -27,7 +27,7 @@ def test_equal_operations_are_written_once_unless_the_user_says_otherwise(monkey
     else:
         monkeypatch.setenv("LIBTPU_INIT_ARGS", given)
     for _ in range(2):
-        share_code_on_tpus()
+        deduplicate_tpu_code()
     assert os.environ["LIBTPU_INIT_ARGS"] == expected
 
 

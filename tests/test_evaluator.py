@@ -1,6 +1,7 @@
 """Every picture is restored and scored once, whatever the batch, the number of devices and the sizes."""
 
 import math
+import threading
 
 import jax
 import numpy as np
@@ -10,13 +11,14 @@ from PIL import Image
 
 from concertormer_jax.commands import evaluate as command
 from concertormer_jax.data.sources import open_source
-from concertormer_jax.evaluation import evaluator
+from concertormer_jax.evaluation import evaluator, restoration
 from concertormer_jax.evaluation.evaluator import evaluate
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.scores import EvaluationSet
 from concertormer_jax.inference.compiled import CompiledPerShape
 from concertormer_jax.metrics import psnr_ssim
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.hosts import Hosts
 from concertormer_jax.runtime.outputs import restored_path
 
 SIZES = [(64, 64), (70, 40), (64, 64), (7, 130), (50, 60), (1, 1), (64, 64)]
@@ -99,7 +101,7 @@ def test_every_padded_size_is_compiled_once_and_fills_its_steps(tmp_path, monkey
             steps.append(images.shape[1:3])
             return super().__call__(params, images)
 
-    monkeypatch.setattr(evaluator, "CompiledPerShape", Counting)
+    monkeypatch.setattr(restoration, "CompiledPerShape", Counting)
     model = fake_model()
     object.__setattr__(model, "module", recording(calls))
     evaluate(
@@ -114,6 +116,67 @@ def test_every_padded_size_is_compiled_once_and_fills_its_steps(tmp_path, monkey
     assert sum(line.startswith("compiling 64x64") for line in lines) == 1
     assert sum("compiled" in line for line in lines) == 3
     assert sorted(steps) == [(64, 64)] * 3 + [(64, 192), (128, 64)], "five of 64x64 take three steps of two"
+
+
+def test_a_slow_scorer_does_not_delay_the_device(tmp_path, monkeypatch):
+    """No picture is scored before the device was given the last one."""
+    monkeypatch.setattr(evaluator, "_SCORING_THREADS", 2)
+    steps, last_given = [], threading.Event()
+
+    class Counting(CompiledPerShape):
+        def __call__(self, params, images):
+            steps.append(images.shape)
+            if len(steps) == len(SIZES):
+                last_given.set()
+            return super().__call__(params, images)
+
+    def slow(*arguments):
+        assert last_given.wait(60), f"{len(steps)} of {len(SIZES)} pictures were given to the device"
+        return psnr_ssim.score(*arguments)
+
+    monkeypatch.setattr(restoration, "CompiledPerShape", Counting)
+    monkeypatch.setattr(evaluator, "score", slow)
+    pairs = pairs_in(write_pairs(tmp_path / "data"))
+    result = evaluate(fake_model(), pairs, tmp_path / "out", tlc="off", devices=jax.devices()[:1])
+    assert len(result.images) == len(SIZES)
+
+
+def test_fewer_pictures_are_scored_at_once_where_memory_is_short(monkeypatch):
+    monkeypatch.setattr(evaluator, "_SCORING_THREADS", 8)
+    threads = []
+    for gigabytes in (100, 10, 1):
+        monkeypatch.setattr(evaluator, "available_memory_bytes", lambda free=gigabytes * 1e9: free)
+        threads.append(evaluator._scoring_threads([(10, 10), (3000, 4000)]))
+    assert threads == [8, 1, 1]
+    assert evaluator._scoring_threads([(1000, 1000)]) == 1
+    monkeypatch.setattr(evaluator, "available_memory_bytes", lambda: 3e9)
+    assert evaluator._scoring_threads([(1000, 1000)]) == 5
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 3, 7, 9])
+def test_hosts_share_the_pictures(hosts):
+    shares = [restoration.share_of(SIZES, 64, host, hosts) for host in range(hosts)]
+    assert sorted(index for share in shares for index in share) == list(range(len(SIZES)))
+    if hosts == 2:
+        # 64x64 five times, then 64x192 and 128x64: ten units of 64x64 pixels.
+        assert shares == [[0, 2, 4, 5, 6], [3, 1]]
+
+
+def test_hosts_that_see_other_pictures_are_refused(tmp_path):
+    class TwoHosts(Hosts):
+        def gather(self, settings):
+            names, *others = settings
+            return [settings, (names[1:], *others)]
+
+    pairs = pairs_in(write_pairs(tmp_path / "data", [(20, 20), (20, 20)]))
+    with pytest.raises(UserError, match="data: the hosts see other pictures"):
+        evaluate(fake_model(), pairs, tmp_path / "out", hosts=TwoHosts())
+
+
+def test_hosts_need_data_that_all_of_them_see(tmp_path, loaded, capsys):
+    with pytest.raises(SystemExit):
+        command.main([f"--ckpt={tmp_path}", "--distributed"])
+    assert "--distributed needs --data" in capsys.readouterr().err
 
 
 def test_pictures_are_padded_to_the_multiple_of_the_network(tmp_path):
@@ -209,7 +272,7 @@ def test_the_alignment_is_recorded_for_the_output_and_the_input(tmp_path, monkey
         return psnr_ssim.Scores(dict.fromkeys(names, 30.0), next(outcomes))
 
     monkeypatch.setattr(evaluator, "score", fake)
-    monkeypatch.setattr(evaluator, "_THREADS", 1)  # so that the outcomes come in order
+    monkeypatch.setattr(evaluator, "_SCORING_THREADS", 1)  # so that the outcomes come in order
     result = evaluate(fake_model(), pairs_in(folder), tmp_path / "out", protocol=PROTOCOLS["realblur_j"])
     assert result.metrics == ("psnr_realblur", "ssim_realblur")
     assert [image.converged for image in result.images] == [(True, False), (False, False)]

@@ -13,7 +13,8 @@ from concertormer_jax.data.images import list_images, write_png
 from concertormer_jax.data.listing import is_leftover
 from concertormer_jax.data.sources import PairSource, PhotoSource, open_source
 from concertormer_jax.data.synthesize import synthesize
-from concertormer_jax.datasets.preparation import examine, open_evaluation_sets
+from concertormer_jax.datasets.preparation import examine
+from concertormer_jax.evaluation.sets import open_evaluation_sets
 from concertormer_jax.runtime.errors import UserError
 
 SIDES = [

@@ -16,9 +16,9 @@ import pytest
 
 from concertormer_jax.models import create
 from concertormer_jax.models.blocks import Stage
-from concertormer_jax.models.concerto_attention import TALKING
+from concertormer_jax.models.concerto_attention import CDC_PARAMETERS
 from concertormer_jax.ops import reference
-from concertormer_jax.ops.dispatch import traced_for
+from concertormer_jax.ops.dispatch import IMPLEMENTATIONS
 from concertormer_jax.training.schedule import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step
 from concertormer_jax.weights import params_from_torch, torch_from_params
@@ -73,7 +73,7 @@ def by_reference(stage, params, x, y=None):
     for index in range(stage.blocks):
         p = jax.tree.map(lambda leaf, index=index: leaf[index], params["blocks"])
         attention = p["attention"]
-        cdc = {group: attention[name] for group, name in TALKING.items()}
+        cdc = {group: attention[name] for group, name in CDC_PARAMETERS.items()}
         others = ("to_q", "to_kv", "temperature"), ("sca_kernel", "sca_bias")
         before, after = ([attention[name] for name in names] for names in others)
         weights = reference.AttentionWeights(*before, cdc, *after)
@@ -83,9 +83,10 @@ def by_reference(stage, params, x, y=None):
     return x
 
 
-@pytest.mark.parametrize("form", ["reference", "cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("implementation", ["by hand", *IMPLEMENTATIONS])
 @pytest.mark.parametrize("case", ["heads4_shifted", "cross"])
-def test_block(case, form):
+def test_block(case, implementation):
+    """By hand: `ops.reference.block`, without the modules of the network."""
     with np.load(GOLDEN / "blocks.npz") as archive:
         meta = json.loads(str(archive[f"{case}/meta"]))
         state = with_prefix(archive, f"{case}/state/")
@@ -114,17 +115,20 @@ def test_block(case, form):
         if mapping.torch_name.startswith(prefix):
             write({mapping.paths[0][0]: params}, mapping, state.pop(mapping.torch_name.removeprefix(prefix)))
     assert not state
-    if form == "reference":
+    if implementation == "by hand":
         output = jax.jit(partial(by_reference, stage))(params, *inputs)
     else:
-        with traced_for(form):
-            output = jax.jit(stage.apply)({"params": params}, *inputs)
+        output = jax.jit(stage.clone(implementation=implementation).apply)({"params": params}, *inputs)
     np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["aligned", "padded"])
-def test_network(archive, module, params, case):
-    outputs = jax.jit(module.apply)({"params": params}, nhwc(archive[f"{case}/input"]))
+@pytest.mark.parametrize(
+    ("case", "implementation"), [("aligned", "cpu"), ("padded", "cpu"), ("padded", "reference"), ("padded", "tpu")]
+)
+def test_network(archive, module, params, case, implementation):
+    outputs = jax.jit(module.clone(implementation=implementation).apply)(
+        {"params": params}, nhwc(archive[f"{case}/input"])
+    )
     assert len(outputs) == 4
     for scale, output in enumerate(outputs):
         np.testing.assert_allclose(output, nhwc(archive[f"{case}/output{scale}"]), rtol=0, atol=1e-4)

@@ -35,13 +35,14 @@ def exif_block(order="<", orientation=6, thumbnail=True):
             tiff_directory.EXIF: entry(
                 4,
                 1,
-                {
+                b"",
+                directory={
                     ExifTags.Base.UserComment: entry(7, len(COMMENT), COMMENT),
                     ExifTags.Base.MakerNote: entry(7, len(NOTE), NOTE),
                 },
             ),
             tiff_directory.GPS: entry(
-                4, 1, {1: entry(2, 2, b"N\0"), 2: entry(5, 3, struct.pack(order + "6I", *range(6)))}
+                4, 1, b"", directory={1: entry(2, 2, b"N\0"), 2: entry(5, 3, struct.pack(order + "6I", *range(6)))}
             ),
         },
         order,
@@ -120,7 +121,7 @@ def test_exif_is_passed_through(tmp_path, source, target, order):
     found, before = entries_of(kept.exif), entries_of(given)
     assert found[ExifTags.Base.Make].value == MAKER + b"\0"
     for directory in (tiff_directory.EXIF, tiff_directory.GPS):
-        values = [{tag: entry.value for tag, entry in tags[directory].value.items()} for tags in (found, before)]
+        values = [{tag: entry.value for tag, entry in tags[directory].directory.items()} for tags in (found, before)]
         assert values[0] == values[1]
     assert tiff_directory.orientation(kept.exif) == 1
     assert kept.icc_profile == profile()

@@ -10,9 +10,10 @@ import pytest
 from tiny_network import random_images, random_params, tiny_network
 
 from concertormer_jax.models import VARIANTS, create, initial_params, parameter_shapes
+from concertormer_jax.models.concerto_attention import CDC_PARAMETERS
 from concertormer_jax.ops import concerto
 from concertormer_jax.ops.image import downsample
-from concertormer_jax.runtime.devices import to_run_once
+from concertormer_jax.runtime.devices import run_once_options
 from concertormer_jax.runtime.errors import UserError
 
 
@@ -42,10 +43,10 @@ def blocks(number, width, heads):
             "to_q": (width, hidden),
             "to_kv": (width, 2 * hidden),
             "temperature": (4, heads),
-            "b_talking": (3, 3, heads, heads),
-            "l_talking": (3, 3, heads, heads),
-            "g_talking": (heads, 64, 64, heads),
-            "r_talking": (heads, channels, channels, heads),
+            CDC_PARAMETERS["ripieno_spatial"]: (3, 3, heads, heads),
+            CDC_PARAMETERS["ripieno_channel"]: (3, 3, heads, heads),
+            CDC_PARAMETERS["concertino_channel"]: (heads, 64, 64, heads),
+            CDC_PARAMETERS["concertino_spatial"]: (heads, channels, channels, heads),
             "sca_kernel": (hidden, hidden),
             "sca_bias": (hidden,),
         },
@@ -90,7 +91,7 @@ def initial():
     def draw(key):
         return initial_params(module, key), module.init(key, images)["params"]
 
-    return jax.jit(draw, **to_run_once())(jax.random.key(0))
+    return jax.jit(draw, **run_once_options())(jax.random.key(0))
 
 
 def test_initial_values(initial):
@@ -103,13 +104,15 @@ def test_initial_values(initial):
     np.testing.assert_array_equal(middle["norm"]["bias"], 0)
     assert not np.array_equal(first["to_uz"], second["to_uz"])
     # Kaiming normal with a = sqrt(5), the fan-in being shape[1] * prod(shape[2:]).
-    np.testing.assert_allclose(np.std(attention["g_talking"]), (3 * 64 * 64 * 2) ** -0.5, rtol=0.05)
+    np.testing.assert_allclose(
+        np.std(attention[CDC_PARAMETERS["concertino_channel"]]), (3 * 64 * 64 * 2) ** -0.5, rtol=0.05
+    )
     # PyTorch's default of convolutions: uniform within 1 / sqrt(fan-in), that of a bias being its kernel's.
     for value, fan_in in (
         (attention["to_q"], 16),
         (middle["project"], 32),
         (attention["sca_bias"], 32),
-        (attention["b_talking"], 9 * 2),
+        (attention[CDC_PARAMETERS["ripieno_spatial"]], 9 * 2),
         (middle["dw_u"], 9),
         (params["intros_0"]["kernel"], 27),
         (params["intros_0"]["bias"], 27),

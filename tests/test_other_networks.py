@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
         runs.write_photos(tmp_path / "pairs" / part, count=2, size=36)
     for command in (evaluate, restore):
         monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
-    monkeypatch.setattr(restorer, "LARGEST_DEPARTURE", np.inf)  # after two steps no colour is right
+    monkeypatch.setattr(restorer, "LARGEST_COLOUR_SHIFT", np.inf)  # after two steps no colour is right
     return tmp_path
 
 

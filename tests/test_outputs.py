@@ -92,7 +92,7 @@ def test_names_are_no_formulas_and_no_control_characters_in_tables():
         for index, name in enumerate(names)
     )
     set_of = EvaluationSet("a\x1b[2J\n|b", None)
-    result = Evaluation("demo", "demo", "pairs", set_of, "off", None, ("psnr_y",), images, "1 x cpu", 2.0)
+    result = Evaluation("demo", "demo", "pairs", set_of, "off", None, "highest", ("psnr_y",), images, "1 x cpu", 2.0)
     rows = list(csv.DictReader(io.StringIO(per_image_csv(result))))
     assert [row["name"] for row in rows] == ["'=1+1", "'+a", "'-b", "'@c", "'\td", "plain", "e=f"]
     assert [row["gain_psnr_y"] for row in rows] == ["-10.000000"] * len(names), "numbers stay numbers"

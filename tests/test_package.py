@@ -8,7 +8,7 @@ import pytest
 from training_runs import ROOT
 
 from concertormer_jax.__main__ import COMMANDS
-from concertormer_jax.runtime.bundled import bundled, recipes
+from concertormer_jax.runtime.paths import bundled, recipes
 
 
 @pytest.fixture(scope="module")

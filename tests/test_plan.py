@@ -14,7 +14,7 @@ import training_runs as runs
 
 from concertormer_jax.models import parameter_shapes
 from concertormer_jax.ops.dispatch import traced_for
-from concertormer_jax.planning import arithmetic, chips, compilation, report
+from concertormer_jax.planning import advice, arithmetic, chips, compilation, report
 from concertormer_jax.planning.compilation import Collective, Plan, compile_apart, compile_task, too_large
 from concertormer_jax.runtime.devices import data_mesh
 from concertormer_jax.runtime.errors import UserError
@@ -35,7 +35,7 @@ def target(name, count):
 def plan_of(**changes):
     fields = {
         "kind": "train",
-        "name": "stage 1 (128 px x 64)",
+        "name": "phase 1 (128 px x 64)",
         "images": 64,
         "steps": 36_000,
         "compile_s": 12.34,
@@ -138,7 +138,7 @@ def test_other_messages_are_not_about_memory():
 
 def test_suggestions_go_from_cheap_to_costly():
     config = config_with({"model.remat": False, "stages.batch": (64,)})
-    found = [s.flags for s in report.for_training(config, target("v5e:2x4", 8), excess=3.2)]
+    found = [s.flags for s in advice.for_training(config, target("v5e:2x4", 8), excess=3.2)]
     assert found[:3] == [
         "--config.model.remat=True",
         "--config.train.accumulation=4",  # 8 images on each chip; 2 parts would not do
@@ -150,24 +150,24 @@ def test_suggestions_go_from_cheap_to_costly():
 
 def test_suggestions_do_not_repeat_what_is_set():
     settings = {"model.remat": True, "model.dtype": "bfloat16", "train.accumulation": 2, "stages.batch": (32,)}
-    found = [s.flags for s in report.for_training(config_with(settings), target("v5e:2x4", 8), excess=1.5)]
+    found = [s.flags for s in advice.for_training(config_with(settings), target("v5e:2x4", 8), excess=1.5)]
     assert found == ["--config.train.accumulation=4", "--tpu=v5e:4x4"]
 
 
 @pytest.mark.parametrize(("batches", "parts"), [((8,), []), ((64, 16, 8), []), ((24,), [3]), ((64, 32), [2, 4])])
-def test_suggestions_divide_the_batches_of_all_stages(batches, parts):
+def test_suggestions_divide_the_batches_of_all_phases(batches, parts):
     stages = {"stages.batch": batches, "stages.steps": (2,) * len(batches), "stages.crop_px": (64,) * len(batches)}
     config = config_with({"model.remat": False, **stages})
-    suggestions = report.for_training(config, target("v5e:2x4", 8), excess=1.0)
+    suggestions = advice.for_training(config, target("v5e:2x4", 8), excess=1.0)
     assert sorted({s.keys["train.accumulation"] for s in suggestions if "train.accumulation" in s.keys}) == parts
     for suggestion in suggestions:
-        chosen = report.changed(config, suggestion)
+        chosen = advice.changed(config, suggestion)
         compilation.require_trainable(chosen, chips.count(suggestion.tpu or "v5e:2x4"))
 
 
 def test_a_suggestion_changes_a_copy_of_the_config():
     config = config_with({"model.remat": False}).lock()
-    other = report.changed(config, report.Suggestion({"model.remat": True, "train.accumulation": 4}))
+    other = advice.changed(config, advice.Suggestion({"model.remat": True, "train.accumulation": 4}))
     assert (other.model.remat, other.train.accumulation) == (True, 4)
     assert (config.model.remat, config.train.accumulation) == (False, 1)
 
@@ -195,7 +195,7 @@ def test_a_program_that_fits_is_described():
     collectives = (Collective("all-reduce", 3, 12.0, 2.5e9),)
     text = report.describe(plan_of(collectives=collectives, unknown_loops=("while.7",)), V5E)
     for part in (
-        "stage 1 (128 px x 64): fits",
+        "phase 1 (128 px x 64): fits",
         "3.00 GiB of 16.00 GiB on each chip: weights 1.00 GiB, optimiser 2.00 GiB",
         "1.97 TFLOP",
         "60.2 GB on each chip, 8.19 GB of it",
@@ -235,9 +235,9 @@ def test_memory_is_told_by_kind_and_loops_are_counted():
     assert compile_task(task, plan.memory_total - 1).reason
 
 
-def test_a_batch_of_any_stage_that_does_not_divide_is_one_sentence():
+def test_a_batch_of_any_phase_that_does_not_divide_is_one_sentence():
     config = config_with(runs.TINY_RUN | {"stages.batch": (8, 9)})
-    with pytest.raises(UserError, match="batch of 9 images of stage 2 does not divide over 2 devices"):
+    with pytest.raises(UserError, match="batch of 9 images of phase 2 does not divide over 2 devices"):
         compilation.training_task(config, data_mesh(jax.devices()[:2]), 1)
 
 
@@ -281,7 +281,7 @@ def test_the_command_plans_for_this_machine(tmp_path):
     assert train["fits"] and evaluation["fits"]
     assert min(train["flops"], train["bytes"], evaluation["flops"], evaluation["bytes"]) > 0
     assert (train["steps"], evaluation["steps"]) == (2, None)
-    assert "stage 1 (16 px x 8): fits" in done.stdout
+    assert "phase 1 (16 px x 8): fits" in done.stdout
     assert "evaluation (24x40, TLC windows of 64 px, protocol pairs): fits" in done.stdout
     assert "by kind" in done.stdout
 

@@ -138,8 +138,10 @@ def test_the_command_needs_no_checkpoint(folder, capsys):
         (["--data=x"], "give either --ckpt"),
         (["--ckpt=x", "--predictions=y"], "give either --ckpt"),
         (["--predictions=y"], "needs --data"),
-        (["--predictions=y", "--data=x", "--tlc=off"], "--tlc and --batch are for a network"),
-        (["--predictions=y", "--data=x", "--batch=2"], "--tlc and --batch are for a network"),
+        (["--predictions=y", "--data=x", "--tlc=off"], "are for a network"),
+        (["--predictions=y", "--data=x", "--batch=2"], "are for a network"),
+        (["--predictions=y", "--data=x", "--precision=high"], "are for a network"),
+        (["--predictions=y", "--data=x", "--distributed"], "are for a network"),
     ],
 )
 def test_contradicting_flags_are_one_sentence(arguments, message, capsys):

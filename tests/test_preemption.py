@@ -17,22 +17,23 @@ from light_network import leave_out_blocks
 
 from concertormer_jax.planning.compilation import compile_apart
 from concertormer_jax.runtime import threads
-from concertormer_jax.runtime.devices import compile_while_listening, run_in_background
-from concertormer_jax.runtime.errors import STOPPING, Stopped, UserError, reported
+from concertormer_jax.runtime.devices import compile_interruptibly, run_in_background
+from concertormer_jax.runtime.errors import STOP_SIGNALS, Stopped, UserError, reported
 from concertormer_jax.runtime.files import locked
 from concertormer_jax.training import trainer
 from concertormer_jax.training.preemption import PreemptionGuard
 from concertormer_jax.training.validation import Validation
+from concertormer_jax.training.workdir import only_run_in
 from configs import common
 
-TWO_STAGES = {"stages.steps": (1, 1), "stages.crop_px": (16, 32), "run.log_every_steps": 100}
+TWO_PHASES = {"stages.steps": (1, 1), "stages.crop_px": (16, 32), "run.log_every_steps": 100}
 
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
     leave_out_blocks(monkeypatch)
     runs.write_photos(tmp_path / "photos")
-    return runs.TINY_RUN | runs.WITHOUT_ATTENTION | TWO_STAGES | {"data.source": str(tmp_path / "photos")}
+    return runs.TINY_RUN | runs.WITHOUT_ATTENTION | TWO_PHASES | {"data.source": str(tmp_path / "photos")}
 
 
 def config_with(settings):
@@ -43,8 +44,8 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-def assert_stopped_while_compiling(settings, workdir, monkeypatch, stage, number):
-    """Let the compiler of a stage work until the test ends, and send a signal meanwhile. Returns what is said."""
+def assert_stopped_while_compiling(settings, workdir, monkeypatch, phase, number):
+    """Let the compiler of a phase work until the test ends, and send a signal meanwhile. Returns what is said."""
     lower, released, calls = trainer.lower_step, threading.Event(), []
 
     def compile_forever():
@@ -53,23 +54,23 @@ def assert_stopped_while_compiling(settings, workdir, monkeypatch, stage, number
 
     def lower_step(*arguments):
         calls.append(arguments)
-        return MagicMock(compile=compile_forever) if len(calls) == stage else lower(*arguments)
+        return MagicMock(compile=compile_forever) if len(calls) == phase else lower(*arguments)
 
     monkeypatch.setattr(trainer, "lower_step", lower_step)
-    before = {each: signal.getsignal(each) for each in STOPPING}
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     try:
         with pytest.raises(Stopped) as stopped:
             trainer.train(config_with(settings), workdir)
         assert threads.busy()
     finally:
         released.set()
-    assert {each: signal.getsignal(each) for each in STOPPING} == before
+    assert {each: signal.getsignal(each) for each in STOP_SIGNALS} == before
     assert stopped.value.number == number
     return stopped.value.text
 
 
-@pytest.mark.parametrize("number", STOPPING)
-def test_a_stop_while_a_later_stage_compiles_is_obeyed_at_once_and_saves(settings, tmp_path, monkeypatch, number):
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_stop_while_a_later_phase_compiles_is_obeyed_at_once_and_saves(settings, tmp_path, monkeypatch, number):
     text = assert_stopped_while_compiling(settings, tmp_path / "run", monkeypatch, 2, number)
     assert text == f"stopped by {number.name}; step 1 is saved, the same command goes on"
     assert (tmp_path / "run" / "checkpoints" / "1").exists()
@@ -77,7 +78,7 @@ def test_a_stop_while_a_later_stage_compiles_is_obeyed_at_once_and_saves(setting
     assert [(line["step"], line["train/stage"]) for line in lines] == [(1, 1)]
 
 
-def test_a_stop_while_the_first_stage_compiles_is_obeyed_at_once(settings, tmp_path, monkeypatch):
+def test_a_stop_while_the_first_phase_compiles_is_obeyed_at_once(settings, tmp_path, monkeypatch):
     text = assert_stopped_while_compiling(settings, tmp_path / "run", monkeypatch, 1, signal.SIGTERM)
     assert text == "stopped by SIGTERM; nothing is saved yet, the same command goes on"
 
@@ -90,7 +91,7 @@ def test_a_stop_while_validating_saves_without_it(settings, tmp_path, monkeypatc
     assert model["psnr"] is None
 
 
-def test_the_last_interval_of_every_stage_is_told(settings, tmp_path):
+def test_the_last_interval_of_every_phase_is_logged(settings, tmp_path):
     trainer.train(config_with(settings | {"stages.steps": (2, 3), "run.log_every_steps": 2}), tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["train/stage"]) for line in lines if "train/loss" in line] == [(2, 1), (4, 2), (5, 2)]
@@ -159,7 +160,7 @@ COMMANDS = [
 def test_ctrl_c_while_a_command_imports_is_one_sentence(command):
     process = runs.start([sys.executable, "-X", "importtime", *command])
     for line in process.stdout:
-        if line.split("|")[-1].strip() == "concertormer_jax.runtime.interrupts":
+        if line.split("|")[-1].strip() == "concertormer_jax.runtime.values":  # which every command imports
             process.send_signal(signal.SIGINT)
             break
     said = [line for line in runs.finish(process, status=130).splitlines() if not line.startswith("import time:")]
@@ -189,7 +190,7 @@ def test_a_second_process_in_a_work_folder_is_refused(settings, tmp_path):
 
 def test_only_the_first_host_holds_the_work_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with locked(tmp_path / ".lock", ""), trainer._only_run(tmp_path):
+    with locked(tmp_path / ".lock", ""), only_run_in(tmp_path):
         pass
 
 
@@ -198,4 +199,4 @@ def test_with_several_hosts_no_program_is_started_by_another_thread(monkeypatch)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(threads, "run", lambda _: pytest.fail("a thread was started"))
     assert run_in_background(square, 3.0).result() == 9
-    assert compile_while_listening(square)(3.0) == 9
+    assert compile_interruptibly(square)(3.0) == 9

@@ -42,7 +42,7 @@ def digests(folder):
 
 def content(reference, data_dir):
     """{(split, name): pixels of input and target} of a prepared set."""
-    splits = read_pairs_file(prepared_folder(reference, str(data_dir)))["pairs"]
+    splits = read_pairs_file(prepared_folder(reference, str(data_dir))).pairs
     result = {}
     for split in splits:
         source = open_prepared(reference, split, data_dir=str(data_dir))
@@ -77,7 +77,7 @@ def test_all_layouts_of_a_set_are_prepared_alike(tmp_path, capsys, name):
 
 def test_whole_sequences_are_held_out(tmp_path):
     run("gopro", "--source", write_set("gopro", "original", tmp_path / "source"), "--data-dir", tmp_path)
-    splits = read_pairs_file(prepared_folder("gopro", str(tmp_path)))["pairs"]
+    splits = read_pairs_file(prepared_folder("gopro", str(tmp_path))).pairs
     sequences = {split: {sequence_of(name) for name, _, _ in pairs} for split, pairs in splits.items()}
     assert len(sequences["validation"]) == 1 and len(sequences["train"]) == 2
     assert not sequences["train"] & sequences["validation"]
@@ -132,7 +132,7 @@ def test_training_pictures_are_cut_into_overlapping_crops(tmp_path):
             picture = decode_rgb((tmp_path / "GoPro/train" / role / "GOPR0001_00_00-000001.png").read_bytes(), "")
             np.testing.assert_array_equal(crops.whole(index)[side], picture[top : top + 512, left : left + 512])
     assert open_prepared("gopro/blur_crops", "test", data_dir=str(tmp_path / "sets")).size(0) == (540, 740)
-    splits = read_pairs_file(prepared_folder("gopro/blur_crops", str(tmp_path / "sets")))["pairs"]
+    splits = read_pairs_file(prepared_folder("gopro/blur_crops", str(tmp_path / "sets"))).pairs
     assert {split: len(pairs) for split, pairs in splits.items()} == {"train": 8, "validation": 4, "test": 3}
 
 

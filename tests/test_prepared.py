@@ -15,9 +15,10 @@ from training_runs import override
 from concertormer_jax.data import prepared
 from concertormer_jax.data.folders import find_pairs
 from concertormer_jax.data.pipeline import batches
-from concertormer_jax.data.prepared import VALIDATION, open_prepared, prepared_folder, read_pairs_file
+from concertormer_jax.data.prepared import Use, open_prepared, prepared_folder, read_pairs_file
 from concertormer_jax.data.sources import Mixture, open_source, split_source
-from concertormer_jax.datasets.preparation import examine, open_evaluation_sets, prepare
+from concertormer_jax.datasets.preparation import examine, prepare
+from concertormer_jax.evaluation.sets import open_evaluation_sets
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.outputs import restored_path
 from concertormer_jax.training.data import data_notes, sources_from
@@ -284,8 +285,8 @@ assert "tensorflow" not in sys.modules
 
 def test_pairs_file_lists_every_record(sets):
     content = read_pairs_file(prepared_folder("gopro", str(sets / "prepared")))
-    assert {split: len(pairs) for split, pairs in content["pairs"].items()} == {"train": 6, "validation": 3, "test": 6}
-    assert all(size > 0 for size in content["files"].values())
+    assert {split: len(pairs) for split, pairs in content.pairs.items()} == {"train": 6, "validation": 3, "test": 6}
+    assert all(size > 0 for size in content.files.values())
 
 
 def test_validation_reads_what_is_held_out_for_it(sets):
@@ -320,7 +321,7 @@ def test_what_is_validated_on_is_left_out_of_the_training(sets):
 def test_set_with_training_pairs_alone_cannot_be_validated_on(own_copy):
     change(own_copy, lambda content: content["pairs"].pop("validation") and content["pairs"].pop("test"))
     with pytest.raises(UserError, match="tfds:gopro: has no validation or test split; it has train"):
-        open_prepared("gopro", VALIDATION, data_dir=str(own_copy))
+        open_prepared("gopro", Use.VALIDATION, data_dir=str(own_copy))
 
 
 HOSTILE_NAMES = [

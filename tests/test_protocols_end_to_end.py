@@ -57,8 +57,8 @@ class Commands:
         python, *rest = [self.placed(argument) for argument in arguments]
         assert python == "python"
         data_dir = f"--data-dir={self.folder / 'prepared'}"
-        if rest[:2] == ["-m", "concertormer_jax", "prepare"]:
-            prepare.main([*rest[2:], data_dir])
+        if rest[:3] == ["-m", "concertormer_jax", "prepare"]:
+            prepare.main([*rest[3:], data_dir])
         elif rest[0] == "evaluate.py":
             evaluate.main([*rest[1:], data_dir, "--batch=8", f"--output={self.folder / 'results'}"])
         else:

@@ -33,7 +33,7 @@ def test_the_field_of_a_mean_is_known():
 def loaded(monkeypatch):
     """Let the command load the mean of 3x3, twice, and leave the settings of the process alone."""
     module = SimpleNamespace(
-        apply=lambda variables, images: (None, mean_of_3x3(mean_of_3x3(images))), clone=lambda remat: module
+        apply=lambda variables, images: (None, mean_of_3x3(mean_of_3x3(images))), clone=lambda **fields: module
     )
     model = SimpleNamespace(module=module, params={}, name="two means")
     monkeypatch.setattr(command, "prepare_to_compile", lambda: None)

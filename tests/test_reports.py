@@ -32,7 +32,9 @@ def evaluation(
         for index, (after, before, covered) in enumerate(zip(restored, degraded, covers, strict=True))
     )
     pairs = EvaluationSet(name, None)
-    return Evaluation("demo, step 300", "demo", protocol, pairs, tlc, window, ("psnr_y",), images, "1 x cpu", 2.0)
+    return Evaluation(
+        "demo, step 300", "demo", protocol, pairs, tlc, window, "highest", ("psnr_y",), images, "1 x cpu", 2.0
+    )
 
 
 def write_pairs(folder, count):
@@ -100,11 +102,12 @@ def test_infinite_values_leave_valid_files():
 def test_the_markdown_row_names_what_the_numbers_mean():
     result = evaluation(restored=(31.0, 32.0), degraded=(30.0, 30.0))
     header, rule, row = markdown_table([result]).splitlines()
-    assert header == "| checkpoint | protocol | data | images | TLC | psnr_y | psnr_y of the input | psnr_y gain |"
+    titles = ["checkpoint", "protocol", "data", "images", "TLC", "precision"]
+    assert header == f"| {' | '.join(titles)} | psnr_y | psnr_y of the input | psnr_y gain |"
     assert rule.count("|") == header.count("|")
     assert row == (
         "| demo, step 300 | pairs | data\\|set | 2 | auto, 448 px: no effect on 1, which the window covers "
-        "| 31.50 | 30.00 | +1.50 |"
+        "| highest | 31.50 | 30.00 | +1.50 |"
     )
 
 
@@ -137,7 +140,8 @@ def test_the_average_is_that_of_the_four_sets_whatever_their_sizes_and_order(tmp
     assert fifth.startswith("| demo, step 300 | derain | test100 | 2 |")
     # Of 31.5 + place for the places 1 to 4; Test1200, at place 0, is not one of the four.
     assert average == (
-        "| demo, step 300 | derain | average of test100, rain100h, rain100l, test2800 |  |  | 34.00 | 30.00 | +4.00 |"
+        "| demo, step 300 | derain | average of test100, rain100h, rain100l, test2800 |  |  |  "
+        "| 34.00 | 30.00 | +4.00 |"
     )
     write_summary(evaluations, tmp_path)
     content = json.loads((tmp_path / "results.json").read_text())

@@ -8,7 +8,9 @@ from fake_model import fake_model
 from PIL import Image
 
 from concertormer_jax.commands import restore as command
+from concertormer_jax.data import images
 from concertormer_jax.inference.restorer import Restorer
+from concertormer_jax.photos import restoring
 from concertormer_jax.photos.restore_plan import Job, plan
 from concertormer_jax.photos.restoring import restore_files
 from concertormer_jax.runtime import memory
@@ -177,14 +179,14 @@ def test_results_inside_the_folder_are_not_restored_again(tmp_path, written):
 def test_an_unforeseen_failure_does_not_stop_the_others(tmp_path, written, monkeypatch):
     for name in "abc":
         save(tmp_path / "in" / f"{name}.png", (8, 9))
-    write_photo = command.write_photo
+    write_photo = restoring.write_photo
 
     def broken(path, photo):
         if path.name == "b.png":
             raise TypeError("nobody thought of\x1b[31m this")
         write_photo(path, photo)
 
-    monkeypatch.setattr(command, "write_photo", broken)
+    monkeypatch.setattr(restoring, "write_photo", broken)
     status, _, said = written(tmp_path / "in", tmp_path / "out")
     assert status == 1
     assert names(tmp_path / "out") == ["a.png", "c.png"]
@@ -194,7 +196,8 @@ def test_an_unforeseen_failure_does_not_stop_the_others(tmp_path, written, monke
     assert (status, said) == (2, [f"error: {reason}"])
 
 
-def test_pipes_links_and_raw_files_are_told_apart(tmp_path, written):
+def test_pipes_links_and_raw_files_are_told_apart(tmp_path, written, monkeypatch):
+    monkeypatch.setattr(images, "_PILLOW_FORMATS", ["PNG"])  # as without pillow-heif
     source = tmp_path / "in"
     save(source / "a.png", (8, 9))
     os.mkfifo(source / "pipe.png")
@@ -204,7 +207,7 @@ def test_pipes_links_and_raw_files_are_told_apart(tmp_path, written):
     status, _, said = written(source, tmp_path / "out")
     assert status == 1
     assert names(tmp_path / "out") == ["a.png", "link.png"]
-    for reason in ("nowhere.png: no such file", "photo.heic: is a HEIC", "pipe.png: is a named pipe"):
+    for reason in ("nowhere.png: no such file", "photo.heic: is a HEIF", "pipe.png: is a named pipe"):
         assert any(reason in line for line in said)
     assert any("pip install pillow-heif" in line for line in said)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake_model import FakeModel, FakeModule, fake_model
 
-from concertormer_jax.inference.restorer import LARGEST_DEPARTURE, Restorer, canvas_px, departure
+from concertormer_jax.inference.restorer import LARGEST_COLOUR_SHIFT, Restorer, canvas_px, colour_shift
 from concertormer_jax.runtime.errors import UserError
 
 
@@ -68,12 +68,12 @@ def test_a_full_device_is_reported_with_the_flag():
         restorer(model=FakeModel(np.float32(1), Greedy()))(np.zeros((10, 10, 3), np.float32))
 
 
-def test_departure_is_the_largest_change_of_a_cells_mean():
+def test_the_colour_shift_is_the_largest_change_of_a_cells_mean():
     images = np.full((2, 130, 200, 3), 0.5, np.float32)
     restored = images.copy()
     restored[0, 64:128, 64:128, 1] += 0.25
     restored[1, :, :, :] += np.where(np.arange(200) % 2, 0.3, -0.3)[:, None]  # sharper, and as bright as before
-    np.testing.assert_allclose(departure(restored, images), [0.25, 0], atol=1e-6)
+    np.testing.assert_allclose(colour_shift(restored, images), [0.25, 0], atol=1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,7 @@ def test_no_mosaics(always, expected, note):
 
 def test_colours_that_are_right_are_left_alone():
     rgb = np.random.default_rng(0).uniform(0.2, 0.8, (300, 500, 3)).astype(np.float32)
-    slight = 1 - LARGEST_DEPARTURE / 2
+    slight = 1 - LARGEST_COLOUR_SHIFT / 2
     result = restorer(slight, tlc="64", tile="128")(rgb * 0 + 0.5)
     assert (result.without_tlc, result.kept, result.notes) == (0, 0, [])
 

@@ -8,6 +8,7 @@ from tiny_network import random_images, random_params
 from tiny_restormer import tiny_restormer
 
 from concertormer_jax.models import VARIANTS, create, parameter_shapes
+from concertormer_jax.models.concerto_attention import CDC_PARAMETERS
 from concertormer_jax.models.restormer import TransformerBlock, TransformerStage, layer_norm
 from concertormer_jax.ops.concerto import transposed_attention
 from concertormer_jax.ops.dispatch import traced_for
@@ -31,12 +32,11 @@ def convolutions_of(blocks, pixels):
     for_each_pixel = [blocks["attention_out"], *blocks["feed_forward"].values()]
     for_each_pixel += [attention[name] for name in ("to_qkv", "dw_qkv", "to_q", "to_kv") if name in attention]
     total = pixels * sum(leaf.size for leaf in for_each_pixel)
-    if (
-        "to_q" in attention
-    ):  # the convolutions over the blocks serve every entry of the maps, 64 x 64 or c x c in a block
+    if "to_q" in attention:
+        # The convolutions over the blocks serve every entry of the maps, 64 x 64 or c x c in a block.
         channels = attention["to_q"].shape[-1] // (4 * attention["temperature"].shape[-1])
-        total += attention["b_talking"].size * pixels * 64 + attention["l_talking"].size * pixels // 64 * channels**2
-        total += attention["sca_kernel"].size
+        spatial, channel = (attention[CDC_PARAMETERS[f"ripieno_{kind}"]].size for kind in ("spatial", "channel"))
+        total += spatial * pixels * 64 + channel * pixels // 64 * channels**2 + attention["sca_kernel"].size
     return total
 
 
@@ -143,15 +143,13 @@ def test_with_concerto_self_attention_the_rest_stays():
     attention = with_csa["middle"]["blocks"].pop("attention")
     del own["middle"]["blocks"]["attention"]
     assert own["middle"] == with_csa["middle"]
-    assert set(attention) == {"to_q", "to_kv", "temperature", "b_talking", "l_talking", "g_talking", "r_talking"} | {
-        "sca_kernel",
-        "sca_bias",
-    }
+    names = {"to_q", "to_kv", "temperature", *CDC_PARAMETERS.values(), "sca_kernel", "sca_bias"}
+    assert set(attention) == names
     assert attention["to_kv"].shape == (1, 16, 32)
 
 
 def test_concerto_self_attention_is_shifted_in_every_other_block():
-    x = random_images(1, 16, 16, 8)
+    x = jnp.asarray(random_images(1, 16, 16, 8))
     stage = TransformerStage(8, heads=2, blocks=2, expansion=2.66, attention="concerto")
     params = stage.init(jax.random.key(0), x)["params"]["blocks"]
     expected = x
@@ -171,9 +169,10 @@ def test_norms_by_hand():
     rng = np.random.default_rng(0)
     x, scale, bias = rng.normal(3, 2, (2, 3, 4, 8)), rng.normal(size=8), rng.normal(size=8)
     deviation = np.sqrt(np.mean((x - x.mean(-1, keepdims=True)) ** 2, -1, keepdims=True) + 1e-5)
-    with_bias = layer_norm("norm", bias=True).apply({"params": {"scale": scale, "bias": bias}}, x)
+    features = jnp.asarray(x, jnp.float32)
+    with_bias = layer_norm("norm", bias=True).apply({"params": {"scale": scale, "bias": bias}}, features)
     np.testing.assert_allclose(with_bias, (x - x.mean(-1, keepdims=True)) / deviation * scale + bias, atol=1e-5)
-    bias_free = layer_norm("norm", bias=False).apply({"params": {"scale": scale}}, x)
+    bias_free = layer_norm("norm", bias=False).apply({"params": {"scale": scale}}, features)
     np.testing.assert_allclose(bias_free, x / deviation * scale, atol=1e-5)
 
 
@@ -190,8 +189,9 @@ def attended_by_hand(q, k, v, temperature):
 
 def test_transposed_attention_by_hand():
     q, k, v = np.random.default_rng(0).normal(size=(3, 2, 4, 6, 8)).astype(np.float32)
-    temperature = np.array([0.5, 2.0], np.float32)
-    attended = np.asarray(transposed_attention(q, k, v, temperature)).reshape(2, 24, 8)
+    temperature = jnp.array([0.5, 2.0])
+    attended = transposed_attention(*map(jnp.asarray, (q, k, v)), temperature, implementation="reference")
+    attended = np.asarray(attended).reshape(2, 24, 8)
     for image in range(2):
         for head, channels in enumerate((slice(0, 4), slice(4, 8))):
             parts = [part[image].reshape(24, 8)[:, channels] for part in (q, k, v)]
@@ -205,10 +205,11 @@ def test_transposed_attention_does_not_know_where_a_pixel_is():
     order = np.random.default_rng(1).permutation(24)
 
     def permuted(x):
-        return np.asarray(x).reshape(1, 24, 8)[:, order].reshape(1, 4, 6, 8)
+        return x.reshape(1, 24, 8)[:, order].reshape(1, 4, 6, 8)
 
-    expected = permuted(transposed_attention(q, k, v, np.ones(2, np.float32)))
-    attended = transposed_attention(*map(permuted, (q, k, v)), np.ones(2, np.float32))
+    q, k, v = map(jnp.asarray, (q, k, v))
+    expected = permuted(transposed_attention(q, k, v, jnp.ones(2)))
+    attended = transposed_attention(*map(permuted, (q, k, v)), jnp.ones(2))
     np.testing.assert_allclose(attended, expected, atol=1e-6)
 
 

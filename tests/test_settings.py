@@ -3,7 +3,7 @@
 import pytest
 
 from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.inference.compiled import overlap_px, tile_setting, tlc_window
+from concertormer_jax.inference.sizes import overlap_px, tile_setting, tlc_window
 from concertormer_jax.runtime.errors import UserError
 
 

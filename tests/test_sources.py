@@ -13,11 +13,10 @@ from concertormer_jax.data.degrade import CameraShake
 from concertormer_jax.data.folders import Pair, find_pairs
 from concertormer_jax.data.held_out import hold_out
 from concertormer_jax.data.images import write_png
-from concertormer_jax.data.pipeline import reflected_window
-from concertormer_jax.data.sources import Mixture, PairSource, PhotoSource, open_source, split_source
+from concertormer_jax.data.sources import Mixture, PairSource, PhotoSource, open_source, reflected_window, split_source
 from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.datasets.builders import split_pairs
-from concertormer_jax.datasets.verify import Report, SplitReport
+from concertormer_jax.datasets.verify import Measured, Report, SplitReport
 from concertormer_jax.runtime.errors import UserError
 
 
@@ -316,7 +315,8 @@ def test_single_picture_in_many_crops_is_divided():
 
 def test_prepared_frames_beside_a_cut_are_not_lost():
     items = pairs_named(*(f"s{scene}-{frame:03}" for scene in range(2) for frame in range(100)))
-    report = Report({"train": SplitReport(items, [None] * 200)}, [], [])
+    measured = Measured((8, 8), 0, (b"", b""), (np.zeros((8, 8)), np.zeros((8, 8))), (1.0, 1.0))
+    report = Report({"train": SplitReport(items, [measured] * 200)}, [], [])
     splits = split_pairs(report)
     assert {split: len(pairs) for split, pairs in splits.items()} == {"train": 190, "validation": 10}
     assert {item.name for pairs in splits.values() for item, _ in pairs} == {item.name for item in items}

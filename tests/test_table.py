@@ -63,6 +63,7 @@ def test_another_network_gets_a_row_of_its_own_without_a_paper_figure(tmp_path):
         ({"images": 3}, "3 of 1,111 images"),
         ({"tlc": {"setting": "off", "window_px": None}}, "TLC off"),
         ({"tlc": {"setting": "256", "window_px": 256}}, "TLC 256 px"),
+        ({"precision": "default"}, "precision default"),
     ],
 )
 def test_what_differs_from_the_protocol_is_said(tmp_path, changes, remark):

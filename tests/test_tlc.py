@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops.dispatch import traced_for
-from concertormer_jax.ops.tlc import on_windows, window_starts, windows_at_once, windows_in_turn
+from concertormer_jax.ops.dispatch import IMPLEMENTATIONS
+from concertormer_jax.ops.tlc import on_windows, window_starts
 
 
 @pytest.mark.parametrize(
@@ -32,39 +32,14 @@ def test_windows_cover_every_size_up_to_the_border():
             assert covered == set(range(size))
 
 
-BOTH = pytest.mark.parametrize("on_windows", [windows_at_once, windows_in_turn])
-
-
-@BOTH
-def test_overlapping_windows_are_averaged(on_windows):
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_overlapping_windows_are_averaged(implementation):
     row = jnp.array([1.0, 2.0, 4.0, 8.0, 16.0])
+
+    def mean(x):
+        return jnp.broadcast_to(x.mean(axis=(1, 2), keepdims=True), x.shape)
+
     # Windows of 3 pixels of a row of 5 start at 0 and 2; their means are 7/3 and 28/3.
     for image in (row.reshape(1, 1, 5, 1), row.reshape(1, 5, 1, 1)):
-        means = on_windows(lambda x: jnp.broadcast_to(x.mean(axis=(1, 2), keepdims=True), x.shape), (image,), 3)
+        means = jax.jit(lambda image: on_windows(mean, (image,), 3, implementation=implementation))(image)
         np.testing.assert_allclose(means.ravel(), [7 / 3, 7 / 3, (7 + 28) / 6, 28 / 3, 28 / 3], rtol=1e-6)
-
-
-@BOTH
-def test_windows_of_all_images_and_arrays_are_cut_alike(on_windows):
-    features = jax.random.normal(jax.random.key(0), (2, 11, 14, 3))
-    sizes = set()
-
-    def product(x, y):
-        sizes.add(x.shape)
-        return x * y[..., :2]
-
-    result = on_windows(product, (features[..., :2], features), 8)
-    assert sizes == {(2 * 2 * 2 if on_windows is windows_at_once else 2, 8, 8, 2)}
-    np.testing.assert_allclose(result, features[..., :2] ** 2, rtol=1e-6)
-
-
-def test_an_accelerator_takes_all_windows_at_once_and_a_cpu_one_after_the_other():
-    features = jnp.ones((1, 16, 32, 2))
-
-    def loops(platform):
-        with traced_for(platform):
-            return "scan" in str(jax.jit(lambda x: on_windows(jnp.sin, (x,), 16)).trace(features).jaxpr)
-
-    assert loops("cpu")
-    assert not loops("tpu")
-    assert not loops("gpu")

@@ -97,14 +97,14 @@ def test_rings_hold_the_mean_of_their_frequencies():
 def test_diagrams_show_what_the_functions_do(monkeypatch):
     """They are drawn from the functions that they explain: the functions are called."""
     called = []
-    for module, name in ((blocks, "cut"), (blocks, "crosses_border"), (tlc, "window_starts")):
+    for module, name in ((blocks, "split_blocks"), (blocks, "crosses_border"), (tlc, "window_starts")):
         function = getattr(module, name)
         spy = lambda *given, name=name, function=function: (called.append(name), function(*given))[1]  # noqa: E731
         monkeypatch.setattr(module, name, spy)
     photo = (255 * random_images(64, 96, 3)).astype(np.uint8)
     diagrams.partition_and_shift(photo[:32, :32])
     diagrams.local_windows(photo, 48)
-    assert set(called) == {"cut", "crosses_border", "window_starts"}
+    assert set(called) == {"split_blocks", "crosses_border", "window_starts"}
 
 
 def test_the_command(tmp_path, capsys):

@@ -1,4 +1,8 @@
-"""Traces kept between processes: what serves again, what does not, and files that are damaged or cannot be written."""
+"""The cache of traces: what is used again, what is not, pruning, and files that are damaged or cannot be written."""
+
+import importlib.util
+import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +14,34 @@ from light_network import leave_out_blocks
 from concertormer_jax.runtime import trace_cache
 from concertormer_jax.runtime.devices import data_mesh, replicated
 from concertormer_jax.training import losses, trainer
+from concertormer_jax.training.schedule import make_phases
 from concertormer_jax.training.setup import lower_step, trace_step, training_from
 from configs import common
 
 
 @pytest.fixture
 def folder(tmp_path):
-    trace_cache.keep_in(tmp_path / "traces")
+    trace_cache.set_cache_dir(tmp_path / "traces")
     yield tmp_path / "traces"
-    trace_cache.keep_in(None)
+    trace_cache.set_cache_dir(None)
 
 
 class Traced:
-    """Calls a function and tells how often it was traced, each time for a new one, as JAX keeps traces in a process."""
+    """Calls a function through the cache and returns how often it was traced so far.
+
+    Each call makes a new function: JAX itself remembers the traces of one function in a process.
+    """
 
     def __init__(self):
         self.times = 0
 
-    def __call__(self, x, made_from="two", **options):
+    def __call__(self, x, fingerprint="two", **options):
         def double(tree):
             self.times += 1
             return {"doubled": 2 * tree["x"]}
 
         expected = 2 * np.asarray(x)
-        compiled = trace_cache.lower(double, {"x": x}, made_from=made_from, **options).compile()
+        compiled = trace_cache.lower_cached(double, {"x": x}, fingerprint=fingerprint, **options).compile()
         np.testing.assert_array_equal(compiled({"x": x})["doubled"], expected)
         return self.times
 
@@ -49,7 +57,7 @@ def test_a_function_is_traced_once_for_the_same_key(folder):
 def test_another_shape_type_text_option_setting_or_code_is_traced_anew(folder, monkeypatch):
     traced = Traced()
     x = jnp.arange(3.0)
-    assert [traced(x), traced(jnp.arange(4.0)), traced(x.astype(jnp.int32)), traced(x, made_from="2")] == [1, 2, 3, 4]
+    assert [traced(x), traced(jnp.arange(4.0)), traced(x.astype(jnp.int32)), traced(x, fingerprint="2")] == [1, 2, 3, 4]
     before = jax.config.jax_default_matmul_precision
     jax.config.update("jax_default_matmul_precision", "highest")
     try:
@@ -58,8 +66,8 @@ def test_another_shape_type_text_option_setting_or_code_is_traced_anew(folder, m
         jax.config.update("jax_default_matmul_precision", before)
     assert traced(x) == 5  # the first, again
     assert traced(x.copy(), donate_argnums=0) == 6
-    monkeypatch.setattr(trace_cache, "_digest_of_sources", lambda: "other code")
-    trace_cache.keep_in(folder)
+    monkeypatch.setattr(trace_cache, "_digest_of_package", lambda: "other code")
+    trace_cache.set_cache_dir(folder)
     assert traced(x) == 7
 
 
@@ -75,13 +83,73 @@ def test_the_package_s_code_is_in_the_key(tmp_path, monkeypatch):
     for name in ("runtime/trace_cache.py", "ops/attention.py"):
         (tmp_path / name).write_text("1\n")
     monkeypatch.setattr(trace_cache, "__file__", str(tmp_path / "runtime/trace_cache.py"))
-    before = trace_cache._digest_of_sources()
-    assert trace_cache._digest_of_sources() == before
+    before = trace_cache._digest_of_package()
+    assert trace_cache._digest_of_package() == before
     (tmp_path / "ops" / "attention.py").write_text("2\n")
-    assert trace_cache._digest_of_sources() != before
+    assert trace_cache._digest_of_package() != before
 
 
-def test_nothing_is_kept_by_a_process_that_did_not_ask(tmp_path):
+@pytest.fixture
+def imported(tmp_path, monkeypatch):
+    """A function that writes a file of a user and imports it."""
+
+    def write_and_import(source):
+        path = tmp_path / "of_a_user.py"
+        path.write_text(source)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, path.stem, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return write_and_import
+
+
+def test_a_function_of_another_file_is_traced_anew_when_the_file_changes(folder, imported):
+    def result(source):
+        lowered = trace_cache.lower_cached(imported(source).scaled, jnp.ones(()), fingerprint="")
+        return float(lowered.compile()(jnp.ones(())))
+
+    assert result("def scaled(x):\n    return 2 * x\n") == 2
+    assert result("def scaled(x):\n    return 33 * x\n") == 33
+    assert result("def scaled(x):\n    return 2 * x\n") == 2
+    assert len(list(folder.iterdir())) == 2
+
+
+NETWORK = "import dataclasses\n@dataclasses.dataclass\nclass Network:\n    width: int = 4\n"
+
+
+def test_a_fingerprint_tells_networks_their_files_and_settings_apart(imported):
+    def made_of(source=NETWORK, width=4, settings=({"rate": 1}, 2)):
+        return trace_cache.fingerprint(imported(source).Network(width), *settings)
+
+    assert made_of() == made_of() is not None
+    others = [made_of(width=8), made_of(settings=({"rate": 2}, 2)), made_of(settings=()), made_of(f"{NETWORK}# deeper")]
+    assert len({made_of(), *others}) == 5
+
+
+def test_what_comes_from_no_file_is_not_cached(folder):
+    namespace = {"__name__": "typed_in"}
+    exec(f"{NETWORK}def double(x):\n    return 2 * x\n", namespace)
+    assert trace_cache.fingerprint(namespace["Network"]()) is None
+    assert trace_cache.lower_cached(namespace["double"], jnp.ones(2), fingerprint="").compile()(jnp.ones(2)).sum() == 4
+    assert not folder.exists()
+
+
+def test_the_oldest_traces_are_removed(folder, monkeypatch):
+    monkeypatch.setattr(trace_cache, "MOST_TRACES", 3)
+    traced, written = Traced(), []
+    for size in range(1, 6):
+        traced(jnp.ones(size))
+        (new,) = set(folder.iterdir()) - set(written)
+        os.utime(new, (1000 + size, 1000 + size))
+        written.append(new)
+    assert set(folder.iterdir()) == set(written[-3:])
+    assert traced(jnp.ones(5)) == 5
+    assert traced(jnp.ones(1)) == 6
+
+
+def test_nothing_is_cached_by_a_process_that_did_not_ask(tmp_path):
     traced = Traced()
     assert [traced(jnp.ones(2)), traced(jnp.ones(2))] == [1, 2]
     assert list(tmp_path.iterdir()) == []
@@ -100,12 +168,12 @@ def test_a_damaged_file_is_written_anew(folder, damage):
 
 def test_a_folder_that_takes_no_files_is_named_and_does_no_harm(tmp_path):
     (tmp_path / "file").write_text("")
-    trace_cache.keep_in(tmp_path / "file" / "traces")
+    trace_cache.set_cache_dir(tmp_path / "file" / "traces")
     try:
-        with pytest.warns(UserWarning, match=r"cannot be kept in .*file/traces"):
+        with pytest.warns(UserWarning, match=r"cannot be cached in .*file/traces"):
             assert Traced()(jnp.ones(2)) == 1
     finally:
-        trace_cache.keep_in(None)
+        trace_cache.set_cache_dir(None)
 
 
 def test_a_file_that_cannot_be_read_does_no_harm(folder):
@@ -115,12 +183,12 @@ def test_a_file_that_cannot_be_read_does_no_harm(folder):
     (path,) = folder.iterdir()
     path.unlink()
     path.mkdir()
-    with pytest.warns(UserWarning, match="cannot be kept"):
+    with pytest.warns(UserWarning, match="cannot be cached"):
         assert traced(x) == 2
 
 
-def test_a_run_with_kept_traces_is_the_same(folder, tmp_path, monkeypatch):
-    """(And the same as one that keeps none: see test_train.py, where only the commands keep traces.)"""
+def test_a_run_from_cached_traces_is_the_same(folder, tmp_path, monkeypatch):
+    """(And the same as one without a cache: in test_train.py only the commands have one.)"""
     leave_out_blocks(monkeypatch)
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -129,21 +197,21 @@ def test_a_run_with_kept_traces_is_the_same(folder, tmp_path, monkeypatch):
     trainer.train(runs.override(common.get_config(), settings), tmp_path / "traced")
     assert len(list(folder.iterdir())) == 3  # initial weights, step and validation
     monkeypatch.setattr(losses, "multiscale_l1_fft", None)
-    trainer.train(runs.override(common.get_config(), settings | {"run.log_every_steps": 2}), tmp_path / "kept")
-    traced, kept = (runs.stored_state(tmp_path / name, 2) for name in ("traced", "kept"))
-    runs.assert_identical(kept, traced)
+    trainer.train(runs.override(common.get_config(), settings | {"run.log_every_steps": 2}), tmp_path / "cached")
+    traced, cached = (runs.stored_state(tmp_path / name, 2) for name in ("traced", "cached"))
+    runs.assert_identical(cached, traced)
 
 
-def test_a_step_from_a_kept_trace_donates_the_state(folder, monkeypatch):
+def test_a_step_from_a_cached_trace_donates_the_state(folder, monkeypatch):
     leave_out_blocks(monkeypatch)
     config = runs.override(common.get_config(), runs.TINY_RUN | runs.ONE_STAGE)
-    stages = trainer.make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
-    training, mesh = training_from(config, stages), data_mesh()
+    phases = make_phases(config.stages.steps, config.stages.crop_px, config.stages.batch)
+    training, mesh = training_from(config, phases), data_mesh()
     whole = replicated(mesh)
     shapes = jax.eval_shape(training.initialise, 0)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
-    plain = trace_step(training.step, shapes, stages[0], mesh).lower()
-    kept = lower_step(training, shapes, stages[0], mesh)
-    for lowered in (plain, kept):
+    plain = trace_step(training.step, shapes, phases[0], mesh).lower()
+    cached = lower_step(training, shapes, phases[0], mesh)
+    for lowered in (plain, cached):
         (main,) = [line for line in lowered.as_text().splitlines() if "@main(" in line]
         assert main.count("tf.aliasing_output") == len(jax.tree.leaves(shapes))

@@ -1,9 +1,9 @@
 """Whole training runs by the command: killed, stopped, resumed, on several hosts, and refused."""
 
 import json
-import os
+import shutil
 import signal
-import time
+from functools import partial
 from unittest.mock import MagicMock
 
 import jax
@@ -14,11 +14,13 @@ import training_runs as runs
 from light_network import leave_out_blocks
 
 from concertormer_jax.models import parameter_shapes
-from concertormer_jax.runtime.devices import run_in_background
-from concertormer_jax.runtime.errors import UserError, reported
+from concertormer_jax.runtime.devices import data_mesh, run_in_background
+from concertormer_jax.runtime.errors import Stopped, UserError, reported
 from concertormer_jax.training import config_limits, setup, trainer
 from concertormer_jax.training.preemption import PreemptionGuard
-from concertormer_jax.weights.checkpoints import load_model, save_converted
+from concertormer_jax.training.schedule import make_phases
+from concertormer_jax.training.workdir import check_and_write_config
+from concertormer_jax.weights.checkpoints import Checkpoints, load_model, save_converted
 from configs import common
 
 LAST_STEP = 8
@@ -44,32 +46,19 @@ def undisturbed(settings, tmp_path_factory):
     return runs.stored_state(workdir, LAST_STEP), workdir
 
 
-def kill_when(process, seen, timeout_s=1200) -> bool:
-    """Kill `process` as soon as `seen()` is true; False if it ended before that."""
-    deadline = time.monotonic() + timeout_s
-    while process.poll() is None and time.monotonic() < deadline:
-        if seen():
-            process.kill()
-            process.wait()
-            return True
-        time.sleep(0.001)
-    return False
-
-
 def test_killed_while_saving_then_stopped_by_sigterm_ends_the_same(undisturbed, settings, tmp_path):
     expected, _ = undisturbed
     command = runs.command(tmp_path, settings)
     folder = tmp_path / "checkpoints"
     process = runs.start(command)
     # The temporary folder of a step is there only while the step is being saved.
-    assert kill_when(process, lambda: any(folder.glob("2.*tmp*")))
-    process.stdout.close()
+    assert runs.kill_when(process, lambda: any(folder.glob("2.*tmp*")))
     assert not (folder / "2" / "commit_success.txt").exists() or (folder / "2" / "params").exists()
 
     # Nothing is due to be saved here, so that a later step is there only if the signal saved it.
     process = runs.start(runs.command(tmp_path, settings | {"run.checkpoint_every_steps": 100}))
     for line in process.stdout:
-        if line.startswith("step 3/"):  # compiling stage 2, after step 4, leaves it the time to arrive
+        if line.startswith("step 3/"):  # compiling phase 2, after step 4, leaves it the time to arrive
             process.send_signal(signal.SIGTERM)
             break
     assert "stopped by SIGTERM" in runs.finish(process, status=128 + signal.SIGTERM)
@@ -78,7 +67,7 @@ def test_killed_while_saving_then_stopped_by_sigterm_ends_the_same(undisturbed, 
 
     output = runs.finish(runs.start(command))
     assert f"going on from step {stopped}" in output
-    assert "compiling the step of stage 2" in output
+    assert "compiling the step of phase 2" in output
     runs.assert_identical(runs.stored_state(tmp_path, LAST_STEP), expected)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
@@ -97,30 +86,6 @@ def test_run_folder_holds_what_the_readme_promises(undisturbed):
     assert "validation/psnr" in lines[-1]
 
 
-@pytest.mark.long
-def test_two_hosts_train_like_one(settings, tmp_path):
-    settings = settings | runs.ONE_STAGE
-    trainer.train(config_with(settings), tmp_path / "one")
-    hosts = [
-        runs.start(
-            [*runs.command(tmp_path / "two", settings), "--distributed"],
-            devices=1,
-            SLURM_JOB_ID=str(os.getpid()),  # of which JAX makes the port, in this run of the tests its own
-            SLURM_STEP_NODELIST="localhost",
-            SLURM_NTASKS="2",
-            SLURM_PROCID=str(host),
-            SLURM_LOCALID=str(host),
-        )
-        for host in range(2)
-    ]
-    first, second = [runs.finish(host) for host in hosts]
-    assert "step 2 is saved" in first
-    assert "is saved" not in second
-    expected = runs.stored_state(tmp_path / "one", 2)
-    for name, value in runs.stored_state(tmp_path / "two", 2).items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=2e-5, err_msg=name)
-
-
 def config_with(settings):
     return runs.override(common.get_config(), settings)
 
@@ -137,14 +102,69 @@ def test_not_finite_stops_with_step_and_images(settings, tmp_path, monkeypatch):
             assert np.isfinite(value).all(), name
 
 
-def test_moving_average_is_what_is_loaded(settings, tmp_path, monkeypatch):
+def stop_after(step, monkeypatch):
+    """Let a run be asked to stop after `step`."""
+    monkeypatch.setattr(PreemptionGuard, "asked", lambda _, at: signal.SIGTERM if at == step else None)
+
+
+def test_a_moving_average_goes_on_where_it_was_and_is_what_is_loaded(settings, tmp_path, monkeypatch):
     leave_out_blocks(monkeypatch)
-    config = config_with(settings | runs.ONE_STAGE | {"train.ema_decay": 0.5})
-    trainer.train(config, tmp_path)
-    weights = runs.stored_state(tmp_path, 2)["params['intro']['kernel']"]
-    average = load_model(tmp_path).params["intro"]["kernel"]
-    assert average.shape == weights.shape
-    assert (average != weights).any()
+    one_phase = {"stages.steps": (4,), "stages.crop_px": (16,), "stages.batch": (8,)}
+    config = config_with(settings | one_phase | {"train.ema_decay": 0.2, "run.checkpoint_every_steps": 1})
+    weights, save = [], Checkpoints.save
+
+    def noting_save(checkpoints, state, *rest):
+        weights.append(jax.device_get(state.params))
+        save(checkpoints, state, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", noting_save)
+    trainer.train(config, tmp_path / "undisturbed")
+    phases = make_phases((4,), (16,), (8,))
+    average = jax.jit(setup.training_from(config, phases).initialise)(config.seed).params
+    for decay, params in zip((1 / 10, 2 / 11, 0.2, 0.2), weights, strict=True):
+        average = jax.tree.map(partial(lambda decay, old, new: decay * old + (1 - decay) * new, decay), average, params)
+    loaded = load_model(tmp_path / "undisturbed" / "checkpoints" / "4").params
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), loaded, average)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(2, patch)
+        trainer.train(config, tmp_path / "resumed")
+    trainer.train(config, tmp_path / "resumed")
+    undisturbed, resumed = (runs.stored_state(tmp_path / name, 4) for name in ("undisturbed", "resumed"))
+    assert "average['intro']['kernel']" in resumed
+    runs.assert_identical(resumed, undisturbed)
+
+
+def test_accumulation_and_remat_may_change_when_a_run_goes_on(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
+    settings = settings | {"stages.steps": (4,), "stages.crop_px": (16,), "stages.batch": (8,)}
+    changed = {"train.accumulation": 4, "model.remat": False}
+    assert config_with(settings).model.remat
+    trainer.train(config_with(settings), tmp_path / "unchanged")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        stop_after(2, patch)
+        trainer.train(config_with(settings), tmp_path / "changed")
+    before = runs.stored_state(tmp_path / "changed", 2)
+    trainer.train(config_with(settings | changed), tmp_path / "changed")
+    assert json.loads((tmp_path / "changed" / "config.json").read_text())["train"]["accumulation"] == 4
+    runs.assert_close(*(runs.stored_state(tmp_path / name, 4) for name in ("changed", "unchanged")), before)
+
+
+def test_cached_pictures_give_the_same_batches(photos, settings, tmp_path):
+    shutil.copytree(photos, tmp_path / "photos")
+
+    def read(cache):
+        config = config_with(settings | {"data.source": str(tmp_path / "photos"), "run.cache": cache})
+        run = trainer.Trainer(config, tmp_path / "run")
+        return lambda: list(run.batches(position=3, batch=8, crop_px=16, steps=3))
+
+    expected, read_cached = read(cache=False)(), read(cache=True)
+    first = read_cached()
+    for path in (tmp_path / "photos").iterdir():
+        path.unlink()
+    for batches in (first, read_cached()):  # the second time from memory alone
+        for batch, other in zip(batches, expected, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, batch, other)
 
 
 def test_init_from_starts_at_those_weights(undisturbed, settings, tmp_path):
@@ -159,8 +179,8 @@ def test_init_from_starts_at_those_weights(undisturbed, settings, tmp_path):
 
 def test_loaded_weights_take_the_place_of_the_drawn_ones(settings, tmp_path, monkeypatch):
     config = config_with(settings | {"init_from": str(tmp_path / "ones")})
-    stages = trainer.make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
-    training = trainer.training_from(config, stages)
+    phases = make_phases(config.stages.steps, config.stages.crop_px, config.stages.batch)
+    training = setup.training_from(config, phases)
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), parameter_shapes(training.module))
     save_converted(tmp_path / "ones", training.module, ones, train_crop_px=16)
     drawn = []
@@ -171,7 +191,7 @@ def test_loaded_weights_take_the_place_of_the_drawn_ones(settings, tmp_path, mon
 
     monkeypatch.setattr(setup, "run_in_background", run_in_background)
     checkpoints = MagicMock(latest_step=lambda: None)
-    _, first_state = setup.starting_state(config, training, checkpoints, trainer.data_mesh())
+    _, first_state = setup.starting_state(training, checkpoints, data_mesh(), seed=0, init_from=config.init_from)
     state = first_state()
     jax.tree.map(np.testing.assert_array_equal, state.params, ones)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(drawn[0].params))
@@ -208,9 +228,9 @@ def test_init_from_another_architecture_is_refused(undisturbed, settings, tmp_pa
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"stages.batch": (8, 9)}, r"batch of 9 images of stage 2 .* over 8 devices x 1"),
-        ({"train.accumulation": 3}, r"batch of 8 images of stage 1 .* over 8 devices x 3"),
-        ({"stages.steps": (4,)}, r"one entry for each stage"),
+        ({"stages.batch": (8, 9)}, r"batch of 9 images of phase 2 .* over 8 devices x 1"),
+        ({"train.accumulation": 3}, r"batch of 8 images of phase 1 .* over 8 devices x 3"),
+        ({"stages.steps": (4,)}, r"one entry for each phase"),
         ({"stages.crop_px": (16, 20)}, r"crop_px=\(16, 20\) must be .* each a multiple of 8"),
         ({"stages.crop_px": (8, 16)}, r"config.stages.crop_px=\(8, 16\): .* multiples of 16 pixels"),
         ({"model.decoder_heads": (3,)}, r"config.model.decoder_heads=\(3,\): 3 heads do not divide"),
@@ -232,18 +252,18 @@ def test_a_network_that_no_device_holds_is_refused_before_it_is_drawn(settings, 
 
 
 def test_work_folder_of_another_config_is_refused(settings, tmp_path):
-    trainer.check_and_write_config(tmp_path, config_with(settings), begun=False)
+    check_and_write_config(tmp_path, config_with(settings), begun=False)
     for harmless in ({"run.log_every_steps": 7}, {"train.accumulation": 2}, {"model.remat": False}):
-        trainer.check_and_write_config(tmp_path, config_with(settings | harmless), begun=True)
+        check_and_write_config(tmp_path, config_with(settings | harmless), begun=True)
     with pytest.raises(UserError, match=r"config.optimizer.clip_norm was 0.01 and is now 0.5"):
-        trainer.check_and_write_config(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}), begun=True)
+        check_and_write_config(tmp_path, config_with(settings | {"optimizer.clip_norm": 0.5}), begun=True)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[1]", b"\xff\xfe"])
 def test_a_damaged_config_is_one_sentence(settings, tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=rf"{tmp_path}/config.json is damaged; remove it if"):
-        trainer.check_and_write_config(tmp_path, config_with(settings), begun=True)
+        check_and_write_config(tmp_path, config_with(settings), begun=True)
     assert (tmp_path / "config.json").read_bytes() == content
 
 
@@ -251,7 +271,7 @@ def test_what_stopped_the_first_start_may_be_mended_in_the_same_folder(settings,
     with pytest.raises(UserError, match="nowhere does not exist"):
         trainer.train(config_with(settings | {"init_from": "nowhere"}), tmp_path)
     reached = MagicMock(side_effect=InterruptedError)
-    monkeypatch.setattr(trainer, "_steps", reached)
+    monkeypatch.setattr(trainer.Trainer, "_run_phases", reached)
     with pytest.raises(InterruptedError):
         trainer.train(config_with(settings), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["init_from"] == ""
@@ -259,7 +279,7 @@ def test_what_stopped_the_first_start_may_be_mended_in_the_same_folder(settings,
 
 def test_a_device_that_is_too_small_is_one_sentence(settings, tmp_path, monkeypatch):
     exhausted = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
-    monkeypatch.setattr(trainer, "_steps", MagicMock(side_effect=exhausted))
+    monkeypatch.setattr(trainer.Trainer, "_run_phase", MagicMock(side_effect=exhausted))
     with pytest.raises(UserError, match=r"ran out of memory; raise config\.train\.accumulation"):
         trainer.train(config_with(settings), tmp_path)
 

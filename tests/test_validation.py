@@ -27,13 +27,13 @@ def identity(params, images):
     return (images,)
 
 
-UNKEPT = {"made_from": "", "log": lambda line: None}
+UNCACHED = {"fingerprint": None, "log": lambda line: None}
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 11])
 def test_mean_over_all_images_on_eight_devices(count):
     source = Pictures(count)
-    validation = Validation(identity, source, data_mesh(), images=100, crop_px=16, **UNKEPT)
+    validation = Validation(identity, source, data_mesh(), images=100, crop_px=16, **UNCACHED)
     psnr, pictures = validation({}, 2)
     crops = [tuple(middle_crop(image, 16) for image in source.whole(index)) for index in range(count)]
     expected = np.mean([psnr_rgb(degraded, target) for degraded, target in crops])
@@ -47,7 +47,7 @@ def test_mean_over_all_images_on_eight_devices(count):
 
 
 def test_chosen_images_are_spread_evenly():
-    validation = Validation(identity, Pictures(9), data_mesh(), images=3, crop_px=16, **UNKEPT)
+    validation = Validation(identity, Pictures(9), data_mesh(), images=3, crop_px=16, **UNCACHED)
     assert len(validation) == 3
     _, pictures = validation({}, 3)
     for index, (_, _, target) in zip((0, 4, 8), pictures, strict=True):

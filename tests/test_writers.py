@@ -8,7 +8,7 @@ import pytest
 
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training import writers
-from concertormer_jax.training.schedule import make_stages
+from concertormer_jax.training.schedule import make_phases
 from concertormer_jax.training.writers import Interval, Writer, duration
 
 
@@ -80,16 +80,16 @@ def test_only_the_first_host_writes(tmp_path):
 
 
 def test_interval_means_and_time_for_remaining_work():
-    (stage,) = make_stages((10,), (16,), (4,))
+    (phase,) = make_phases((10,), (16,), (4,))
     interval = Interval()
     interval.start -= 200.0
     for loss in (1.0, 3.0):
-        interval.add({"loss": loss, "learning_rate": loss / 10}, stage)
+        interval.add({"loss": loss, "learning_rate": loss / 10}, phase)
     summary = interval.summary()
     assert summary["loss"] == 2.0
     assert summary["learning_rate"] == pytest.approx(0.3)
     assert summary["images_per_s"] == pytest.approx(0.04, rel=0.1)
-    assert interval.seconds_for(10 * stage.work) == pytest.approx(1000, rel=0.1)
+    assert interval.seconds_for(10 * phase.work) == pytest.approx(1000, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -37,6 +38,19 @@ TINY_RUN = TINY_NETWORK | {
 }
 
 ONE_STAGE = {"stages.steps": (2,), "stages.crop_px": (16,), "stages.batch": (8,)}
+
+
+# One small network with all that the real ones have: attention of all groups with communication, between heads too,
+# cross attention, several scales; trained with a moving average.
+REAL_RUN = TINY_RUN | {
+    "model.width": 8,
+    "model.middle_heads": 2,
+    "stages.steps": (4,),
+    "stages.crop_px": (32,),
+    "stages.batch": (2,),
+    "train.ema_decay": 0.5,
+    "run.checkpoint_every_steps": 1,
+}
 
 
 def write_photos(folder, count=6, size=48) -> None:
@@ -84,11 +98,25 @@ def finish(process: subprocess.Popen, timeout_s=1200, status=0) -> str:
     return output
 
 
+def kill_when(process: subprocess.Popen, seen, timeout_s=1200) -> bool:
+    """Kill `process` as soon as `seen()` is true; False if it ended before that."""
+    deadline = time.monotonic() + timeout_s
+    while process.poll() is None and time.monotonic() < deadline:
+        if seen():
+            process.kill()
+            process.communicate()
+            return True
+        time.sleep(0.001)
+    return False
+
+
 def stored_state(workdir, step: int) -> dict[str, np.ndarray]:
     """All arrays of the checkpoint of `step`, by item and path."""
     arrays = {}
-    for item in ("params", "optimizer"):
+    for item in ("params", "optimizer", "average"):
         path = Path(workdir).resolve() / "checkpoints" / str(step) / item
+        if item == "average" and not path.exists():
+            continue
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             shapes = checkpointer.metadata(path).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
@@ -96,6 +124,20 @@ def stored_state(workdir, step: int) -> dict[str, np.ndarray]:
         for key, leaf in jax.tree_util.tree_leaves_with_path(tree):
             arrays[item + jax.tree_util.keystr(key)] = leaf
     return arrays
+
+
+def assert_close(one: dict[str, np.ndarray], other: dict[str, np.ndarray], before: dict[str, np.ndarray]) -> None:
+    """Assert that the weights of two stored states differ by rounding, measured by how far they are from `before`.
+
+    Not each by itself: AdamW takes a whole step along a gradient that is nothing but rounding.
+    """
+    assert one.keys() == other.keys() == before.keys()
+    names = [name for name in one if name.startswith(("params", "average"))]
+    moved, apart = (
+        np.sqrt(sum(np.sum((state[name] - other[name]) ** 2, dtype=np.float64) for name in names))
+        for state in (before, one)
+    )
+    assert apart < 0.01 * moved, (apart, moved)
 
 
 def assert_identical(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:

@@ -1,7 +1,14 @@
-"""The local attribution map: gradients of the detector, integrated along the blur path (Gu and Dong, CVPR 2021)."""
+"""Local attribution maps (Gu and Dong, CVPR 2021): which pixels contribute to the edges in a window of the result.
+
+With the network F, the detector D (`edges_in_window`) and the blur path gamma from the blurred picture (`blurred`) to
+the picture, the contributions are the integral of grad(D(F(gamma))) * gamma' along the path (`PathIntegral`). The
+diffusion index says how widely they are spread.
+"""
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,13 +18,12 @@ from jax.tree_util import Partial
 from concertormer_jax.analysis.windows import Window
 from concertormer_jax.inference.compiled import CompiledPerShape
 
-# The blur path of the local attribution map: from the blurred picture to the picture (Gu and Dong, CVPR 2021).
-
-SMALLEST_VARIANCE = 1e-12  # square pixels; below it a Gaussian on the grid of pixels is a delta in any case
+SIGMA, STEPS, KERNEL, WINDOW = 1.2, 50, 9, 16  # the settings of Gu and Dong
+SMALLEST_VARIANCE = 1e-12  # square pixels; a Gaussian of less is a delta on the grid of pixels
 
 
 def gaussian_kernels(sigmas: jax.Array, size: int) -> jax.Array:
-    """Gaussians sampled at `size` pixels (odd), each with the sum 1; sigma 0 gives a delta.
+    """Return Gaussians sampled at `size` pixels (odd), each with sum 1; sigma 0 gives a delta.
 
     sigmas: [N], standard deviations in pixels. Returns [N, size].
     """
@@ -28,25 +34,26 @@ def gaussian_kernels(sigmas: jax.Array, size: int) -> jax.Array:
 
 
 def blurred(images: jax.Array, sigmas: jax.Array, size: int) -> jax.Array:
-    """Blur every image by a Gaussian of its own sigma, cut to `size` x `size` pixels; borders are reflected.
+    """Blur every image with a Gaussian of its own sigma, cut off at `size` x `size` pixels; borders are reflected.
 
     images: [B, H, W, C]; sigmas: [B] in pixels. Returns [B, H, W, C].
     """
     kernels, margin = gaussian_kernels(sigmas, size), size // 2
-    for axis in (1, 2):  # the Gaussian of two dimensions is the product of two of one, normalised as it is or as they
+    for axis in (1, 2):  # the two-dimensional Gaussian is the product of two one-dimensional ones
         length = images.shape[axis]
         padding = [(margin, margin) if axis == padded else (0, 0) for padded in range(4)]
         padded = jnp.pad(images, padding, mode="reflect")
         shifted = [jax.lax.slice_in_dim(padded, start, start + length, axis=axis) for start in range(size)]
-        images = sum(kernels[:, i, None, None, None] * part for i, part in enumerate(shifted))
+        weighted = [kernels[:, i, None, None, None] * part for i, part in enumerate(shifted)]
+        images = functools.reduce(jnp.add, weighted)
     return images
 
 
 def path_points(sigma: float, steps: int) -> np.ndarray:
-    """Where the path integral looks, as rows (at, start, end) of standard deviations in pixels.
+    """Return the parts of the blur path as rows (at, start, end) of standard deviations in pixels.
 
-    The first `steps` rows are the parts of the path from blur `sigma` to 0, the gradient being taken `at` the middle;
-    two more are the ends of the path, parts of no length. Returns float32 [steps + 2, 3].
+    The first `steps` rows divide the path from blur `sigma` to 0 evenly; `at`, where the gradient is taken, is the
+    middle. Two more rows are the ends of the path, parts of length 0. Returns float32 [steps + 2, 3].
     """
     if steps < 1 or sigma <= 0:
         raise ValueError(f"steps={steps} must be at least 1 and sigma={sigma} positive")
@@ -55,11 +62,8 @@ def path_points(sigma: float, steps: int) -> np.ndarray:
     return np.concatenate([parts, np.full((1, 3), sigma), np.zeros((1, 3))]).astype(np.float32)
 
 
-# The diffusion index: how widely the contributions to a window are spread over the picture.
-
-
 def strength(contributions: np.ndarray) -> np.ndarray:
-    """|sum over the channels| of every pixel, divided by the largest.
+    """Return |sum over the channels| of every pixel, divided by the largest.
 
     contributions: [H, W, C]. Returns float64 [H, W] in [0, 1]. Raises ValueError where all are 0.
     """
@@ -70,9 +74,9 @@ def strength(contributions: np.ndarray) -> np.ndarray:
 
 
 def gini(values: np.ndarray) -> float:
-    """The Gini coefficient of numbers from 0 up: 0 if they are equal, (n - 1) / n if only one of n is not 0.
+    """Return the Gini coefficient of nonnegative numbers, sum_ij |v_i - v_j| / (2 n^2 mean(v)).
 
-    The mean difference of all pairs, relative to twice the mean: sum_ij |v_i - v_j| / (2 n^2 mean(v)).
+    It is 0 if all are equal, and (n - 1) / n if only one of n is not 0.
     """
     ordered = np.sort(values, axis=None).astype(np.float64)
     count = ordered.size
@@ -80,15 +84,15 @@ def gini(values: np.ndarray) -> float:
 
 
 def diffusion_index(values: np.ndarray) -> float:
-    """(1 - Gini coefficient) x 100 (Gu and Dong, CVPR 2021): 100 if all of n pixels count alike, 100 / n if one does.
+    """Return (1 - Gini coefficient) x 100: 100 if all of n pixels contribute equally, 100 / n if only one contributes.
 
-    Pictures of different sizes cannot be compared: a neighbourhood of fixed size is a smaller share of a larger one.
+    It depends on the size of the picture: a neighbourhood of fixed size is a smaller share of a larger picture.
     """
     return 100 * (1 - gini(values))
 
 
 def holding(values: np.ndarray, share: float) -> np.ndarray:
-    """The fewest elements of `values` (from 0 up, any shape) that hold `share` of their sum: booleans of its shape."""
+    """Return which elements are the fewest that hold `share` of the sum, booleans of the shape of `values` >= 0."""
     order = np.argsort(values, axis=None)[::-1]
     sums = np.cumsum(values.ravel()[order])
     inside = np.zeros(values.size, bool)
@@ -96,13 +100,10 @@ def holding(values: np.ndarray, share: float) -> np.ndarray:
     return inside.reshape(values.shape)
 
 
-# What the local attribution map explains: how much edge a window of the restored picture holds.
-
-
 def gradient_magnitude(images: jax.Array) -> jax.Array:
-    """sqrt((I[y, x] - I[y+1, x])^2 + (I[y, x] - I[y, x+1])^2), with the gradient 0 where it is 0.
+    """Return sqrt((I[y, x] - I[y+1, x])^2 + (I[y, x] - I[y, x+1])^2), whose derivative is 0 where it is 0.
 
-    images: [B, H, W, C]. Returns [B, H - 1, W - 1, C]: the last row and column have no neighbour and are left out.
+    images: [B, H, W, C]. Returns [B, H - 1, W - 1, C], without the last row and column, which lack a neighbour.
     """
     here = images[:, :-1, :-1]
     squared = jnp.square(here - images[:, 1:, :-1]) + jnp.square(here - images[:, :-1, 1:])
@@ -111,9 +112,9 @@ def gradient_magnitude(images: jax.Array) -> jax.Array:
 
 
 def edges_in_window(images: jax.Array, window: jax.Array) -> jax.Array:
-    """The detector D of Gu and Dong (CVPR 2021): the sum of `gradient_magnitude` over a window and all channels.
+    """Return the detector D of Gu and Dong: the sum of `gradient_magnitude` over a window and all channels.
 
-    images: [B, H, W, C]; window: [3], column x, row y and size in pixels (may be traced). Returns [B].
+    images: [B, H, W, C]; window: [3], column x, row y and size in pixels, possibly traced. Returns [B].
     """
     magnitude = gradient_magnitude(images)
     x, y, size = window
@@ -122,15 +123,12 @@ def edges_in_window(images: jax.Array, window: jax.Array) -> jax.Array:
     return jnp.where(inside[:, :, None], magnitude, 0).sum(axis=(1, 2, 3))
 
 
-SIGMA, STEPS, KERNEL, WINDOW = 1.2, 50, 9, 16  # the authors' settings
-
-
 @dataclasses.dataclass(frozen=True)
 class Attribution:
     """The contribution of every value of a picture to the edges in a window of the restored picture.
 
     contributions: float64 [H, W, 3], signed; their sum approximates `change`.
-    change: the detector on the restored picture minus the detector on what the network makes of the blurred picture.
+    change: D(F(picture)) - D(F(blurred picture)).
     """
 
     window: Window
@@ -139,7 +137,7 @@ class Attribution:
 
     @property
     def completeness(self) -> float:
-        """Sum of the contributions / change: 1 for an exact integral."""
+        """sum(contributions) / change, which is 1 for an exact integral."""
         return float(self.contributions.sum() / self.change)
 
     @property
@@ -149,22 +147,31 @@ class Attribution:
 
     @property
     def diffusion_index(self) -> float:
-        """(1 - Gini coefficient of `strength`) x 100: large where many pixels contribute equally."""
+        """That of `strength`; it is large if many pixels contribute equally."""
         return diffusion_index(self.strength)
 
 
 class PathIntegral:
-    """Computes attributions for a network; one program is compiled for each size of pictures.
+    """Computes attributions for a network. It compiles one program for each size of pictures.
 
     restore: a function of float32 images [B, H, W, 3] that gives images of the same shape, each depending on its own
         input alone; with many weights it should be `jax.tree_util.Partial(function, weights)`.
     sigma: blur at the start of the path, in pixels; steps: parts of the path; kernel: side of the Gaussian in pixels;
-    batch: points of the path that are computed together. log: called with lines on the compilation.
+    batch: parts of the path that are computed together. log: called with lines on the compilation.
     """
 
-    def __init__(self, restore: Callable, *, sigma=SIGMA, steps=STEPS, kernel=KERNEL, batch=4, log=print):
+    def __init__(
+        self,
+        restore: Callable[[jax.Array], jax.Array],
+        *,
+        sigma: float = SIGMA,
+        steps: int = STEPS,
+        kernel: int = KERNEL,
+        batch: int = 4,
+        log: Callable[[str], object] = print,
+    ):
         points = path_points(sigma, steps)
-        surplus = -len(points) % batch  # filled up by more parts of no length
+        surplus = -len(points) % batch  # parts of length 0 fill the last batch
         self._parts = np.concatenate([points, np.zeros((surplus, 3), np.float32)]).reshape(-1, batch, 3)
         self._steps = steps
         self._restore = restore if isinstance(restore, Partial) else Partial(restore)
@@ -175,8 +182,8 @@ class PathIntegral:
         """How many batches one attribution takes."""
         return len(self._parts)
 
-    def __call__(self, image: np.ndarray, window: Window, advance: Callable[[], None] = lambda: None) -> Attribution:
-        """Attribute the edges in `window` to `image`, float32 [H, W, 3] in [0, 1]. `advance` is called for each batch.
+    def __call__(self, image: np.ndarray, window: Window, advance: Callable[[], object] = lambda: None) -> Attribution:
+        """Attribute the edges in `window` to `image`, float32 [H, W, 3] in [0, 1]. Calls `advance` after each batch.
 
         Raises ValueError if the window does not lie within the picture.
         """
@@ -195,19 +202,19 @@ class PathIntegral:
         return Attribution(window, contributions, float(value) - float(blurred_value))
 
 
-def _integrate_part(kernel):
-    """A function of ((restore, points [B, 3], window [3]), B times the picture) for a batch of the path's parts.
+def _integrate_part(kernel: int) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Return a function of ((restore, points [B, 3], window [3]), the picture B times) for a batch of the path's parts.
 
-    It gives the detector at the points, [B], and the batch's share of the integral, [H, W, 3]. The gradient in the
-    middle of each part is multiplied by the part itself, gamma(end) - gamma(start), in place of the path's derivative:
-    of second order like the midpoint rule, and exact where the detector is linear.
+    It returns the detector at the points, [B], and the batch's share of the integral, [H, W, 3]: the sum over the parts
+    of gradient(middle) * (gamma(end) - gamma(start)). This is of second order, like the midpoint rule, and exact where
+    the detector is linear.
     """
 
-    def integrate(arguments, images):
+    def integrate(arguments: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         restore, points, window = arguments
         at, start, end = points.T
 
-        def detected(images):
+        def detected(images: jax.Array) -> tuple[jax.Array, jax.Array]:
             values = edges_in_window(restore(images).astype(jnp.float32), window)
             return values.sum(), values
 

@@ -1,4 +1,4 @@
-"""The effective receptive field: how each input pixel moves the middle of the output (Luo et al., 2016)."""
+"""The effective receptive field (Luo et al., NeurIPS 2016): |gradient| of the output's middle by each input pixel."""
 
 from collections.abc import Callable
 
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def influence_on_middle(restore: Callable, images: jax.Array) -> jax.Array:
-    """|gradient| of the output pixel in row H // 2 and column W // 2 with respect to every input pixel.
+def influence_on_middle(restore: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+    """Return sum_c |d(sum_k output[H // 2, W // 2, k]) / d(input[y, x, c])| for every input pixel.
 
-    The output's channels are summed before the gradient is taken, the absolute values over the input's after.
-    restore: a function of images that depends on each image alone; images: [B, H, W, C]. Returns [B, H, W].
+    restore: images to images of the same shape, each depending on its own input alone; images: [B, H, W, C]. Returns
+    [B, H, W].
     """
     height, width = images.shape[1:3]
     gradients = jax.grad(lambda images: restore(images)[:, height // 2, width // 2].astype(jnp.float32).sum())(images)
@@ -19,9 +19,9 @@ def influence_on_middle(restore: Callable, images: jax.Array) -> jax.Array:
 
 
 def radius_holding(field: np.ndarray, share: float) -> float:
-    """The smallest radius in pixels about row H // 2 and column W // 2 within which `share` of the field's sum lies.
+    """Return the smallest radius in pixels about row H // 2 and column W // 2 that holds `share` of the field's sum.
 
-    field: [H, W], from 0 up. A pixel lies within the radius if its centre does, so one pixel alone has radius 0.
+    field: [H, W], nonnegative. A pixel lies within the radius if its centre does, so a single pixel has radius 0.
     """
     rows, columns = (np.arange(length) - length // 2 for length in field.shape)
     distances = np.hypot(rows[:, None], columns).ravel()

@@ -1,4 +1,4 @@
-"""What an attribution leaves in its folder beside the pictures: the index of every picture and their mean."""
+"""Results of attributions and receptive fields: pictures for the eye, and tables of the diffusion index."""
 
 import dataclasses
 import json
@@ -13,29 +13,28 @@ from concertormer_jax.analysis.windows import Window
 from concertormer_jax.photos.sheets import side_by_side
 from concertormer_jax.runtime.errors import printable
 
-# Pictures for the eye: attributions over the picture, the contribution area, and the receptive field.
-
-SHOWN_PX = 480  # smaller pictures are enlarged by a whole factor, to at least this many pixels
+SHOWN_PX = 480  # smaller pictures are enlarged by a whole factor to at least this side
 AREA_SMOOTHING = 1 / 25  # standard deviation of the smoothing, as a share of the picture's shorter side
-AREA_SHARE = 0.9  # of the contributions lies within the outline
+AREA_SHARE = 0.9  # of the contributions, which the outline holds
 FIELD_DECADES = 5  # the receptive field is shown down to 10^-5 of its largest value
-# From low to high; lightness rises all the way, so that the order can be seen in grey as well.
+# From low to high. The lightness rises, so that the order can be seen in grey as well.
 _COLOURS = np.array([(8, 8, 32), (70, 20, 110), (160, 40, 110), (230, 90, 60), (250, 170, 50), (252, 250, 190)], float)
 _MARK = (0, 230, 255)
+COMPLETENESS_TOLERANCE = 0.02
 
 
 def coloured(values: np.ndarray) -> np.ndarray:
-    """Map numbers in [0, 1], of shape [H, W], to colours from dark blue over red to light yellow: uint8 [H, W, 3]."""
+    """Return the colours, dark blue over red to light yellow, of numbers [H, W] in [0, 1]: uint8 [H, W, 3]."""
     places = np.linspace(0, 1, len(_COLOURS))
     channels = [np.interp(values, places, _COLOURS[:, channel]) for channel in range(3)]
     return np.rint(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
 def attribution_sheet(picture: np.ndarray, strength: np.ndarray, window: Window) -> Image.Image:
-    """Set side by side the picture, the attributions over it, and the contribution area, each with the window drawn.
+    """Draw the picture, the attributions over it, and the contribution area side by side, each with the window.
 
-    picture: uint8 [H, W, 3]; strength: [H, W] in [0, 1]. Of the attributions the square root is shown, since most are
-    small. The contribution area is their density, smoothed, with the outline of the smallest area that holds
+    picture: uint8 [H, W, 3]; strength: [H, W] in [0, 1]. The attributions appear as their square roots, since most are
+    small. The contribution area is `contribution_density`, with the outline of the smallest area that holds
     `AREA_SHARE` of it.
     """
     density = contribution_density(strength)
@@ -50,15 +49,15 @@ def attribution_sheet(picture: np.ndarray, strength: np.ndarray, window: Window)
 
 
 def contribution_density(strength: np.ndarray) -> np.ndarray:
-    """Smooth `strength`, [H, W], by a Gaussian, and divide it by its sum."""
+    """Return `strength`, [H, W], smoothed with a Gaussian and divided by its sum."""
     smooth = scipy.ndimage.gaussian_filter(strength, AREA_SMOOTHING * min(strength.shape), mode="constant")
     return smooth / smooth.sum()
 
 
 def receptive_field_picture(field: np.ndarray, radii: dict[str, float]) -> Image.Image:
-    """The field, [H, W], in colour on a logarithmic scale over `FIELD_DECADES`, with circles of named radii in pixels.
+    """Draw the field, [H, W], on a logarithmic scale over `FIELD_DECADES`, with a circle for each radius in pixels.
 
-    The circles are about the pixel in row H // 2 and column W // 2; their names stand above.
+    The centre of the circles is the pixel in row H // 2 and column W // 2. The names of the radii stand above.
     """
     decades = np.log10(np.maximum(field / field.max(), 10.0**-FIELD_DECADES))
     shown, scale = Image.fromarray(_enlarged(coloured(1 + decades / FIELD_DECADES))), _scale(field)
@@ -71,42 +70,39 @@ def receptive_field_picture(field: np.ndarray, radii: dict[str, float]) -> Image
     return side_by_side([np.asarray(shown)], [label])
 
 
-def _scale(picture):
+def _scale(picture: np.ndarray) -> int:
     return max(1, -(-SHOWN_PX // min(picture.shape[:2])))
 
 
-def _enlarged(picture):
+def _enlarged(picture: np.ndarray) -> np.ndarray:
     scale = _scale(picture)
     return picture.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def _laid_over(picture, values):
-    """The picture in dark grey, under the colours of `values`, which cover it the more the higher they are."""
+def _laid_over(picture: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """(1 - values) * the picture in dark grey + values * their colours."""
     grey = np.repeat(picture.mean(axis=2, keepdims=True) / 2, 3, axis=2)
     opacity = values[:, :, None]
     return np.rint(grey * (1 - opacity) + coloured(values) * opacity).astype(np.uint8)
 
 
-def _outlined(shown, inside):
+def _outlined(shown: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Draw the border of `inside`, bool [H, W], into the enlarged picture."""
     inside = _enlarged(inside)
     border = inside & ~scipy.ndimage.binary_erosion(inside, iterations=2, border_value=1)
     return np.where(border[:, :, None], np.uint8(255), shown)
 
 
-def _with_window(shown, window, scale):
+def _with_window(shown: np.ndarray, window: Window, scale: int) -> np.ndarray:
     image = Image.fromarray(shown)
     left, top, right, bottom = (scale * n for n in (window.x, window.y, window.x + window.size, window.y + window.size))
     ImageDraw.Draw(image).rectangle((left - 2, top - 2, right + 1, bottom + 1), outline=_MARK, width=2)
     return np.asarray(image)
 
 
-COMPLETENESS_TOLERANCE = 0.02
-
-
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """The outcome for one picture. height, width: of the part that the network saw; window: as on the command line."""
+    """The result for one picture. height, width: of the part that the network saw; window: as on the command line."""
 
     name: str
     height: int
@@ -117,7 +113,7 @@ class Row:
 
 
 def results_json(checkpoint: str, settings: dict, rows: list[Row]) -> str:
-    """Return the settings, the mean index and every picture's outcome as JSON."""
+    """Return the settings, the mean index and every picture's result as JSON."""
     content = {
         "checkpoint": checkpoint,
         "settings": settings,
@@ -129,7 +125,7 @@ def results_json(checkpoint: str, settings: dict, rows: list[Row]) -> str:
 
 
 def markdown_table(checkpoint: str, rows: list[Row]) -> str:
-    """Return a Markdown table with one row for every picture, and the mean of several with its standard deviation."""
+    """Return a Markdown table with a row for every picture, and for several their mean ± standard deviation."""
     lines = [
         ["checkpoint", "picture", "pixels seen", "window", "diffusion index", "completeness"],
         ["---", "---", "---", "---", "---:", "---:"],
@@ -147,7 +143,7 @@ def markdown_table(checkpoint: str, rows: list[Row]) -> str:
 
 
 def warnings(rows: list[Row]) -> list[str]:
-    """Return sentences on what limits the meaning of the numbers."""
+    """Return sentences on why the numbers may mean less than they seem to."""
     sentences = []
     incomplete = [row for row in rows if abs(row.completeness - 1) > COMPLETENESS_TOLERANCE]
     if incomplete:

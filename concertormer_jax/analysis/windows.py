@@ -1,8 +1,8 @@
-"""From what the user names to what is attributed: the network as a function of pictures, and the pictures."""
+"""What an analysis is of: windows of a picture and the part around them, the pictures, the network as a function."""
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,9 +10,8 @@ from jax.tree_util import Partial
 
 from concertormer_jax.data.images import list_images
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import local_path
-
-# The square window of the picture whose restoration is explained, and the part of the picture around it.
+from concertormer_jax.runtime.paths import AnyPath, local_path
+from concertormer_jax.weights.checkpoints import LoadedModel
 
 
 class Window(NamedTuple):
@@ -27,7 +26,7 @@ class Window(NamedTuple):
         """As on the command line."""
         return f"{self.x},{self.y},{self.size}"
 
-    def require_within(self, height: int, width: int, name) -> None:
+    def require_within(self, height: int, width: int, name: object) -> None:
         """Raise UserError, naming the picture `name`, unless the window lies within height x width pixels."""
         if min(self.x, self.y) < 0 or self.x + self.size > width or self.y + self.size > height:
             raise UserError(
@@ -45,15 +44,15 @@ def parse_window(text: str) -> Window:
 
 
 def middle_window(height: int, width: int, size: int) -> Window:
-    """The window of `size` in the middle of a picture, whether or not it fits in."""
+    """Return the window of `size` in the middle of a picture, even if it does not fit in."""
     return Window((width - size) // 2, (height - size) // 2, size)
 
 
 def cut_around(picture: np.ndarray, window: Window, side: int) -> tuple[np.ndarray, Window]:
-    """Cut a square of `side` pixels out of `picture` with `window` in its middle, or as near as the borders allow.
+    """Cut a square of `side` pixels out of `picture`, with `window` as near to its middle as the borders allow.
 
-    picture: [H, W, C], with the window within it; side: 0 or at least the window's; an axis shorter than `side` is kept
-    whole, and side 0 keeps all. Returns the cut and the window in it.
+    picture: [H, W, C], with the window within it; side: at least the window's, or 0 for the whole picture. An axis
+    shorter than `side` stays whole. Returns the cut and the window in it.
     """
     height, width = picture.shape[:2]
     left, right = _around(window.x, window.size, width, side)
@@ -61,38 +60,38 @@ def cut_around(picture: np.ndarray, window: Window, side: int) -> tuple[np.ndarr
     return picture[top:bottom, left:right], Window(window.x - left, window.y - top, window.size)
 
 
-def _around(start, size, length, side):
-    """Start and end of the cut along one axis."""
+def _around(start: int, size: int, length: int, side: int) -> tuple[int, int]:
+    """Start and end of the cut along one axis of `length` pixels."""
     side = min(side or length, length)
     first = min(max(start + size // 2 - side // 2, 0), length - side)
     return first, first + side
 
 
-def restoring(model) -> Partial:
-    """The network of a loaded checkpoint (`checkpoints.LoadedModel`) as a function of images, differentiable.
+def restoring(model: LoadedModel) -> Partial:
+    """Return the network as a differentiable function, float32 images [B, H, W, 3] to the finest output, not clipped.
 
-    float32 [B, H, W, 3] to the finest output, of the same shape and not clipped; without TLC, and with the blocks
-    recomputed for the gradient.
+    It runs without TLC, by `ops.reference`, and recomputes the blocks for the gradient.
     """
-    module = model.module.clone(remat=True)
+    module = model.module.clone(remat=True, implementation="reference")
 
-    def restore(params, images):
+    def restore(params: Any, images: jax.Array) -> Any:
         return module.apply({"params": params}, images)[-1]
 
     return Partial(restore, jax.device_put(model.params))
 
 
-def named_pictures(source) -> dict[str, Path]:
-    """The picture `source`, or all in the folder `source`, by a name without `/` and suffix to call results by.
+def named_pictures(source: AnyPath) -> dict[str, Path]:
+    """Return the picture `source`, or all pictures in the folder `source`, by the name of their results.
 
-    Raises UserError if there is none, or if two have the same name.
+    The name is the path without suffix and with `-` for `/`. Raises UserError if there is no picture, or if two have
+    the same name.
     """
     source = local_path(source, "IMAGE")
     if source.is_file():
         return {source.stem: source}
     if not source.exists():
         raise UserError(f"{source}: no such picture or folder; check the path.")
-    named = {}
+    named: dict[str, Path] = {}
     for path in list_images(source):
         name = path.relative_to(source).with_suffix("").as_posix().replace("/", "-")
         if name in named:

@@ -7,8 +7,10 @@ served on the loopback address; no picture and no request leaves the machine.
 import argparse
 import html
 import webbrowser
+from functools import partial
 
 from concertormer_jax.commands.flags import parse_arguments, running, whole
+from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.pages.app import Studio, make_server
 from concertormer_jax.runtime.devices import prepare_to_compile
@@ -24,12 +26,14 @@ def main(arguments=None) -> None:
     parser.add_argument("--port", type=whole(0, 65535), default=PORT, help=f"default: {PORT}; 0 for any that is free")
     parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")
     parser.add_argument("--no-browser", action="store_true", help="only say the address, do not open it")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help=PRECISION_HELP)
     flags = parse_arguments(parser, arguments)
     with running():
         prepare_to_compile()
         model = load_model(user_path(flags.ckpt, "--ckpt"))
-        Restorer(model, tlc=flags.tlc)  # a bad flag is refused before the page opens
-        studio = Studio(lambda tile: Restorer(model, tlc=flags.tlc, tile=tile))
+        restorer = partial(Restorer, model, tlc=flags.tlc, precision=flags.precision)
+        restorer()  # a bad flag is refused before the page opens
+        studio = Studio(lambda tile: restorer(tile=tile))
         server = make_server(studio, html.escape(model.name), flags.port)
         address = f"http://127.0.0.1:{server.server_address[1]}/"
         print(f"open {address} in a browser; Ctrl-C ends", flush=True)

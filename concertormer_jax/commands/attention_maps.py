@@ -1,45 +1,32 @@
-"""What attends to what: `python -m concertormer_jax attention_maps --ckpt=DIR IMAGE --stage=encoders_0 --block=1`.
+"""Draw the attention maps of a block: `concertormer attention_maps --ckpt=DIR IMAGE --stage=encoders_0 --block=1`.
 
-Writes a picture of the attention maps of one block, those of every group of heads before and after their cross-
-dimensional communication, for the middle (--crop) of IMAGE.
+Writes a picture with the maps of every group of heads, before and after their cross-dimensional communication (CDC),
+for the middle (--crop) of IMAGE.
 """
 
-import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from concertormer_jax.analysis.attention_maps import attention_maps, attention_sheet
 from concertormer_jax.analysis.windows import cut_around, middle_window
-from concertormer_jax.commands.flags import parse_arguments, running, whole
+from concertormer_jax.commands.flags import analysis_parser, parse_arguments, running, whole
 from concertormer_jax.data.images import read_rgb
-from concertormer_jax.runtime.devices import out_of_memory_explained, prepare_to_compile
+from concertormer_jax.runtime.devices import explain_out_of_memory, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import written_atomically
 from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
 from concertormer_jax.runtime.paths import local_path, user_path
 from concertormer_jax.weights.checkpoints import load_model
 
-CROP_PX = 256
 
-
-def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
-    parser.add_argument("image", metavar="IMAGE", help="a picture")
+def main(arguments: Iterable[object] | None = None) -> None:
+    """Run the command described at the top of this file."""
+    parser = analysis_parser(__doc__, "a picture", least_crop_px=0)
     parser.add_argument("--stage", default="encoders_0", metavar="NAME", help="default: encoders_0, the first")
     parser.add_argument(
         "--block", type=whole(1, 1000), default=1, metavar="N", help="of the stage; default: 1, the first"
-    )
-    parser.add_argument(
-        "--crop",
-        type=whole(0, 65536),
-        default=CROP_PX,
-        metavar="PIXELS",
-        help=f"default: {CROP_PX}; 0 for the whole picture",
     )
     parser.add_argument("--output", metavar="FILE.png", help="default: in attention_maps/ in the checkpoint's folder")
     flags = parse_arguments(parser, arguments)
@@ -57,7 +44,7 @@ def main(arguments=None) -> None:
         prepare_to_compile()
         model = load_model(user_path(flags.ckpt, "--ckpt"))
         require_writable(output.parent)
-        with out_of_memory_explained("give a smaller --crop."):
+        with explain_out_of_memory("give a smaller --crop."):
             image = cut.astype(np.float32) / 255
             maps = attention_maps(model.module, model.params, image, flags.stage, flags.block - 1)
         with written_atomically(output) as temporary:

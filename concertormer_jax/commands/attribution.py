@@ -1,12 +1,13 @@
-"""What the network looks at: `python -m concertormer_jax attribution --ckpt=DIR IMAGE [--window=x,y,size]`.
+"""Show which pixels a result depends on: `concertormer attribution --ckpt=DIR IMAGE [--window=x,y,size]`.
 
 Local attribution maps (Gu and Dong, CVPR 2021) say which pixels of a picture contribute to the restoration of a window
-in it, and the diffusion index how widely they are spread. IMAGE is a picture, or a folder for a table with the mean.
-The network sees a square cut out around the window (--crop), since the index depends on the size of the picture. The
-output folder gets a sheet for every picture, results.json and results.md.
+in it, and the diffusion index says how widely these are spread. IMAGE is a picture, or a folder for a table with the
+mean. The network gets a square cut out around the window (--crop), since the index depends on the size of the picture.
+The output folder gets a sheet for every picture, results.json and results.md.
 """
 
-import argparse
+from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,37 +16,24 @@ from tqdm import tqdm
 from concertormer_jax.analysis.lam import KERNEL, SIGMA, STEPS, WINDOW, PathIntegral
 from concertormer_jax.analysis.reports import Row, attribution_sheet, markdown_table, results_json, warnings
 from concertormer_jax.analysis.windows import Window, cut_around, middle_window, named_pictures, parse_window, restoring
-from concertormer_jax.commands.flags import number, parse_arguments, running, whole
+from concertormer_jax.commands.flags import analysis_parser, number, parse_arguments, running, whole
 from concertormer_jax.data.images import image_size, read_rgb
-from concertormer_jax.runtime.devices import out_of_memory_explained, prepare_to_compile
+from concertormer_jax.runtime.devices import explain_out_of_memory, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.files import write_text, written_atomically
 from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
 from concertormer_jax.runtime.paths import user_path
-from concertormer_jax.weights.checkpoints import load_model
-
-CROP_PX = 256
+from concertormer_jax.weights.checkpoints import LoadedModel, load_model
 
 
-def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
-    parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
+def main(arguments: Iterable[object] | None = None) -> None:
+    """Run the command described at the top of this file."""
+    parser = analysis_parser(__doc__, "a picture or a folder of them", least_crop_px=0)
     parser.add_argument(
         "--window",
         metavar="x,y,size",
-        help=f"the window to explain: column and row of its corner, and side, in pixels; default: {WINDOW} pixels in "
-        "the middle",
-    )
-    parser.add_argument(
-        "--crop",
-        type=whole(0, 65536),
-        default=CROP_PX,
-        metavar="PIXELS",
-        help=f"default: {CROP_PX}; 0 for the whole picture",
+        help="the window whose restoration is attributed: column and row of its corner, and side, in pixels; default: "
+        f"{WINDOW} pixels in the middle",
     )
     parser.add_argument(
         "--sigma",
@@ -90,8 +78,8 @@ def main(arguments=None) -> None:
         print(f"pictures and tables are in {output}")
 
 
-def _windows(flags) -> dict[str, tuple[Path, Window]]:
-    """Every picture with its window, by name; what does not fit is found before the checkpoint is read."""
+def _windows(flags: Namespace) -> dict[str, tuple[Path, Window]]:
+    """Every picture with its window, by name. Raises UserError for a window that does not fit."""
     window = parse_window(flags.window) if flags.window else None
     side = window.size if window else WINDOW
     if 0 < flags.crop < side:
@@ -105,14 +93,16 @@ def _windows(flags) -> dict[str, tuple[Path, Window]]:
     return pictures
 
 
-def _attribute(flags, model, pictures, output) -> list[Row]:
-    """Attribute every picture, write its sheet into `output`, and return what is to be told of it."""
+def _attribute(
+    flags: Namespace, model: LoadedModel, pictures: dict[str, tuple[Path, Window]], output: Path
+) -> list[Row]:
+    """Attribute every picture, write its sheet into `output`, and return its row of the table."""
     integral = PathIntegral(
         restoring(model), sigma=flags.sigma, steps=flags.steps, kernel=flags.kernel, batch=flags.batch, log=tqdm.write
     )
     rows = []
     with (
-        out_of_memory_explained("give a smaller --batch or --crop."),
+        explain_out_of_memory("give a smaller --batch or --crop."),
         tqdm(total=integral.parts * len(pictures), unit="batch", leave=False) as bar,
     ):
         for name, (path, window) in pictures.items():

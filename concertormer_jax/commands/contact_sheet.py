@@ -1,20 +1,21 @@
-"""Command: a sheet that shows every synthetic degradation on one photograph.
+"""Make a sheet that shows every synthetic degradation on one photograph.
 
 python -m concertormer_jax contact_sheet PHOTO OUT.jpg [--seed=0]
 """
 
-import argparse
+from collections.abc import Iterable
 
-from concertormer_jax.commands.flags import parse_arguments, running, whole
+from concertormer_jax.commands.flags import make_parser, parse_arguments, running, whole
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.photos.contact_sheet import SHOWN, contact_sheet
-from concertormer_jax.runtime import errors
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import written_atomically
 from concertormer_jax.runtime.outputs import require_file_writable, require_separate
 
 
-def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(arguments: Iterable[object] | None = None) -> None:
+    """Run the command described at the top of this file."""
+    parser = make_parser(__doc__)
     parser.add_argument("photo", metavar="PHOTO", help="a sharp photograph")
     parser.add_argument("out", metavar="OUT", help="the sheet: .jpg or .png")
     parser.add_argument(
@@ -23,14 +24,14 @@ def main(arguments=None):
     flags = parse_arguments(parser, arguments)
     with running():
         if not flags.out.lower().endswith((".jpg", ".jpeg", ".png")):
-            raise errors.UserError(f"{flags.out}: must end in .jpg or .png.")
+            raise UserError(f"{flags.out}: must end in .jpg or .png.")
         require_separate([flags.out], [flags.photo])
         require_file_writable(flags.out)
         photo = read_rgb(flags.photo)
         try:
             sheet = contact_sheet(photo, flags.seed)
         except ValueError as error:
-            raise errors.UserError(f"{flags.photo}: {error}; give a larger one.") from error
+            raise UserError(f"{flags.photo}: {error}; give a larger one.") from error
         with written_atomically(flags.out) as temporary:
             sheet.save(temporary, quality=90)
         print(f"{len(SHOWN)} pictures in {flags.out}")

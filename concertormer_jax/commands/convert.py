@@ -1,15 +1,17 @@
-"""Weights files of the published PyTorch models, Concertormer and Restormer, to checkpoints of ours and back.
+"""Convert weights files of the published PyTorch models, Concertormer and Restormer, to our checkpoints and back.
 
     python -m concertormer_jax convert WEIGHTS.pth OUT_DIR          a directory for `evaluate.py --ckpt`
     python -m concertormer_jax convert CHECKPOINT_DIR OUT.pth       and back (or OUT.pt, OUT.safetensors)
 
-The names and shapes of the weights say which network they are of, and which of the dictionaries in a file is meant.
+The names and shapes of the weights decide which network they are of, and which dictionary in the file is taken.
 """
 
-import argparse
 import os
+from collections.abc import Iterable
 
-from concertormer_jax.commands.flags import parse_arguments, running
+from etils import epath
+
+from concertormer_jax.commands.flags import make_parser, parse_arguments, running
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import local_path, user_path
 from concertormer_jax.weights import checkpoints, load_weights_file, torch_from_params, write_state_dict
@@ -19,9 +21,9 @@ from concertormer_jax.weights.state_dict import WRITTEN_SUFFIXES, require_writte
 OTHER_FILE_SUFFIXES = (".bin", ".ckpt", ".h5", ".msgpack", ".npz", ".onnx", ".pkl", ".th", ".zip")
 
 
-def main(arguments=None) -> None:
-    """The command described at the top of this file."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(arguments: Iterable[object] | None = None) -> None:
+    """Run the command described at the top of this file."""
+    parser = make_parser(__doc__)
     parser.add_argument("source", help="a .pth or .safetensors file, or a checkpoint directory")
     parser.add_argument("destination", help="a directory that does not exist yet, or a .pth, .pt or .safetensors file")
     parser.add_argument("--variant", choices=PUBLISHED, help="the network of a weights file, if not by its names")
@@ -31,17 +33,17 @@ def main(arguments=None) -> None:
     parser.add_argument("--half", action="store_true", help="write a .safetensors file of float16, half as large")
     flags = parse_arguments(parser, arguments)
     with running():
-        _convert(flags.source, flags.destination, flags.variant, flags.key, flags.half)
+        source, destination = user_path(flags.source, "SOURCE"), user_path(flags.destination, "DESTINATION")
+        _convert(source, destination, flags.variant, flags.key, flags.half)
         print(f"{flags.source} -> {flags.destination}")
 
 
-def _convert(source, destination, variant, key, half):
-    source, destination = user_path(source, "SOURCE"), user_path(destination, "DESTINATION")
+def _convert(source: epath.Path, destination: epath.Path, variant: str | None, key: str | None, half: bool) -> None:
     suffix = destination.suffix.lower()
     if suffix in WRITTEN_SUFFIXES:
-        destination = local_path(destination, "DESTINATION")
+        local_path(destination, "DESTINATION")  # refuses a bucket
     if source.suffix.lower() in (*WRITTEN_SUFFIXES, *OTHER_FILE_SUFFIXES):
-        source = local_path(source, "SOURCE")
+        local_path(source, "SOURCE")
     if not source.exists():
         raise UserError(f"{source} does not exist; give a weights file or a checkpoint directory")
     if source.is_dir() and (variant or key):

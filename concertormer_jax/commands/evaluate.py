@@ -5,6 +5,9 @@ and target/. The output folder gets the restored pictures (restored/), the score
 results.md), a sheet of the ten pictures with the lowest PSNR (worst_ten.png) and a page with before and after under a
 slider (comparison.html); of several sets, each gets a folder.
 
+On several hosts, run one process on each with the same command and --distributed; the output folder must be one that
+all of them see. Every process restores and scores its share of the pictures, and the first writes the tables.
+
 `python evaluate.py --predictions=DIR --data=DATA` scores pictures that other software restored, by the same protocol.
 """
 
@@ -19,13 +22,14 @@ from concertormer_jax.evaluation.predictions import find_predictions, prediction
 from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
 from concertormer_jax.evaluation.sets import open_sets
-from concertormer_jax.inference.compiled import tlc_window
+from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
+from concertormer_jax.inference.sizes import tlc_window
 from concertormer_jax.metrics.psnr_ssim import METRICS, require_known
-from concertormer_jax.runtime.bundled import bundled
-from concertormer_jax.runtime.devices import prepare_to_compile
+from concertormer_jax.runtime.devices import join_hosts, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.hosts import Hosts
 from concertormer_jax.runtime.outputs import require_writable, results_path
-from concertormer_jax.runtime.paths import local_path, user_path
+from concertormer_jax.runtime.paths import bundled, local_path, user_path
 from concertormer_jax.weights.checkpoints import load_model
 
 BUNDLED_PHOTOS = bundled("photos/test")
@@ -48,6 +52,8 @@ def main(arguments=None) -> None:
     parser.add_argument(
         "--batch", type=whole(1, 65536), metavar="N", help="images per step over all devices; default: one for each"
     )
+    parser.add_argument("--precision", choices=PRECISIONS, help=PRECISION_HELP)
+    parser.add_argument("--distributed", action="store_true", help="share the work with the processes of other hosts")
     flags = parse_arguments(parser, arguments)
     with running():
         if bool(flags.ckpt) == bool(flags.predictions):
@@ -58,44 +64,47 @@ def main(arguments=None) -> None:
         if flags.metrics:
             metrics = require_known([name for name in flags.metrics.split(",") if name])
         if flags.ckpt:
-            evaluations, output = _network(flags, metrics)
+            _network(flags, metrics)
         else:
-            evaluations, output = _predictions(flags, metrics)
-        print(markdown_table(evaluations))
-        protocol = PROTOCOLS[evaluations[0].protocol]
-        if missing := protocol.missing(evaluations):
-            print(f"no average over {', '.join(protocol.averaged)}: {', '.join(missing)} not evaluated")
-        images, seconds = sum(len(one.images) for one in evaluations), sum(one.seconds for one in evaluations)
-        print(f"{images} images in {seconds:.0f} s; pictures and tables are in {output}")
+            _predictions(flags, metrics)
 
 
 def _network(flags, metrics):
     prepare_to_compile()
+    if flags.distributed:
+        if flags.data is None:
+            raise UserError("--distributed needs --data: a set that all hosts see.")
+        join_hosts()
     tlc = flags.tlc or "auto"
     data_name = "-".join(Path(flags.data or BUNDLED_PHOTOS).resolve().parts[-2:])
     if flags.data and flags.data.startswith(PREFIX):
         data_name = flags.data.removeprefix(PREFIX).replace("/", "-")
     output = results_path(flags.output, flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}")
-    model = load_model(user_path(flags.ckpt, "--ckpt"))
-    tlc_window(tlc, model.train_crop_px, model.module.multiple)  # a wrong one is refused before anything is written
-    data = flags.data
-    if data is None:
-        data = str(output / "pairs")
-        require_writable(output)
-        synthesize(BUNDLED_PHOTOS, data)
-    protocol, sets = open_sets(data, flags.protocol, flags.data_dir)
+    with Hosts(output if flags.distributed else None) as hosts:
+        model = load_model(user_path(flags.ckpt, "--ckpt"))
+        # A wrong one is refused before anything is written.
+        tlc_window(tlc, model.train_crop_px, model.module.multiple)
+        data = flags.data
+        if data is None:
+            data = str(output / "pairs")
+            require_writable(output)
+            synthesize(BUNDLED_PHOTOS, data)
+        protocol, sets = open_sets(data, flags.protocol, flags.data_dir)
 
-    def score(pairs, folder):
-        return evaluate(model, pairs, folder, protocol=protocol, tlc=tlc, metrics=metrics, batch=flags.batch)
+        def score(pairs, folder):
+            options = {"tlc": tlc, "metrics": metrics, "batch": flags.batch, "precision": flags.precision or "highest"}
+            return evaluate(model, pairs, folder, protocol=protocol, **options, hosts=hosts)
 
-    return _scored(score, sets, output), output
+        _score_sets(score, sets, output, report=hosts.first)
 
 
 def _predictions(flags, metrics):
     if not flags.data:
         raise UserError("--predictions needs --data: the set whose inputs were restored.")
-    if flags.tlc or flags.batch:
-        raise UserError("--tlc and --batch are for a network; leave them out with --predictions.")
+    if flags.tlc or flags.batch or flags.precision or flags.distributed:
+        raise UserError(
+            "--tlc, --batch, --precision and --distributed are for a network; leave them out with --predictions."
+        )
     predictions = local_path(flags.predictions, "--predictions")
     protocol, sets = open_sets(flags.data, flags.protocol, flags.data_dir)
     output = local_path(flags.output or f"{predictions}-scores", "--output")
@@ -107,16 +116,24 @@ def _predictions(flags, metrics):
         maker = f"pictures in {flags.predictions}"
         return evaluate_predictions(paths[pairs.name], pairs, folder, protocol=protocol, metrics=metrics, maker=maker)
 
-    return _scored(score, sets, output), output
+    _score_sets(score, sets, output, report=True)
 
 
-def _scored(score, sets, output):
-    """Score every set and write its reports; those of several go into folders, with a summary beside them."""
+def _score_sets(score, sets, output, *, report):
+    """Score every set. report: also write the reports, of several sets into folders with a summary, and print them."""
     evaluations = []
     for pairs in sets:
         folder = output if len(sets) == 1 else output / pairs.name
         evaluations.append(score(pairs, folder))
-        write_reports(evaluations[-1], folder)
+        if report:
+            write_reports(evaluations[-1], folder)
+    if not report:
+        return
     if len(sets) > 1:
         write_summary(evaluations, output)
-    return evaluations
+    print(markdown_table(evaluations))
+    protocol = PROTOCOLS[evaluations[0].protocol]
+    if missing := protocol.missing(evaluations):
+        print(f"no average over {', '.join(protocol.averaged)}: {', '.join(missing)} not evaluated")
+    images, seconds = sum(len(one.images) for one in evaluations), sum(one.seconds for one in evaluations)
+    print(f"{images} images in {seconds:.0f} s; pictures and tables are in {output}")

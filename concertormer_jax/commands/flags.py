@@ -1,4 +1,8 @@
-"""How every command starts: its flags, its logging and its failures, each of which is one sentence on stderr."""
+"""Flags, logging and failures of every command; a failure is one sentence on stderr.
+
+Commands without a config use argparse (`make_parser`, `parse_arguments`), those with a config absl (`define_config`,
+`parse_with_config`).
+"""
 
 import argparse
 import contextlib
@@ -6,28 +10,33 @@ import importlib.machinery
 import importlib.util
 import inspect
 import logging
+import math
 import os
 import re
 import sys
 import traceback
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
+from typing import Any, NoReturn
 
 import absl.logging
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from concertormer_jax.runtime import errors
-from concertormer_jax.runtime.bundled import bundled, recipes
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import bundled, recipes
 from concertormer_jax.runtime.values import Number, Whole, shown
 from concertormer_jax.training import config_limits
 
+CROP_PX = 256
+
 
 @contextlib.contextmanager
-def running():
-    """What a command does inside this ends with one sentence where it cannot go on (`errors.reported`).
+def running() -> Generator[None]:
+    """Run a command's work in this context: failures become one sentence (`errors.reported`), and libraries are quiet.
 
-    The libraries below are quiet: what Orbax logs as an error it also raises.
+    Nothing is lost with Orbax's log: errors that it logs it also raises.
     """
     logging.getLogger("jax").setLevel(logging.ERROR)
     absl.logging.set_verbosity(absl.logging.FATAL)
@@ -35,24 +44,45 @@ def running():
         yield
 
 
-# Commands without a config: what argparse lacks to refuse what makes no sense.
+class _Parser(argparse.ArgumentParser):
+    """A parser whose `error` raises, where argparse prints several lines."""
 
-
-def parse_arguments(parser: argparse.ArgumentParser, arguments=None) -> argparse.Namespace:
-    """Parse `arguments`, by default those of the process; a mistake, such as an empty one, ends it with a sentence."""
-    given = sys.argv[1:] if arguments is None else [str(argument) for argument in arguments]
-
-    def refuse(message: str):
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see --help")
 
-    parser.error = refuse  # which prints several lines otherwise
+
+def make_parser(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """Return a parser that prints `description` (a module's docstring) and `epilog` as they are."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return _Parser(description=description, epilog=epilog, formatter_class=formatter)
+
+
+def analysis_parser(description: str | None, image_help: str, least_crop_px: int) -> argparse.ArgumentParser:
+    """Return a parser with --ckpt, IMAGE and --crop. least_crop_px: 0 if --crop=0 stands for the whole picture."""
+    parser = make_parser(description)
+    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
+    parser.add_argument("image", metavar="IMAGE", help=image_help)
+    whole_picture = "" if least_crop_px else "; 0 for the whole picture"
+    parser.add_argument(
+        "--crop",
+        type=whole(least_crop_px, 65536),
+        default=CROP_PX,
+        metavar="PIXELS",
+        help=f"default: {CROP_PX}{whole_picture}",
+    )
+    return parser
+
+
+def parse_arguments(parser: argparse.ArgumentParser, arguments: Iterable[object] | None = None) -> argparse.Namespace:
+    """Parse `arguments`, by default those of the process. A mistake, such as an empty one, ends it with a sentence."""
+    given = sys.argv[1:] if arguments is None else [str(argument) for argument in arguments]
     with errors.reported():
         require_no_empty(given)
         return parser.parse_args(given)
 
 
-def whole(least: int, most: int):
-    """A `type` of argparse: whole numbers from `least` to `most`."""
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Return a `type` for argparse: whole numbers from `least` to `most`."""
     kind = Whole(least, most)
 
     def read(text: str) -> int:
@@ -63,15 +93,15 @@ def whole(least: int, most: int):
     return read
 
 
-def number(least: float, most: float):
-    """A `type` of argparse: numbers from `least` to `most`."""
+def number(least: float, most: float) -> Callable[[str], float]:
+    """Return a `type` for argparse: numbers from `least` to `most`."""
     kind = Number(least, most)
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            value = None
+            value = math.nan  # which no range contains
         if value not in kind:
             raise argparse.ArgumentTypeError(f"{shown(text)} must be {kind}")
         return value
@@ -79,14 +109,14 @@ def number(least: float, most: float):
     return read
 
 
-def require_no_empty(arguments) -> None:
-    """Raise UserError for `--flag=` and for an empty argument: mostly a variable of the shell that is not set."""
+def require_no_empty(arguments: Iterable[str]) -> None:
+    """Raise UserError for `--flag=` and for an empty argument, which mostly stem from unset variables of the shell."""
     for argument in arguments:
         if not argument or re.fullmatch(r"--?[\w-]+=", argument):
             raise UserError(f"{argument or repr(argument)} is empty; give a value, or leave it out")
 
 
-flags.disclaim_key_flags()  # --help tells of --config with the flags of the command
+flags.disclaim_key_flags()  # so that --help lists --config with the flags of the command, not with those of this file
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=(.*))?", re.DOTALL)
 
@@ -96,7 +126,7 @@ def define_config(help_string: str = "A recipe, such as gopro or gopro:lite, or 
     with errors.reported():
         try:
             holder = config_flags.DEFINE_config_file("config", help_string=help_string)
-        except flags.Error as error:  # of a --flagfile, which is read here already
+        except flags.Error as error:  # absl reads a --flagfile here
             raise UserError(" ".join(str(error).split())) from error
     flags.FLAGS["config"].parser = _ConfigFile()
     return holder
@@ -105,7 +135,7 @@ def define_config(help_string: str = "A recipe, such as gopro or gopro:lite, or 
 def parse_with_config(command: str, default_config: str | None = None) -> None:
     """Parse the flags of this process, as the module named `command` defines them, and check the config.
 
-    default_config: what is loaded without --config. A mistake ends the process with one sentence, --help with a text.
+    default_config: the recipe that is loaded without --config. A mistake ends the process with one sentence.
     """
     argv = sys.argv
     if {"-h", "--help"}.intersection(argv[1:]):
@@ -113,7 +143,7 @@ def parse_with_config(command: str, default_config: str | None = None) -> None:
         raise SystemExit(0)
     overrides = {}
     with errors.reported():
-        flags.FLAGS.set_gnu_getopt(True)  # flags may stand behind what is no flag
+        flags.FLAGS.set_gnu_getopt(True)  # flags may follow other arguments
         try:
             argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=True)
             overrides = _overrides(argv)
@@ -131,7 +161,7 @@ def parse_with_config(command: str, default_config: str | None = None) -> None:
 
 
 def _overrides(argv: list[str]) -> dict[str, str]:
-    """The values on the command line by config key; that of a flag without `=` is the next argument."""
+    """The values on the command line by config key. The value of a flag without `=` is the next argument."""
     found = {}
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         if match := _OVERRIDE.fullmatch(argument):
@@ -140,7 +170,7 @@ def _overrides(argv: list[str]) -> dict[str, str]:
 
 
 def _sentence(error: flags.Error, overrides: dict[str, str]) -> str:
-    """What absl says of a flag, shorter; of a config key, what it must be."""
+    """absl's message on a flag, made shorter; for a config key, a message on the values that it takes."""
     text = str(error).removeprefix("flag ")
     for key, value in overrides.items():
         if text.startswith(f"--config.{key}="):
@@ -152,42 +182,44 @@ def _sentence(error: flags.Error, overrides: dict[str, str]) -> str:
 
 
 class _ConfigFile(flags.ArgumentParser):
-    """Loads `FILE` or `FILE:RECIPE`; the flag adds its name and value to the UserErrors."""
+    """Loads NAME, FILE, or either with :RECIPE behind it. absl puts the flag's name and value before a UserError."""
 
-    def parse(self, path: str) -> ConfigDict:
-        name, colon, recipe = path.partition(":")
+    def parse(self, argument: str) -> ConfigDict:
+        name, colon, recipe = argument.partition(":")
         file = os.fspath(recipes().get(name, name))
         if not Path(file).is_file():
             raise UserError(f"{name or repr(name)} is no file and no recipe; the recipes are {', '.join(recipes())}")
         try:
             config = _called(_get_config(file), [recipe] if colon else [])
-        except UserError:  # of an unknown recipe
+        except UserError:  # the file has no such recipe
             raise
-        except (Exception, SystemExit) as error:  # a user's own program may raise anything
-            raise UserError(_explained(file, error)) from error
+        except (Exception, SystemExit) as error:  # a user's file may raise anything
+            raise UserError(_location_and_message(file, error)) from error
         if not isinstance(config, ConfigDict):
             raise UserError(f"get_config() returns {shown(config)}, not the ConfigDict of configs/common.py")
         config_limits.require_kinds(config)
         return config.lock()
 
-    def flag_type(self):
+    def flag_type(self) -> str:
         return "config file"
 
 
-def _get_config(file: str):
-    # Recipes build on each other: `from configs import common` finds those that come with this software.
+def _get_config(file: str) -> Callable[..., Any]:
+    """The function `get_config` of a config file, in which `from configs import common` finds the bundled recipes."""
     package = importlib.machinery.ModuleSpec("configs", None, is_package=True)
-    package.submodule_search_locations.append(os.fspath(bundled("configs")))
+    package.submodule_search_locations = [os.fspath(bundled("configs"))]
     sys.modules["configs"] = importlib.util.module_from_spec(package)
-    spec = importlib.util.spec_from_loader("config", importlib.machinery.SourceFileLoader("config", file))
+    loader = importlib.machinery.SourceFileLoader("config", file)
+    spec = importlib.util.spec_from_loader("config", loader)
+    assert spec is not None  # as there is a loader
     module = sys.modules["config"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     if not callable(getattr(module, "get_config", None)):
         raise UserError("the file defines no get_config(); see configs/demo.py")
     return module.get_config
 
 
-def _called(get_config, arguments: list[str]):
+def _called(get_config: Callable[..., Any], arguments: list[str]) -> Any:
     try:
         inspect.signature(get_config).bind(*arguments)
     except TypeError as error:
@@ -197,8 +229,8 @@ def _called(get_config, arguments: list[str]):
     return get_config(*arguments)
 
 
-def _explained(file: str, error: BaseException) -> str:
-    """One sentence on an error in a config file: the line, the kind and the message."""
+def _location_and_message(file: str, error: BaseException) -> str:
+    """One sentence on an error in a config file: the line, the kind of error and its message."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
     message = error.msg if isinstance(error, SyntaxError) else error

@@ -1,6 +1,6 @@
 """Plan a run without the hardware: `python -m concertormer_jax plan --config=configs/gopro.py --tpu=v5e:2x4`.
 
-Compiles the training step of every stage and the evaluation with TLC ahead of time for a TPU that need not be there
+Compiles the training step of every phase and the evaluation with TLC ahead of time for a TPU that need not be there
 (package libtpu, pip install "jax[tpu]"), or for this machine's own device (--device=cpu, --device=gpu), and says what
 fits, where the memory goes, and how long the compiler thinks that it takes. Times are estimates; nothing is run.
 """
@@ -11,16 +11,18 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 
 from absl import flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from concertormer_jax.commands.flags import define_config, parse_with_config, running
 from concertormer_jax.planning import advice, chips, compilation, report, schedule_report
 from concertormer_jax.planning.compilation import Plan, compile_apart
-from concertormer_jax.runtime import errors, files
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.files import write_text
 from concertormer_jax.runtime.outputs import require_file_writable
 from concertormer_jax.runtime.paths import local_path
 from concertormer_jax.runtime.values import Whole
@@ -43,23 +45,25 @@ flags.mark_flags_as_required(["config"])
 
 
 def main() -> None:
+    """Run the command described at the top of this file."""
     parse_with_config(__name__)
     logging.getLogger("jax").setLevel(logging.ERROR)
     with running():
         plan(CONFIG.value)
 
 
-def plan(config) -> None:
+def plan(config: ConfigDict) -> None:
     """Plan `config` as the flags say, and print and write the result. Raises UserError for flags that do not fit."""
-    if (TPU.value is None) == (DEVICE.value is None):
-        raise errors.UserError("give either --tpu=NAME:TOPOLOGY or --device=cpu|gpu")
+    named = [name for name in (TPU.value, DEVICE.value) if name is not None]
+    if len(named) != 1:
+        raise UserError("give either --tpu=NAME:TOPOLOGY or --device=cpu|gpu")
     output = None if OUTPUT.value is None else local_path(OUTPUT.value, "--output")
     if SCHEDULE.value and not TPU.value:
-        raise errors.UserError("--schedule is that of a TPU; give --tpu=NAME:TOPOLOGY, which need not be there")
+        raise UserError("--schedule is that of a TPU; give --tpu=NAME:TOPOLOGY, which need not be there")
     tasks = _tasks(config)
     if output:
         require_file_writable(output)
-    target = chips.tpu(TPU.value) if TPU.value else chips.own(DEVICE.value)
+    target = chips.own(named[0]) if DEVICE.value else chips.tpu(named[0])
     if ONLY.value != "evaluate" and not FORWARD.value:
         compilation.require_trainable(config, len(target.devices))
     print(report.heading(target), flush=True)
@@ -75,20 +79,20 @@ def plan(config) -> None:
         entries.append(report.as_json(found, target.chip, suggestions))
     if output is not None:
         content = {"target": target.name, "devices": len(target.devices), "programs": entries}
-        files.write_text(output, json.dumps(content, indent=2) + "\n")
+        write_text(output, json.dumps(content, indent=2) + "\n")
         print(f"\nThe plan is in {output}.")
 
 
-def _tasks(config) -> list[tuple[str, Callable]]:
-    """What the flags ask for: (what it is, function of (config, mesh) that traces it)."""
+def _tasks(config: ConfigDict) -> list[tuple[str, Callable]]:
+    """The programs that the flags ask for, as (name, function of (config, mesh) that traces it)."""
     if FORWARD.value:
         width, height = _size("forward", FORWARD.value)
         return [("the network", partial(compilation.forward_task, width=width, height=height))]
     width, height = _size("evaluate", EVALUATE.value)
     tasks = []
     if ONLY.value != "evaluate":
-        for stage in compilation.training_stages(config):
-            tasks.append((f"stage {stage.number}", partial(compilation.training_task, number=stage.number)))
+        for phase in compilation.training_phases(config):
+            tasks.append((f"phase {phase.number}", partial(compilation.training_task, number=phase.number)))
     if ONLY.value != "train":
         evaluation = partial(compilation.evaluation_task, width=width, height=height, tlc=TLC.value)
         tasks.append(("the evaluation", evaluation))
@@ -98,22 +102,22 @@ def _tasks(config) -> list[tuple[str, Callable]]:
 def _size(flag: str, text: str) -> tuple[int, int]:
     width, _, height = text.partition("x")
     if not all(re.fullmatch("[0-9]{1,5}", side) and int(side) in SIDE_PX for side in (width, height)):
-        raise errors.UserError(f"--{flag}={text}: must be WIDTHxHEIGHT, each {SIDE_PX} pixels, such as 1280x720")
+        raise UserError(f"--{flag}={text}: must be WIDTHxHEIGHT, each {SIDE_PX} pixels, such as 1280x720")
     return int(width), int(height)
 
 
-def _compiled(what: str, make: Callable, config, target: str, schedule: bool = False) -> Plan:
+def _compiled(what: str, make: Callable, config: ConfigDict, target: str, schedule: bool = False) -> Plan:
     with _progress(f"compiling {what} for {target}" + (" and reading its schedule" if schedule else "")):
         return compile_apart(make, config, target, PROFILE.value, schedule)
 
 
 @contextlib.contextmanager
-def _progress(text: str):
-    """A line with the time so far, which goes on while the compiler works, and is removed at the end."""
+def _progress(text: str) -> Generator[None]:
+    """Show a line with the time so far while the compiler works, and remove it at the end."""
     done = threading.Event()
     with tqdm(bar_format="{desc}: {elapsed}", desc=text, leave=False, disable=None) as bar:
 
-        def tick():
+        def tick() -> None:
             while not done.wait(1):
                 bar.refresh()
 
@@ -128,8 +132,8 @@ def _progress(text: str):
             thread.join()
 
 
-def _suggestions(what: str, make: Callable, config, found: Plan, target: chips.Target) -> list[str]:
-    """Sentences on what might help; with --try_suggestions, up to the first that does."""
+def _suggestions(what: str, make: Callable, config: ConfigDict, found: Plan, target: chips.Target) -> list[str]:
+    """Sentences on changes that might help; with --try_suggestions, up to the first that does."""
     if found.kind == "train":
         excess = found.memory_total / found.memory_limit if found.memory_limit else 1.0
         proposals = advice.for_training(config, target, excess)

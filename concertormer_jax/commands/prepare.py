@@ -3,31 +3,29 @@
 python -m concertormer_jax prepare NAME --source=DIR [--data-dir=DIR] [--dry-run]
 
 NAME is one of gopro, hide, realblur_r, realblur_j, rain13k, reds, sidd, or pairs for input/ and target/ of your own;
-some have configurations, such as gopro/blur_gamma, and pairs/ANYTHING names yours. The layout below --source is found
-by looking. Every file is decoded and compared with its partner before anything is written. An interrupted preparation
-is started again by the same command.
+some have configurations, such as gopro/blur_gamma, and pairs/ANYTHING names yours. The command recognises the layout
+below --source. It decodes every file and compares it with its partner before it writes anything. After an interruption,
+give the same command again.
 """
 
-import argparse
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from concertormer_jax.commands.flags import parse_arguments, running
+from concertormer_jax.commands.flags import make_parser, parse_arguments, running
 from concertormer_jax.data.prepared import default_data_dir
 from concertormer_jax.datasets.descriptions import SETS
 from concertormer_jax.datasets.layouts import Found
 from concertormer_jax.datasets.preparation import described, examine, prepare
 from concertormer_jax.datasets.verify import Report, SplitReport
-from concertormer_jax.runtime import errors
-from concertormer_jax.runtime.errors import printable
+from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.paths import local_path
 
-_SHOWN = 20  # errors, and warnings
-_RECIPES = {"rain13k": "derain", "pairs": "custom"}  # the others are called like the set
+_SHOWN = 20  # errors, and as many warnings
+_RECIPES = {"rain13k": "derain", "pairs": "custom"}  # the other recipes have the name of their set
 
 
 def report_lines(found: Found, report: Report) -> Iterator[str]:
-    """Yield what to print of a check: the splits, the warnings, the errors."""
+    """Yield lines on the splits, the warnings and the errors of a check."""
     for split, part in report.splits.items():
         yield f"  {split}: {_split_text(part, found.places[split])}"
     for kind, messages in (("warning", report.warnings), ("error", report.errors)):
@@ -62,7 +60,7 @@ def steps_text() -> str:
 
 
 def next_command(reference: str, report: Report, data_dir: str) -> str:
-    """Return the command that uses what was prepared."""
+    """Return a command that uses the prepared set."""
     name = reference.partition("/")[0]
     elsewhere = data_dir not in ("", default_data_dir())
     if "train" not in report.splits:
@@ -77,12 +75,9 @@ def next_command(reference: str, report: Report, data_dir: str) -> str:
     return command + (f" --config.data.data_dir={data_dir}" if elsewhere else "")
 
 
-def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=steps_text(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(arguments: Iterable[object] | None = None) -> None:
+    """Run the command described at the top of this file."""
+    parser = make_parser(__doc__, epilog=steps_text())
     parser.add_argument("name", metavar="NAME", help="the set, or NAME/CONFIG")
     parser.add_argument("--source", required=True, metavar="DIR", help="folder that holds the set")
     parser.add_argument(
@@ -97,7 +92,7 @@ def main(arguments=None) -> None:
         for line in report_lines(found, report):
             print(printable(line))
         if report.errors:
-            raise errors.UserError(
+            raise UserError(
                 f"{flags.source}: has {len(report.errors)} errors and nothing was written; mend the files named above."
             )
         if flags.dry_run:

@@ -1,43 +1,38 @@
-"""How far the network sees: `python -m concertormer_jax receptive_field --ckpt=DIR IMAGE`.
+"""Measure how far the network sees: `concertormer receptive_field --ckpt=DIR IMAGE`.
 
-The effective receptive field (Luo et al., NeurIPS 2016): how much every pixel of the input moves the pixel in the
-middle of the output, as |gradient|, and the mean of that over the pictures of a folder (or of one picture), each cut to
-its middle (--crop). The output folder gets a picture of it, and the radii that hold 50, 90 and 99 % of it as JSON.
+The effective receptive field (Luo et al., NeurIPS 2016) is |gradient| of the pixel in the middle of the output by every
+pixel of the input. It is averaged over the pictures of a folder (or of one picture), each cut to its middle (--crop).
+The output folder gets a picture of it, and as JSON the radii that hold 50, 90 and 99 % of it.
 """
 
-import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 from tqdm import tqdm
 
 from concertormer_jax.analysis.receptive_field import influence_on_middle, radius_holding
 from concertormer_jax.analysis.reports import receptive_field_picture
 from concertormer_jax.analysis.windows import named_pictures, restoring
-from concertormer_jax.commands.flags import parse_arguments, running, whole
+from concertormer_jax.commands.flags import analysis_parser, parse_arguments, running
 from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.inference.compiled import CompiledPerShape
-from concertormer_jax.runtime.devices import out_of_memory_explained, prepare_to_compile
+from concertormer_jax.runtime.devices import explain_out_of_memory, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text, written_atomically
 from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
 from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.weights.checkpoints import load_model
 
-CROP_PX = 256
 SHARES = (0.5, 0.9, 0.99)
 
 
-def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
-    parser.add_argument("image", metavar="IMAGE", help="a picture or a folder of them")
-    parser.add_argument("--crop", type=whole(1, 65536), default=CROP_PX, metavar="PIXELS", help=f"default: {CROP_PX}")
+def main(arguments: Iterable[object] | None = None) -> None:
+    """Run the command described at the top of this file."""
+    parser = analysis_parser(__doc__, "a picture or a folder of them", least_crop_px=1)
     parser.add_argument("--output", metavar="DIR", help="default: receptive_field/ in the checkpoint's folder")
     flags = parse_arguments(parser, arguments)
     with running():
@@ -67,20 +62,21 @@ def main(arguments=None) -> None:
         print(f"the picture and the numbers are in {output}")
 
 
-def _large_enough(paths, crop: int) -> list[Path]:
-    """Return the pictures. Raises UserError, naming the first that is smaller than `crop` pixels on a side."""
+def _large_enough(paths: Iterable[Path], crop: int) -> list[Path]:
+    """Return the pictures. Raises UserError naming the first whose shorter side is less than `crop` pixels."""
+    paths = list(paths)
     for path in paths:
         height, width = image_size(path)
         if min(height, width) < crop:
             raise UserError(f"{path}: has {width}x{height} pixels; give a smaller --crop than {crop}, or leave it out.")
-    return list(paths)
+    return paths
 
 
-def _mean_field(restore, pictures, crop: int) -> np.ndarray:
-    """The mean of `influence_on_middle` over the middles of pictures: float64 [crop, crop]."""
+def _mean_field(restore: Partial, pictures: list[Path], crop: int) -> np.ndarray:
+    """The mean of `influence_on_middle` over the middle crops of the pictures: float64 [crop, crop]."""
     influence = CompiledPerShape(influence_on_middle, tqdm.write)
     total = np.zeros((crop, crop))
-    with out_of_memory_explained("give a smaller --crop."):
+    with explain_out_of_memory("give a smaller --crop."):
         for path in tqdm(pictures, unit="picture", leave=False):
             picture = read_rgb(path)
             top, left = ((length - crop) // 2 for length in picture.shape[:2])

@@ -1,17 +1,22 @@
-"""Restore photographs: `python -m concertormer_jax restore --ckpt=DIR IN OUT`, for one picture or a folder of them."""
+"""Restore photographs: `python -m concertormer_jax restore --ckpt=DIR IN OUT`, for one picture or a folder of them.
+
+A video, or a GIF with OUT a GIF or a video, is restored frame by frame.
+"""
 
 import argparse
 import sys
 
 from concertormer_jax.commands.flags import parse_arguments, running
 from concertormer_jax.data.images import READABLE
+from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
 from concertormer_jax.photos.photo_io import read_photo
 from concertormer_jax.photos.restore_plan import Plan, plan
 from concertormer_jax.photos.restoring import Outcome, as_bytes, restore_files
+from concertormer_jax.photos.video import is_video, plan_video, restore_video
 from concertormer_jax.runtime.devices import prepare_to_compile
-from concertormer_jax.runtime.errors import printable
+from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.weights.checkpoints import load_model
 
@@ -48,9 +53,9 @@ def _closing_lines(work: Plan, outcome: Outcome) -> list[str]:
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
-    parser.add_argument("input", metavar="IN", help=f"a picture ({READABLE}) or a folder of them")
+    parser.add_argument("input", metavar="IN", help=f"a picture ({READABLE}), a folder of them, or a video")
     parser.add_argument("output", metavar="OUT", help="the result's name, whose suffix decides its format, or a folder")
     parser.add_argument(
         "--tile", default="auto", metavar="PIXELS", help="tile size, a multiple of 64; auto; off for none"
@@ -58,16 +63,35 @@ def main(arguments=None) -> None:
     parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")
     parser.add_argument("--recursive", action="store_true", help="of a folder, also the pictures in its subfolders")
     parser.add_argument("--compare", action="store_true", help="also write before and after, as pictures and as a page")
+    parser.add_argument("--precision", choices=PRECISIONS, default=PRECISIONS[0], help=PRECISION_HELP)
     flags = parse_arguments(parser, arguments)
     with running():
         prepare_to_compile()
-        # Paths are checked before the checkpoint is read.
-        work = plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
-        restorer = Restorer(load_model(user_path(flags.ckpt, "--ckpt")), tlc=flags.tlc, tile=flags.tile)
-        outcome = restore_files(restorer, work)
-        if work.page and outcome.restored:
-            _write_page(work, outcome)
-        for line in _closing_lines(work, outcome):
-            print(printable(line), file=sys.stderr)
-        if outcome.failed:
-            raise SystemExit(1)
+        if is_video(flags.input, flags.output):
+            _restore_video(flags)
+        else:
+            _restore_pictures(flags)
+
+
+def _restore_video(flags):
+    if flags.compare or flags.recursive:
+        raise UserError("--compare and --recursive are for pictures; leave them out with a video.")
+    before, after = plan_video(flags.input, flags.output)
+    restore_video(_restorer(flags), before, after)
+
+
+def _restore_pictures(flags):
+    work = plan(flags.input, flags.output, compare=flags.compare, recursive=flags.recursive)
+    outcome = restore_files(_restorer(flags), work)
+    if work.page and outcome.restored:
+        _write_page(work, outcome)
+    for line in _closing_lines(work, outcome):
+        print(printable(line), file=sys.stderr)
+    if outcome.failed:
+        raise SystemExit(1)
+
+
+def _restorer(flags):
+    """Load the checkpoint, which takes a while, so that a wrong path of a picture is found before."""
+    model = load_model(user_path(flags.ckpt, "--ckpt"))
+    return Restorer(model, tlc=flags.tlc, tile=flags.tile, precision=flags.precision)

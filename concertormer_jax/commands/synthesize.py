@@ -1,18 +1,17 @@
-"""Command: make evaluation pairs from a folder of sharp photographs, the same bytes every time.
+"""Make evaluation pairs from a folder of sharp photographs, the same bytes every time.
 
 python -m concertormer_jax synthesize PHOTOS OUT [--degradation=shake] [--seed=0]
 """
 
-import argparse
-
-from concertormer_jax.commands.flags import parse_arguments, running, whole
+from concertormer_jax.commands.flags import make_parser, parse_arguments, running, whole
 from concertormer_jax.data.degrade import DEGRADATIONS
 from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.runtime.paths import local_path
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    """Run the command described at the top of this file."""
+    parser = make_parser(__doc__)
     parser.add_argument("photos", metavar="PHOTOS", help="folder of sharp photographs")
     parser.add_argument("out", metavar="OUT", help="folder for input/ and target/")
     parser.add_argument(

@@ -1,14 +1,15 @@
 """What a folder of pictures holds: pairs of degraded pictures and their targets, or sharp photographs.
 
-Training, preparation, synthesis and evaluation all look here. Two sibling folders hold pairs if their names say so:
-input/ and target/, blur/ and sharp/ and the like (see folder_names.py), in any letter case; they may lie in the folder
-itself or anywhere below it, as <sequence>/{blur,sharp}. A folder in which nothing looks like pairs holds photographs.
-What looks like pairs and is none is an error, since degraded pictures would be taken for sharp ones.
+Training, preparation, synthesis and evaluation all use these rules. Two sibling folders hold pairs if their names say
+so: input/ and target/, blur/ and sharp/ and the like (`INPUTS`, `TARGETS`), in any letter case. They may lie in the
+folder itself or anywhere below it, as <sequence>/{blur,sharp}. A folder in which nothing looks like pairs holds
+photographs. What looks like pairs but is not complete is an error: degraded pictures must not be taken for sharp ones.
 """
 
 import dataclasses
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +17,9 @@ from concertormer_jax.data.cache import image_sizes
 from concertormer_jax.data.images import list_images
 from concertormer_jax.data.listing import walk
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import AnyPath
 
-# What the names of folders and files say: degraded pictures or their targets, training or test.
-
-# In lower case, letters and digits alone. Where a folder has several of a side, prepare takes the first in this order.
+# Names of folders, lower case letters and digits alone. The command prepare prefers the earlier ones of a side.
 INPUTS = (
     *("input", "inputs", "inp", "lq", "blur", "blurry", "blurred", "rain", "rainy", "noisy", "degraded"),
     *("lr", "noise", "hazy", "snowy", "corrupted", "distorted", "compressed", "lowres", "lowquality", "lowlight"),
@@ -30,18 +30,18 @@ TARGETS = (
     *("hr", "gts", "truth", "noblur", "nonblur", "unblurred", "derain", "nonoise", "nohaze", "nosnow"),
     *("highres", "highquality", "normallight", "infocus", "sharps"),
 )
-# Ordinary words, which name a side only beside a folder of the other side.
+# Ordinary words. They name a side only if a folder of the other side lies beside.
 _INPUTS_IF_BESIDE = ("low", "before", "source", "src", "bad", "haze", "foggy", "snow", "moire")
 _TARGETS_IF_BESIDE = (
     *("high", "after", "reference", "ref", "original", "originals", "label", "labels", "good", "clear"),
 )
-# An input named like this is one, whatever else stands in the name.
+# Words that only the names of degraded pictures contain.
 _SURELY_DEGRADED = {"lq", "lr", "blur", "blurry", "blurred", "noisy", "degraded", "hazy", "rainy", "snowy"}
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
     **dict.fromkeys(("test", "testing", "testset", "val", "valid", "validation", "eval", "evaluation"), "test"),
 }
-_SAYS_NOTHING = {
+_NEUTRAL = {  # words that may stand beside the name of a side
     *("image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos", "frame", "frames"),
     *("data", "dataset", "set", "folder", "dir", "files", "all", "png", "jpg", "jpeg", "srgb", "rgb", "gamma"),
     *("bicubic", "crop", "crops", "cropped", "patch", "patches", "sub", "x", *_SPLITS),
@@ -51,9 +51,10 @@ _SIDES_IF_BESIDE = {**dict.fromkeys(_INPUTS_IF_BESIDE, "input"), **dict.fromkeys
 
 
 class Role(NamedTuple):
-    """The side that a name is of. rank: 0 if it is the side's name, 1 with a word such as images, 2 an ordinary word.
+    """The side, "input" or "target", that a folder's name says, and how surely: the lower the rank, the surer.
 
-    Rank 3 is for names in which other words stand as well, so that it is not sure.
+    rank 0: the name is one of `INPUTS` or `TARGETS`; 1: with neutral words, such as images; 2: it is an ordinary word;
+    3: with other words.
     """
 
     side: str
@@ -66,33 +67,33 @@ def plain(name: str) -> str:
 
 
 def role_of(name: str) -> Role | None:
-    """Return the role of a folder by its name; None if the name says nothing of it."""
-    # Without numbers at the end, such as those of a scale: LRx4, blur_300.
+    """Return the role of a folder by its name, None if the name does not say any."""
+    # The second candidate lacks numbers at the end, such as those of LRx4 and blur_300.
     for candidate in (plain(name), re.sub(r"(x?\d+)+$", "", plain(name))):
         if candidate in _SIDES:
             return Role(_SIDES[candidate], 0)
         if candidate in _SIDES_IF_BESIDE:
             return Role(_SIDES_IF_BESIDE[candidate], 2)
-    telling = "".join(word for word in _words(name) if word not in _SAYS_NOTHING and not word.isdecimal())
+    telling = "".join(word for word in _words(name) if word not in _NEUTRAL and not word.isdecimal())
     if telling in _SIDES:
         return Role(_SIDES[telling], 1)
     side = side_in(name)
-    return side and Role(side, 3)
+    return Role(side, 3) if side else None
 
 
 def side_in(name: str) -> str | None:
-    """Return the side of which a word stands in `name`, whatever else does; None without any or with words of both."""
+    """Return the side that words in `name` say, None if none or both are said."""
     sides = {_SIDES[word] for word in _words(name) if word in _SIDES}
     return sides.pop() if len(sides) == 1 else None
 
 
 def is_surely_degraded(name: str) -> bool:
-    """Return whether a word that is hardly used for anything but degraded pictures stands in `name`."""
+    """Return whether a word in `name` is used for degraded pictures alone."""
     return side_in(name) == "input" and not _SURELY_DEGRADED.isdisjoint(_words(name))
 
 
 def without_side(path: str) -> str:
-    """Return a path without extension in words joined by hyphens, without those that name a side and without a scale.
+    """Return the words of a path without extension, joined by hyphens, but for those that name a side or a scale.
 
     scene001_blur_1 and scene001_gt_1 give scene-001-1; rain-001x2 and norain-001 give 001.
     """
@@ -109,22 +110,22 @@ def split_of(name: str) -> str | None:
 
 
 def _words(name: str) -> list[str]:
-    """The words and numbers of a name in lower case, also of one in CamelCase."""
+    """The words and numbers of a name in lower case; CamelCase is split too."""
     return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
 
 
-_OTHER = {
+_PARTNERS = {
     "input": "sharp partners (such as target/ or sharp/)",
     "target": "degraded partners (such as input/ or blur/)",
 }
 _BY_HAND = "put degraded pictures into input/ and their targets, under the same names, into target/"
 _PREPARE = "python -m concertormer_jax prepare --help lists the benchmarks whose layouts are known"
-_LEVELS_ABOVE = 2  # that are looked at, for a folder that is itself a side of pairs
+_LEVELS_ABOVE = 2  # folders whose names may say that a given folder is a side of pairs: itself and its parent
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A degraded picture and its target; `name` is unique in its set, by default the path below input/ and target/."""
+    """A degraded picture and its target. name: unique in its set, such as the path below input/ without extension."""
 
     name: str
     input: Path
@@ -132,7 +133,7 @@ class Pair:
 
 
 class PairFolder(NamedTuple):
-    """A folder and two in it, with the degraded pictures and with their targets."""
+    """A folder, and the two in it that hold the degraded pictures and their targets."""
 
     path: Path
     input: Path
@@ -140,18 +141,18 @@ class PairFolder(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a folder holds: `pairs`, or else `photographs`. unused: pictures beside the pairs, of neither side."""
+    """What a folder holds: pairs or photographs. unused: pictures beside the pairs that belong to neither side."""
 
     pairs: list[Pair]
     photographs: list[Path]
     unused: list[Path]
 
 
-def contents_of(folder) -> Contents:
+def contents_of(folder: AnyPath) -> Contents:
     """Return what `folder` holds; pairs are sorted by name, photographs and unused pictures by path.
 
-    Raises UserError if it is missing or holds no pictures, if what looks like pairs is not, naming the first picture
-    without partner, and if it holds the pictures of training and of a test together.
+    Raises UserError if it is missing or holds no pictures, if what looks like pairs is incomplete (the message names
+    the first picture without partner), and if it holds training and test pictures together.
     """
     folder = Path(folder)
     pictures = list_images(folder)
@@ -167,10 +168,10 @@ def contents_of(folder) -> Contents:
     return Contents(sorted(pairs, key=lambda pair: pair.name), [], unused)
 
 
-def find_pairs(folder) -> list[Pair]:
+def find_pairs(folder: AnyPath) -> list[Pair]:
     """Return the pairs that `folder` holds, sorted by name.
 
-    Raises UserError like `contents_of`, if there are none, and for a pair of pictures of different sizes.
+    Raises UserError like `contents_of`, if there are no pairs, and if the two pictures of a pair differ in size.
     """
     contents = contents_of(folder)
     if not contents.pairs:
@@ -179,17 +180,19 @@ def find_pairs(folder) -> list[Pair]:
     return contents.pairs
 
 
-def pair_folders(folder) -> list[PairFolder]:
+def pair_folders(folder: AnyPath) -> list[PairFolder]:
     """Return the places of pairs in `folder` and below it, in the order of their paths.
 
-    Raises UserError for a folder that has one side alone, or several of which it is not clear which are meant.
+    Raises UserError for a folder that has one side alone, or several folders of one side.
     """
-    found, doubtful, sides = [], [], set()
+    found: list[PairFolder] = []
+    doubtful: list[tuple[list[Path], str]] = []
+    sides: set[Path] = set()
     for place in walk(folder):
         if not sides.isdisjoint((place.path, *place.path.parents)):
             continue
         roles = {name: role for name in place.folders if (role := role_of(name))}
-        inputs, targets = (_most_telling(roles, side, 2) for side in ("input", "target"))
+        inputs, targets = (_surest(roles, side, 2) for side in ("input", "target"))
         if inputs and targets:
             for side, names in (("degraded pictures", inputs), ("targets", targets)):
                 if len(names) > 1:
@@ -198,10 +201,10 @@ def pair_folders(folder) -> list[PairFolder]:
                         "leave the one that is meant and move the others elsewhere."
                     )
             found.append(PairFolder(place.path, place.path / inputs[0], place.path / targets[0]))
-            sides |= set(found[-1][1:])
+            sides |= {found[-1].input, found[-1].target}
         else:
-            doubtful += _half(place.path, roles)
-    # A folder rain/ that holds input/ and target/ is no side of pairs.
+            doubtful += _incomplete(place.path, roles)
+    # A folder rain/ is no lone side if it holds input/ and target/.
     for names, message in doubtful:
         if not any(name in (pair.path, *pair.path.parents) for name in names for pair in found):
             raise UserError(message)
@@ -209,28 +212,31 @@ def pair_folders(folder) -> list[PairFolder]:
 
 
 def matched(place: PairFolder) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Return {name: picture} of both sides: the paths below them without extension, which should be the same.
+    """Return {name: picture} of the inputs and of the targets.
 
-    If they are not, and they are without the words that name a side (blur_1 and gt_1), without_side's names.
-    Raises UserError if a side holds no pictures, or two of one name.
+    The names are the paths below the two sides without extension. If these differ, but not once the words that name a
+    side are left out (blur_1 and gt_1), they are those of `without_side`. Raises UserError if a side holds no pictures,
+    or two of one name.
     """
-    paths = [list_images(side) for side in place[1:]]
-    as_named = [_by_name(side, pictures) for side, pictures in zip(place[1:], paths, strict=True)]
-    if as_named[0].keys() != as_named[1].keys():
-        told = [{without_side(name).lower(): path for name, path in side.items()} for side in as_named]
-        if told[0].keys() == told[1].keys() and [*map(len, told)] == [*map(len, as_named)] and "" not in told[0]:
-            return tuple(told)
-    return tuple(as_named)
+    inputs, targets = (_by_name(side, list_images(side)) for side in (place.input, place.target))
+    if inputs.keys() != targets.keys():
+        plain_inputs, plain_targets = (
+            {without_side(name).lower(): path for name, path in side.items()} for side in (inputs, targets)
+        )
+        unique = len(plain_inputs) == len(inputs) and len(plain_targets) == len(targets)
+        if plain_inputs.keys() == plain_targets.keys() and unique and "" not in plain_inputs:
+            return plain_inputs, plain_targets
+    return inputs, targets
 
 
-def require_equal_sizes(pairs) -> None:
+def require_equal_sizes(pairs: Sequence[Pair]) -> None:
     """Raise UserError naming the first of `pairs` whose pictures differ in size, from the headers of the files."""
     sizes = image_sizes([path for pair in pairs for path in (pair.input, pair.target)])
     for pair, input_size, target_size in zip(pairs, sizes[::2], sizes[1::2], strict=True):
         require_equal_size(pair, input_size, target_size)
 
 
-def require_equal_size(pair: Pair, input_size, target_size) -> None:
+def require_equal_size(pair: Pair, input_size: Sequence[int], target_size: Sequence[int]) -> None:
     """Raise UserError unless both sizes, (height, width) in pixels, are the same."""
     if tuple(input_size) != tuple(target_size):
         raise UserError(
@@ -239,15 +245,15 @@ def require_equal_size(pair: Pair, input_size, target_size) -> None:
         )
 
 
-def _most_telling(roles, side, last_rank) -> list[str]:
-    """The names of `side` with the lowest rank, up to `last_rank`."""
+def _surest(roles: Mapping[str, Role], side: str, last_rank: int) -> list[str]:
+    """The names of `side` that have the lowest rank of all, if that is at most `last_rank`."""
     ranks = {name: role.rank for name, role in roles.items() if role.side == side and role.rank <= last_rank}
     return [name for name, rank in ranks.items() if rank == min(ranks.values())]
 
 
-def _half(path, roles) -> list[tuple[list[Path], str]]:
-    """What is wrong with the folders of `roles` if they hold no pairs below themselves: (these folders, message)."""
-    inputs, targets = (_most_telling(roles, side, 3) for side in ("input", "target"))
+def _incomplete(path: Path, roles: Mapping[str, Role]) -> list[tuple[list[Path], str]]:
+    """(Folders, what is wrong with them), which holds unless pairs lie below one of these folders."""
+    inputs, targets = (_surest(roles, side, 3) for side in ("input", "target"))
     if inputs and targets:
         names = [path / inputs[0], path / targets[0]]
         return [(names, f"{path}: {inputs[0]}/ and {targets[0]}/ look like pairs; call them input/ and target/.")]
@@ -256,7 +262,7 @@ def _half(path, roles) -> list[tuple[list[Path], str]]:
         if role.rank <= 1 or (role.rank == 3 and is_surely_degraded(name)):
             alone = f"rename {name}/" if role.side == "input" else f"give {path / name} itself"
             message = (
-                f"{path}: has {name}/ but no folder with its {_OTHER[role.side]}; add it, or {alone} if "
+                f"{path}: has {name}/ but no folder with its {_PARTNERS[role.side]}; add it, or {alone} if "
                 "these are sharp photographs to learn from."
             )
             faults.append(([path / name], message))
@@ -275,8 +281,8 @@ def _pairs_in(place: PairFolder, source: Path) -> list[Pair]:
     return [Pair((prefix / name).as_posix(), path, targets[name]) for name, path in inputs.items()]
 
 
-def _by_name(folder, pictures) -> dict[str, Path]:
-    named = {}
+def _by_name(folder: Path, pictures: Iterable[Path]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
     for path in pictures:
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in named:
@@ -285,8 +291,9 @@ def _by_name(folder, pictures) -> dict[str, Path]:
     return named
 
 
-def _require_one_split(folder, pictures) -> None:
-    seen = {}
+def _require_one_split(folder: Path, pictures: Iterable[Path]) -> None:
+    """Raise UserError if folders' names or lists in text files say that `folder` holds training and test pictures."""
+    seen: dict[str, Path] = {}
     for parent in dict.fromkeys(path.parent for path in pictures):
         while parent != folder:
             if split := split_of(parent.name):
@@ -311,9 +318,9 @@ def _require_one_split(folder, pictures) -> None:
         )
 
 
-def _require_not_side_by_side(pictures) -> None:
-    """Raise UserError if the names of two files in one folder differ by the name of a side, as rain-1 and norain-1."""
-    seen = {}
+def _require_not_side_by_side(pictures: Iterable[Path]) -> None:
+    """Raise UserError if the names of two files in one folder differ only in the side: rain-1 and norain-1."""
+    seen: dict[tuple[Path, str], dict[str | None, Path]] = {}
     for path in pictures:
         stem = path.stem
         key = (path.parent, without_side(stem).lower())
@@ -326,8 +333,8 @@ def _require_not_side_by_side(pictures) -> None:
             raise UserError(f"{degraded}: looks like the degraded partner of {other.name}; {_BY_HAND}; {_PREPARE}.")
 
 
-def _require_no_side(folder) -> None:
-    """Raise UserError if `folder` is, or lies in, the side of pairs that holds the degraded pictures."""
+def _require_no_side(folder: Path) -> None:
+    """Raise UserError if `folder` is, or lies in, the degraded side of pairs."""
     path = Path(os.path.abspath(folder))
     for side in [path, *path.parents][:_LEVELS_ABOVE]:
         role = role_of(side.name)

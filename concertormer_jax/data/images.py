@@ -1,14 +1,17 @@
-"""Picture files: reading them as 8-bit RGB, their sizes, listing and writing them."""
+"""Picture files: the one decoder for training, evaluation and restoration, their sizes, listing and writing them."""
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.util
 import io
 import logging
 import os
 import stat
 import warnings
+from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
@@ -21,29 +24,32 @@ from concertormer_jax.data.tiff import OTHER_COLOURS
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import written_atomically
 from concertormer_jax.runtime.memory import require_memory
+from concertormer_jax.runtime.paths import AnyPath
 
-# The one reader of picture files, for training, evaluation and restoration.
-
-if importlib.util.find_spec("pillow_heif"):
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
+if importlib.util.find_spec("pillow_heif"):  # an optional package
+    importlib.import_module("pillow_heif").register_heif_opener()
 Image.init()
 _PILLOW_FORMATS = [name for name in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF", "HEIF") if name in Image.OPEN]
-# Pillow's own limits refuse photographs of today's cameras and profiles of more than 1 MB. The memory decides here.
+# Pillow refuses pictures of more than 179 million pixels and profiles of more than 1 MB. Here `require_memory` decides.
 Image.MAX_IMAGE_PIXELS = None
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28
-logging.getLogger("imagecodecs").disabled = True  # what it logs is either harmless or raised as well
-warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged EXIF and the like, with text out of the file
+_MOST_TEXT_BYTES = 2**28
+PngImagePlugin.MAX_TEXT_CHUNK = _MOST_TEXT_BYTES  # ty: ignore[invalid-assignment]  # a setting, which ty takes for final
+PngImagePlugin.MAX_TEXT_MEMORY = _MOST_TEXT_BYTES  # ty: ignore[invalid-assignment]  # likewise
+logging.getLogger("imagecodecs").disabled = True  # it logs errors that it also raises
+warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of damaged EXIF in words of the file
 
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"}
+    | {".avif", ".heic", ".heif", ".hif"}
+)
 READABLE = "PNG, JPEG, WebP, TIFF, BMP, GIF, AVIF, HEIC"
-_BYTES_PER_PIXEL = 16  # while three channels of 16 bits, or four of 8, are decoded and turned
-_BRANDS = {  # of the family of formats that begin with a box named `ftyp`
+_BYTES_PER_PIXEL = 16  # that decoding and turning take, of three channels of 16 bits or four of 8
+_BRANDS = {  # in the box `ftyp` with which files of these formats begin
     b"avif": "AVIF",
     b"avis": "AVIF",
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF"),
 }
-_NEEDED = {"AVIF": "pip install -U pillow", "HEIC": "pip install pillow-heif"}
+_NEEDED = {"AVIF": "pip install -U pillow", "HEIF": "pip install pillow-heif (the extra `heif`)"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +57,8 @@ class Decoded:
     """A picture as it is displayed: turned upright, its palette or CMYK colours made RGB.
 
     samples: uint8 or uint16 [H, W, C]; C = 1: grey, 2: grey and alpha, 3: RGB, 4: RGB and alpha. Colours are not
-    multiplied by alpha. file_format: by the content, as Pillow calls it. metadata: of the upright picture.
-    frames: how many pictures the file holds; this is the first. notes: sentences on what was not taken over.
+    multiplied by alpha. file_format: Pillow's name of the content's format. metadata: of the upright picture.
+    frames: how many pictures the file holds; this is the first. notes: sentences on what was lost.
     """
 
     samples: np.ndarray
@@ -62,28 +68,28 @@ class Decoded:
     notes: tuple[str, ...]
 
 
-def decode_file(path) -> Decoded:
+def decode_file(path: AnyPath) -> Decoded:
     """Decode a PNG, JPEG, WebP, TIFF, BMP, GIF or AVIF, and a HEIC if `pillow-heif` is installed.
 
     Raises UserError naming the file if it is missing, no regular file, no such picture, corrupt, truncated, stored in a
     way that cannot be read right, or larger than the memory.
     """
-    with _explained(path), _opened(path) as file:
+    with _user_errors(path), _opened(path) as file:
         return _decoded(file.read())
 
 
-def decode_bytes(data: bytes, name) -> Decoded:
+def decode_bytes(data: bytes, name: object) -> Decoded:
     """Decode the content of a picture file like `decode_file`; `name` stands for the file in messages."""
-    with _explained(name):
+    with _user_errors(name):
         return _decoded(data)
 
 
-def displayed_size(path) -> tuple[int, int, int]:
+def displayed_size(path: AnyPath) -> tuple[int, int, int]:
     """Return (height, width, frames) of a file as `decode_file` would give it, from the header alone.
 
-    Raises UserError like `decode_file`, but for pixels that are damaged or missing.
+    Raises UserError like `decode_file`, except for damaged pixels, which it does not read.
     """
-    with _explained(path), _opened(path) as file:
+    with _user_errors(path), _opened(path) as file:
         is_tiff = file.read(4) in tiff.MAGIC
         file.seek(0)
         if is_tiff:
@@ -111,6 +117,7 @@ def _decoded(data: bytes) -> Decoded:
         with _pillow_image(file) as image:
             needed = image.height * image.width * _BYTES_PER_PIXEL
             require_memory(needed, f"decoding {image.width}x{image.height} pixels")
+            assert image.format is not None  # only pictures that were not opened from a file have none
             file_format, frames = image.format, _frames(image)
             samples, notes = _pixels(image, data)
             read = metadata.of_image(image, file)
@@ -122,7 +129,7 @@ def _decoded(data: bytes) -> Decoded:
 
 
 @contextlib.contextmanager
-def _pillow_image(file):
+def _pillow_image(file: BinaryIO) -> Generator[Image.Image]:
     try:
         image = Image.open(file, formats=_PILLOW_FORMATS)
     except UnidentifiedImageError as error:
@@ -131,20 +138,20 @@ def _pillow_image(file):
         brand = _BRANDS.get(start[8:]) if start[4:8] == b"ftyp" else None
         if not start:
             raise UserError("is empty; replace or remove it.") from error
-        if brand:
+        if brand and brand not in _PILLOW_FORMATS:
             raise UserError(f"is a {brand}, which needs another package: {_NEEDED[brand]}") from error
         raise UserError(f"not a picture ({READABLE}), or its header is corrupt; replace or remove it.") from error
     with image:
         yield image
 
 
-def _pixels(image, data):
-    """[H, W] or [H, W, C] as stored, and notes: by Pillow, but for PNG of 16 bits, of which it would keep 8."""
+def _pixels(image: Image.Image, data: bytes) -> tuple[np.ndarray, tuple[str, ...]]:
+    """[H, W] or [H, W, C] as stored, and notes. Pillow decodes all but PNG of 16 bits, of which it would keep 8."""
     if image.format == "PNG" and data[24] == 16:  # the header's bit depth
         return imagecodecs.png_decode(data), ()
     notes = []
     image.load()
-    bits = _avif_bits(data) if image.format == "AVIF" else image.info.get("bit_depth", 8)  # pillow-heif says so
+    bits = _avif_bits(data) if image.format == "AVIF" else image.info.get("bit_depth", 8)  # set by pillow-heif
     if bits > 8:
         notes.append(f"has {bits} bits per channel, of which 8 are read.")
     if image.mode in ("CMYK", "LAB") and image.info.get("icc_profile"):
@@ -155,20 +162,20 @@ def _pixels(image, data):
     return np.asarray(image if image.mode == mode else image.convert(mode)), tuple(notes)
 
 
-def _avif_bits(data):
-    """Bits per channel, which stand in the box that configures the decoder of AV1."""
+def _avif_bits(data: bytes) -> int:
+    """Bits per channel, from the flags in the box `av1C`."""
     place = data.find(b"av1C", 0, 2**16)
     flags = data[place + 6] if place >= 0 else 0
     return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
 
 
-def _frames(image):
-    """How many pictures there are; the previews behind a camera's JPEG (MPO) do not count."""
+def _frames(image: Image.Image) -> int:
+    """How many pictures the file holds, without the previews behind a camera's JPEG (MPO)."""
     return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
 
 
-def _turned(samples, orientation):
-    """Turn [H, W, C] as stored into the picture that EXIF orientation 1 to 8 means."""
+def _turned(samples: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn stored samples [H, W, C] upright; orientation: EXIF's, 1 to 8."""
     if orientation in (5, 6, 7, 8):  # the stored rows are the displayed columns
         samples = samples.transpose(1, 0, 2)
     if orientation in (3, 4, 7, 8):
@@ -179,8 +186,8 @@ def _turned(samples, orientation):
 
 
 @contextlib.contextmanager
-def _opened(path):
-    """Open a file for reading; anything but a regular file, which could block or never end, is refused."""
+def _opened(path: AnyPath) -> Generator[BinaryIO]:
+    """Open a regular file for reading; any other kind is refused, as it could block or never end."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
@@ -190,7 +197,7 @@ def _opened(path):
 
 
 @contextlib.contextmanager
-def _explained(name):
+def _user_errors(name: object) -> Generator[None]:
     """Turn whatever goes wrong with a file into a UserError that names it."""
     try:
         yield
@@ -207,38 +214,32 @@ def _explained(name):
         raise UserError(f"{name}: cannot be decoded ({reason}); replace or remove it.") from error
 
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif"}
-    | {".avif", ".heic", ".heif", ".hif"}
-)
-
-
-def read_rgb(path) -> np.ndarray:
+def read_rgb(path: AnyPath) -> np.ndarray:
     """Decode a picture to uint8 [H, W, 3] as it is displayed: EXIF orientation applied, alpha dropped, grey repeated.
 
-    16-bit values are divided by 257 and rounded. Raises UserError like `decoding.decode_file`, and if the file holds
-    several pictures.
+    16-bit values are divided by 257 and rounded. Raises UserError like `decode_file`, and if the file holds several
+    pictures.
     """
     return _rgb(decode_file(path), path)
 
 
-def decode_rgb(data: bytes, name) -> np.ndarray:
+def decode_rgb(data: bytes, name: object) -> np.ndarray:
     """Decode the content of a picture file like `read_rgb`; `name` stands for the file in messages."""
     return _rgb(decode_bytes(data, name), name)
 
 
-def image_size(path) -> tuple[int, int]:
+def image_size(path: AnyPath) -> tuple[int, int]:
     """Return (height, width) in pixels as displayed, from the header alone. Raises UserError like `read_rgb`."""
     height, width, frames = displayed_size(path)
     _require_one(frames, path)
     return height, width
 
 
-def list_images(folder) -> list[Path]:
-    """Return every picture under `folder`, also in its subfolders, sorted by relative path.
+def list_images(folder: AnyPath) -> list[Path]:
+    """Return every picture in `folder` and its subfolders, sorted by relative path, without those of `is_leftover`.
 
-    What other software left behind is left out, see `listing.is_leftover`. Raises UserError if the folder is missing,
-    cannot be read or holds no picture, and naming a picture that is no regular file, such as a named pipe.
+    Raises UserError if the folder is missing, cannot be read or holds no picture, and if a picture is no regular file,
+    such as a named pipe.
     """
     folder = Path(folder)
     found = [place.path / name for place in walk(folder) for name in picture_names(place.files)]
@@ -248,23 +249,23 @@ def list_images(folder) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
 
-def picture_names(files) -> list[str]:
-    """Return the names of the pictures among the entries of a folder; UserError for one that is no regular file."""
+def picture_names(files: Iterable[os.DirEntry]) -> list[str]:
+    """Return the names of the pictures among the entries of a folder. Raises UserError if one is no regular file."""
     pictures = [entry for entry in files if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES]
     for entry in pictures:
         require_file(entry)
     return [entry.name for entry in pictures]
 
 
-def write_png(path, image: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] to `path` as PNG; the file is either whole or absent."""
+def write_png(path: AnyPath, image: np.ndarray) -> None:
+    """Write uint8 [H, W, 3] to `path` as PNG, atomically."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}.")
     with written_atomically(path) as temporary:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
-def _rgb(decoded, name):
+def _rgb(decoded: Decoded, name: object) -> np.ndarray:
     _require_one(decoded.frames, name)
     samples = decoded.samples
     colour = samples[:, :, :3] if samples.shape[2] > 2 else samples[:, :, :1]
@@ -273,6 +274,6 @@ def _rgb(decoded, name):
     return np.array(np.broadcast_to(colour, (*colour.shape[:2], 3)), order="C")
 
 
-def _require_one(frames, name):
+def _require_one(frames: int, name: object) -> None:
     if frames > 1:
         raise UserError(f"{name}: holds {frames} pictures (frames or pages); make it one file for each.")

@@ -1,7 +1,5 @@
 """Walking through folders of pictures, without what cameras, phones, network drives and editors leave behind."""
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -9,36 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import AnyPath
 
-# Names that came with data, before they become paths.
-
-
-# Digests of the data of a run, by which they are known again wherever they lie.
-
-_READ = 8  # pictures or pairs of a set whose content counts, evenly spaced
-
-
-def digest_of_files(named) -> dict:
-    """Return `digest` of files. named: (name, path, ...) for every picture or pair."""
-    named = list(named)
-    rows = [[name, *(path.stat().st_size for path in paths)] for name, *paths in named]
-    return digest(rows, lambda place: [path.read_bytes() for path in named[place][1:]])
-
-
-def digest(rows: list, content_of) -> dict:
-    """Return {"pictures": the number of rows, "digest": of all rows and of the content of some}.
-
-    rows: a list for every picture or pair that JSON can hold, with its name and what is known of it without reading;
-    content_of: place in `rows` to a list of bytes.
-    """
-    total = hashlib.sha256(json.dumps(rows).encode())
-    for place in range(0, len(rows), max(1, len(rows) // _READ)):
-        for content in content_of(place):
-            total.update(hashlib.sha256(content).digest())
-    return {"pictures": len(rows), "digest": total.hexdigest()}
-
-
-# Of folders and files, in lower case; hidden names (.DS_Store, ._photo.jpg, .thumbnails) are left out as well.
+# Names of folders and files in lower case. Hidden ones (.DS_Store, ._photo.jpg, .thumbnails) count as well.
 _LEFTOVERS = (
     r"@eadir|#recycle|#snapshot|@recycle|@recently-snapshot|@sharebin|@tmp",  # Synology, QNAP
     r"\$recycle\.bin|recycler|system volume information|found\.\d+|e?h?thumbs\.db.*|desktop\.ini",  # Windows
@@ -51,7 +22,7 @@ _LEFTOVER = re.compile("|".join(_LEFTOVERS))
 
 
 class Listed(NamedTuple):
-    """A folder, the names of the folders in it, and its other entries; both sorted."""
+    """A folder, the sorted names of the folders in it, and its sorted other entries."""
 
     path: Path
     folders: list[str]
@@ -59,11 +30,11 @@ class Listed(NamedTuple):
 
 
 def is_leftover(name: str) -> bool:
-    """Return whether a folder or file of this name is no data but was left behind by other software, or is hidden."""
+    """Return whether a folder or file of this name is hidden, or one that other software leaves beside the data."""
     return name.startswith(".") or _LEFTOVER.fullmatch(name.lower()) is not None
 
 
-def walk(folder) -> Iterator[Listed]:
+def walk(folder: AnyPath) -> Iterator[Listed]:
     """Yield `folder` and all folders below it, parents first, following links, each real folder once.
 
     Raises UserError naming a folder that is missing or cannot be read.
@@ -74,7 +45,7 @@ def walk(folder) -> Iterator[Listed]:
     while waiting:
         path = waiting.pop()
         real = os.path.realpath(path)
-        if real in visited:  # a link to a folder that was already listed, possibly to a parent
+        if real in visited:  # a link to a folder that is listed already, such as a parent
             continue
         visited.add(real)
         try:
@@ -87,8 +58,8 @@ def walk(folder) -> Iterator[Listed]:
         waiting += [path / name for name in reversed(folders)]
 
 
-def find_file(folder, name: str) -> Path | None:
-    """Return the first file called `name` in `folder` or below, None without one."""
+def find_file(folder: AnyPath, name: str) -> Path | None:
+    """Return the first file called `name` in `folder` or below, None if there is none."""
     return next((place.path / name for place in walk(folder) for entry in place.files if entry.name == name), None)
 
 

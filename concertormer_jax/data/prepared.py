@@ -1,33 +1,51 @@
 """Reading the sets that `python -m concertormer_jax prepare` wrote: by index, in any order, from a disk or a bucket.
 
-A prepared set is a folder of tensorflow-datasets (ArrayRecord files, which give any record at once) with one more file,
-pairs.json, that lists the pairs, so that names and sizes are known without reading the pictures:
-`<data_dir>/<name>[/<config>]/<version>/`.
+A prepared set is a folder `<data_dir>/<name>[/<config>]/<version>/` of tensorflow-datasets, in ArrayRecord files, which
+give random access to records. One more file, pairs.json, lists the pairs, so that names and sizes are known without
+reading the pictures.
 """
 
 import dataclasses
+import enum
 import json
 import os
 import re
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
 from concertormer_jax.data.cache import ImageReader
 from concertormer_jax.data.images import decode_rgb
-from concertormer_jax.data.listing import digest
-from concertormer_jax.data.sources import Pairs
+from concertormer_jax.data.sources import Pairs, Sample, digest
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import checked_name, checked_part, user_path
+from concertormer_jax.runtime.paths import AnyPath, checked_name, checked_part, user_path
 
 PAIRS_FILE = "pairs.json"
 PREFIX = "tfds:"
 TRAINING_SPLITS = ("train", "validation")
-TRAINING, VALIDATION = object(), object()  # in place of a split's name: those for training, those to validate on
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _STAT_THREADS = 16
 _AGAIN = "delete this folder and prepare the set again, or copy it again."
+
+
+class Use(enum.Enum):
+    """What the splits of a set are for, where no split is named."""
+
+    TRAINING = "training"
+    VALIDATION = "validation or test"
+
+
+class PairsFile(NamedTuple):
+    """The content of pairs.json.
+
+    pairs: for each split (name, height, width) of each record; files: the bytes of each file of records.
+    """
+
+    pairs: dict[str, list[tuple[str, int, int]]]
+    files: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,19 +62,24 @@ class PreparedPair:
 class PreparedSource(Pairs):
     """Pairs of a prepared set. With `cached`, decoded pictures stay in memory.
 
-    records: for each split what gives {"input": bytes, "target": bytes, "name": bytes, ...} by index;
-    folder: of the set, for messages and to tell it from others.
+    records: for each split its `_Records`; folder: of the set, for messages and to tell it from others.
     """
 
-    def __init__(self, folder, records, items, *, cached: bool = False):
+    def __init__(
+        self,
+        folder: AnyPath,
+        records: "Mapping[str, _Records]",
+        items: Iterable[PreparedPair],
+        *,
+        cached: bool = False,
+    ):
         self.items = tuple(items)
         self._folder = folder
         self._records = records
         self._cached = cached
         self._read = ImageReader(cached, self._decoded)
 
-    def select(self, items) -> "PreparedSource":
-        """Return a source of the pairs `items` alone, otherwise like this one."""
+    def select(self, items: Iterable[PreparedPair]) -> "PreparedSource":
         return PreparedSource(self._folder, self._records, items, cached=self._cached)
 
     def describe(self) -> str:
@@ -72,26 +95,24 @@ class PreparedSource(Pairs):
     def digest(self) -> dict:
         rows = [[item.name, item.split, item.height, item.width] for item in self.items]
 
-        def content_of(place):
-            record = self._record(self.items[place])
+        def content_of(row: int) -> tuple[bytes, bytes]:
+            record = self._record(self.items[row])
             return record["input"], record["target"]
 
         return digest(rows, content_of)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Return (height, width) in pixels."""
         return self.items[index].height, self.items[index].width
 
     def decoded_bytes(self) -> int:
-        """Return the bytes that all decoded pictures take."""
         return sum(2 * 3 * item.height * item.width for item in self.items)
 
-    def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return input and target, uint8 [H, W, 3]. Raises UserError naming the set if a record is damaged."""
+    def whole(self, index: int) -> Sample:
+        """Return input and target. Raises UserError naming the set if a record is damaged."""
         degraded, target = self._read(self.items[index])
         return degraded, target
 
-    def _decoded(self, item) -> np.ndarray:
+    def _decoded(self, item: PreparedPair) -> np.ndarray:
         """Input and target, uint8 [2, H, W, 3]."""
         record = self._record(item)
         images = [decode_rgb(record[role], f"{self._folder}: {item.name}") for role in ("input", "target")]
@@ -99,7 +120,7 @@ class PreparedSource(Pairs):
             raise UserError(f"{self._folder}: {item.name} is not as large as {PAIRS_FILE} says; {_AGAIN}")
         return np.stack(images)
 
-    def _record(self, item) -> dict[str, bytes]:
+    def _record(self, item: PreparedPair) -> dict[str, bytes]:
         try:
             record = self._records[item.split][item.record]
         except Exception as error:  # the reader raises many kinds on damaged files
@@ -117,8 +138,8 @@ def default_data_dir() -> str:
 def prepared_folder(reference: str, data_dir: str = "") -> epath.Path:
     """Return the folder of the newest version of the set `reference`, NAME or NAME/CONFIG, below `data_dir`.
 
-    data_dir: a local path or gs://; "": `default_data_dir()`. Without CONFIG, the only one prepared or the default one.
-    Raises UserError if the set has not been prepared there, saying how to.
+    data_dir: a local path or gs://; "": `default_data_dir()`. Without CONFIG: the only one prepared, else the default.
+    Raises UserError, with the command that prepares the set, if it is not there.
     """
     name, _, config = reference.partition("/")
     config = config.rstrip("/")
@@ -142,44 +163,45 @@ def prepared_folder(reference: str, data_dir: str = "") -> epath.Path:
     return folder / versions[-1]
 
 
-def open_prepared(reference: str, split=TRAINING, *, data_dir: str = "", cached: bool = False) -> PreparedSource:
+def open_prepared(
+    reference: str, split: str | Use = Use.TRAINING, *, data_dir: str = "", cached: bool = False
+) -> PreparedSource:
     """Return the pairs of the set `reference` (NAME or NAME/CONFIG), sorted by name.
 
-    split: the name of one of the set's; `TRAINING`: all training pairs, those in the splits train and validation;
-    `VALIDATION`: the split validation, or in a set without one its test splits.
-    data_dir: as in `prepared_folder`. Raises UserError if the set or the split is missing or files of it are not whole.
+    split: its name; or `Use.TRAINING` for all training pairs, which are in the splits train and validation; or
+    `Use.VALIDATION` for the split validation, or the test splits of a set without one. data_dir: as in
+    `prepared_folder`. Raises UserError if the set or the split is missing, or a file is not whole.
     """
     folder = prepared_folder(reference, data_dir)
     content = read_pairs_file(folder)
-    has = list(content["pairs"])
+    has = list(content.pairs)
     tests = [name for name in has if name not in TRAINING_SPLITS]
-    if split is TRAINING:
+    if split is Use.TRAINING:
         wanted = [name for name in TRAINING_SPLITS if name in has]
-    elif split is VALIDATION:
+    elif split is Use.VALIDATION:
         wanted = ["validation"] if "validation" in has else tests
     else:
         wanted = [split] if split in has else []
     if not wanted:
-        kind = {TRAINING: "training", VALIDATION: "validation or test"}.get(split, split)
+        kind = split.value if isinstance(split, Use) else split
         raise UserError(f"tfds:{reference}: has no {kind} split; it has {', '.join(has)}.")
-    _require_whole(folder, content["files"])
-    records = {part: _Records(folder, part, content["files"]) for part in wanted}
+    _require_whole(folder, content.files)
+    records = {part: _Records(folder, part, content.files) for part in wanted}
     items = [
         PreparedPair(name, part, place, height, width)
         for part in wanted
-        for place, (name, height, width) in enumerate(content["pairs"][part])
+        for place, (name, height, width) in enumerate(content.pairs[part])
     ]
     for part in wanted:
-        if len(records[part]) != len(content["pairs"][part]):
+        if len(records[part]) != len(content.pairs[part]):
             raise UserError(f"{folder}: {PAIRS_FILE} does not fit the files beside it; {_AGAIN}")
     return PreparedSource(folder, records, sorted(items, key=lambda item: item.name), cached=cached)
 
 
-def read_pairs_file(folder) -> dict:
-    """Return pairs.json of a prepared set, all names in it checked.
+def read_pairs_file(folder: AnyPath) -> PairsFile:
+    """Return pairs.json of a prepared set.
 
-    "pairs": for each split [name, height, width] of each record; "files": the bytes of each file of records.
-    Raises UserError if it is missing or damaged, and for names that are no names (`safe_names.checked_name`).
+    Raises UserError if it is missing or damaged, and for a name that is no safe part of a path (`checked_name`).
     """
     path = epath.Path(folder) / PAIRS_FILE
     try:
@@ -196,19 +218,19 @@ def read_pairs_file(folder) -> dict:
         names = [checked_name(name, path) for name, _, _ in rows]
         if len(set(names)) < len(names) or not all(height > 0 and width > 0 for _, height, width in rows):
             raise UserError(f"{path}: lists a name twice or a size of nothing in {split}; {_AGAIN}")
-    return {"pairs": pairs, "files": files}
+    return PairsFile(pairs, files)
 
 
-def _require_whole(folder, files: dict[str, int]) -> None:
+def _require_whole(folder: epath.Path, files: dict[str, int]) -> None:
     """Raise UserError unless every file has as many bytes as were written."""
-    with ThreadPoolExecutor(_STAT_THREADS) as threads:  # a bucket takes its time to answer
+    with ThreadPoolExecutor(_STAT_THREADS) as threads:  # each answer of a bucket takes a while
         found = list(threads.map(_bytes_of, [folder / file for file in files]))
     for (file, size), bytes_found in zip(files.items(), found, strict=True):
         if bytes_found != size:
             raise UserError(f"{folder / file}: has {bytes_found or 'no'} bytes instead of {size}; {_AGAIN}")
 
 
-def _bytes_of(path) -> int | None:
+def _bytes_of(path: epath.Path) -> int | None:
     try:
         return path.stat().length
     except FileNotFoundError:
@@ -218,11 +240,10 @@ def _bytes_of(path) -> int | None:
 class _Records:
     """The records of one split, by index, as {"input": bytes, "target": bytes, "name": bytes, "sequence": bytes}.
 
-    They are read as this software wrote them. tensorflow-datasets would read any set, but it imports the modules that
-    the set's features.json names.
+    tensorflow-datasets is not used, since it imports the modules that the set's features.json names.
     """
 
-    def __init__(self, folder, split: str, files):
+    def __init__(self, folder: epath.Path, split: str, files: Iterable[str]):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         parts = sorted(name for name in files if re.fullmatch(rf".+-{re.escape(split)}\.array_record-\d+-of-\d+", name))
@@ -237,21 +258,27 @@ class _Records:
         return len(self._encoded)
 
     def __getitem__(self, index: int) -> dict[str, bytes]:
-        from tensorflow_datasets.proto import tf_example_pb2  # slow, so only when a prepared set is read
-
-        features = tf_example_pb2.Example.FromString(self._encoded[index]).features.feature
+        features = parse_example(self._encoded[index]).features.feature
         return {key: features[key].bytes_list.value[0] for key in ("input", "target", "name", "sequence")}
 
 
-def _folders(folder) -> list[str]:
+def parse_example(serialized: bytes) -> Any:
+    """Return the tf.train.Example of a record."""
+    from tensorflow_datasets.proto import tf_example_pb2  # slow, so only when a prepared set is read or written
+
+    # protobuf makes the classes of this module when it is imported.
+    return tf_example_pb2.Example.FromString(serialized)  # ty: ignore[missing-attribute]
+
+
+def _folders(folder: epath.Path) -> list[str]:
     try:
         return [child.name for child in folder.iterdir() if not child.name.startswith((".", "incomplete"))]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _default_config(folder) -> str | None:
-    """The default configuration that tensorflow-datasets noted when it prepared one."""
+def _default_config(folder: epath.Path) -> str | None:
+    """The default configuration, which tensorflow-datasets noted when it prepared a set."""
     try:
         return json.loads((folder / ".config" / "metadata.json").read_text())["default_config_name"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

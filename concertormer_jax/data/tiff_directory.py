@@ -1,34 +1,37 @@
-"""Directories of a TIFF file, of which an EXIF block is one: read and written as the raw bytes of their entries.
+"""Directories of TIFF files and EXIF blocks, read and written as the raw bytes of their entries.
 
-Nothing is decoded, so text in any encoding and a maker's private notes stay as they are.
+Values are not decoded, so text in any encoding and a camera maker's private notes stay as they are.
 """
 
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 ORIENTATION, EXIF, GPS, INTEROPERABILITY = 0x0112, 0x8769, 0x8825, 0xA005
 _SUBDIRECTORIES = frozenset({EXIF, GPS, INTEROPERABILITY})
 _SHORT, _LONG = 3, 4
-# Kinds of entries that say where something else stands, or that a classic TIFF does not have.
+# Field types of offsets to other places, and those of BigTIFF: their values would not hold in another file.
 _NOT_KEPT = frozenset({13, 16, 17, 18})
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _THUMBNAIL_START, _THUMBNAIL_BYTES = 0x0201, 0x0202
 
 
 class Entry(NamedTuple):
-    """One entry: the number of its kind (TIFF's field type), how many values it has, and these as bytes.
+    """One entry: its kind (TIFF's field type), the number of its values, and these as bytes.
 
-    value: for a directory below this one, the dictionary of its entries. place: where the bytes stand in what was read.
+    place: where the bytes stand in what was read. directory: the entries of the directory that the entry points to, for
+    the tags of EXIF, GPS and interoperability; `value` is then empty.
     """
 
     kind: int
     count: int
-    value: bytes | dict
+    value: bytes
     place: int = 0
+    directory: "dict[int, Entry] | None" = None
 
 
 class Header(NamedTuple):
-    """What a TIFF begins with: the byte order as `struct` writes it, whether it is a BigTIFF, its first directory."""
+    """The beginning of a TIFF: byte order ("<" or ">"), whether it is a BigTIFF, where the first directory stands."""
 
     order: str
     big: bool
@@ -49,10 +52,10 @@ def header(data: bytes) -> Header:
 
 
 def read(data: bytes, head: Header, start: int, depth: int = 2) -> tuple[dict[int, Entry], int]:
-    """Return the entries at `start` by tag, with the directories below them, and where the next directory begins.
+    """Return the entries of the directory at `start` by tag, and where the next directory begins.
 
-    depth: how many levels of directories below are read. Raises ValueError if an entry lies outside of `data`, or all
-    together are longer than that.
+    depth: how many levels of directories below are read. Raises ValueError if an entry lies outside of `data`, or if
+    the values together are longer than `data`.
     """
     counting, record, pointer = ("Q", 20, "Q") if head.big else ("H", 12, "I")
     width = struct.calcsize(head.order + pointer)
@@ -67,7 +70,7 @@ def read(data: bytes, head: Header, start: int, depth: int = 2) -> tuple[dict[in
         tag, kind = struct.unpack_from(head.order + "HH", data, position)
         (values,) = struct.unpack_from(head.order + pointer, data, position + 4)
         size, place = values * _BYTES.get(kind, 0), position + record - width
-        if size == 0:  # a kind of a later standard, whose size nobody knows, or nothing
+        if size == 0:  # a field type that is not known, or no values
             continue
         if size > width:
             (place,) = struct.unpack_from(head.order + pointer, data, place)
@@ -77,23 +80,22 @@ def read(data: bytes, head: Header, start: int, depth: int = 2) -> tuple[dict[in
         value = bytes(data[place : place + size])
         if tag in _SUBDIRECTORIES:
             if depth:
-                value = read(data, head, _number(value, head.order), depth - 1)[0]
-                entries[tag] = Entry(_LONG, 1, value, place)
+                below, _ = read(data, head, _number(value, head.order), depth - 1)
+                entries[tag] = Entry(_LONG, 1, b"", place, below)
         elif kind not in _NOT_KEPT:
             entries[tag] = Entry(kind, values, value, place)
     return entries, following
 
 
 def written(entries: dict[int, Entry], order: str, start: int) -> bytes:
-    """Encode a directory that stands at `start` in a classic TIFF, followed by its values and what is below it."""
+    """Encode a directory that is to stand at `start` of a classic TIFF, followed by its values and those below it."""
     size = 2 + 12 * len(entries) + 4
     records, tail = [], bytearray()
     for tag in sorted(entries):
-        kind, count, value, _ = entries[tag]
-        if isinstance(value, dict):
-            value = written(value, order, start + size + len(tail))
+        kind, count, value, _, below = entries[tag]
+        if below is not None:
             field = struct.pack(order + "I", start + size + len(tail))
-            tail += value
+            tail += written(below, order, start + size + len(tail))
         elif len(value) <= 4:
             field = value.ljust(4, b"\0")
         else:
@@ -108,14 +110,14 @@ def block(entries: dict[int, Entry], order: str) -> bytes:
     return {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8) + written(entries, order, 8)
 
 
-def numbers(values, order: str) -> Entry:
-    """An entry of integers: SHORT if they are less than 65,536, else LONG."""
+def numbers(values: Sequence[int], order: str) -> Entry:
+    """Return an entry of integers: SHORT if all are less than 65,536, else LONG."""
     kind, letter = (_SHORT, "H") if max(values) < 2**16 else (_LONG, "I")
     return Entry(kind, len(values), struct.pack(f"{order}{len(values)}{letter}", *values))
 
 
 def orientation(exif: bytes) -> int | None:
-    """Return what an EXIF block says about the picture's orientation, 1 to 8; None if it says nothing or is damaged."""
+    """Return the picture's orientation, 1 to 8, by an EXIF block; None if it has none or is damaged."""
     try:
         head = header(exif)
         entry = read(exif, head, head.first, depth=0)[0].get(ORIENTATION)
@@ -126,7 +128,7 @@ def orientation(exif: bytes) -> int | None:
 
 
 def for_upright_picture(exif: bytes) -> bytes:
-    """Return an EXIF block with orientation 1 and without its thumbnail, which shows another picture.
+    """Return an EXIF block with orientation 1 and without its thumbnail, which shows the picture before restoration.
 
     Raises ValueError if it is damaged.
     """

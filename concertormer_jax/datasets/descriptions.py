@@ -1,6 +1,6 @@
-"""The sets that can be prepared: what they hold, how their folders are called, where users get them.
+"""The sets that can be prepared: their contents, the names of their folders, and where users get them.
 
-One entry of `SETS` for each; layouts.py finds the pairs by it, checks.py judges them by it, builders.py makes a
+`SETS` has an entry for each: layouts.py finds the pairs by it, verify.py checks them, builders.py makes a
 tensorflow-datasets builder of it.
 """
 
@@ -12,7 +12,7 @@ from concertormer_jax.data.folders import INPUTS, TARGETS
 
 
 def joined(path: str) -> str:
-    """<sequence>/<frame> to <sequence>-<frame>, as the re-packs have it."""
+    """GoPro: <sequence>/<frame> to <sequence>-<frame>, the name in the usual re-packs."""
     return path.replace("/", "-")
 
 
@@ -33,12 +33,12 @@ def sequence_and_frame(path: str) -> str:
 
 
 def rain_number(path: str) -> str:
-    """rain-001, norain-001, rain-001x2 to 1, as the re-packs of Restormer and MPRNet number the pictures."""
+    """Rain13K: rain-001, norain-001, rain-001x2 to 1, the numbers in the re-packs of Restormer and MPRNet."""
     return re.sub(r"^(?:no)?rain-?0*(\d+)(?:x2)?$", r"\1", last_part(path))
 
 
 def rain_role(stem: str) -> str | None:
-    """Whether a file beside its partner is an input (rain-001) or a target (norain-001)."""
+    """Rain13K: "input" for rain-001, "target" for norain-001, None for other names."""
     match = re.fullmatch(r"(no)?rain-?\d+", stem)
     return match and ("target" if match[1] else "input")
 
@@ -50,7 +50,7 @@ def instance_and_number(path: str) -> str:
 
 
 def sidd_role(stem: str) -> str | None:
-    """Whether a file beside its partner is an input (..._NOISY_SRGB_010) or a target (..._GT_SRGB_010)."""
+    """SIDD: "input" for ..._NOISY_SRGB_010, "target" for ..._GT_SRGB_010, None for other names."""
     match = re.search(r"(NOISY|GT)_SRGB_\d+$", stem.upper())
     return match and {"NOISY": "input", "GT": "target"}[match[1]]
 
@@ -66,7 +66,7 @@ _RAIN_TESTS = {"test100": 100, "rain100h": 100, "rain100l": 100, "test2800": 280
 
 @dataclasses.dataclass(frozen=True)
 class Roles:
-    """Names of sibling folders with inputs and with targets; of each the first that exists. split: theirs if known."""
+    """Names of sibling folders with inputs and with targets, the preferred first. split: of their pairs, if known."""
 
     inputs: tuple[str, ...] = INPUTS
     targets: tuple[str, ...] = TARGETS
@@ -75,7 +75,7 @@ class Roles:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A configuration of a set: which folders hold its pairs; whether the training pairs are cut into crops."""
+    """A configuration of a set: which folders hold its pairs, and whether the training pairs are cut into crops."""
 
     name: str
     text: str
@@ -87,17 +87,17 @@ class Variant:
 class SetDescription:
     """A set.
 
-    counts: published number of pairs of each split, as they are on the disk; None where it is not known.
-    folders: pattern of the names that its folders go by, in lower case with letters and digits alone.
-    split_folders: folder name, likewise, to split ("": unused), the deepest one decides; default_split: without any.
-    rename: path below the set's folders without extension (`<sequence>/<frame>`, `<name>`) to prepared name.
-    sequence_folder: pattern of the folder of a sequence, where each has inputs and targets of its own.
+    counts: the published number of pairs of each split, None where it is not known.
+    folders: pattern of the names of its folders. Here and below, names are lower case letters and digits alone.
+    split_folders: name of a folder to split ("": not used); the deepest folder decides. default_split: if none says.
+    rename: path below the set's folders without extension (<sequence>/<frame>, <name>) to the prepared name.
+    sequence_folder: pattern of the folder of a sequence, if each sequence has inputs and targets of its own.
     file_role: stem of a file that lies beside its partner to "input", "target" or None.
-    chosen: split to pattern of the prepared names that belong to it; None for all.
-    lists: split to name of the text file that lists its pairs, as "<target> <input>" in each line.
+    chosen: split to pattern of the prepared names that belong to it; a split without pattern takes all.
+    lists: split to the text file that lists its pairs, one "<target> <input>" in each line.
     softer: the side of a pair with less detail, "input" or "target"; None where it varies.
-    targets_repeat: whether several inputs may share a target; spare_targets: whether there are targets for more
-    pictures than those of its splits; free_names: whether its configurations are named by the user.
+    targets_repeat: whether several inputs may share a target. spare_targets: whether some targets have no input.
+    free_names: whether the user names its configurations.
     """
 
     name: str
@@ -303,7 +303,7 @@ SETS = {
             name="pairs",
             title="Pairs of your own",
             counts={"train": None, "test": None},
-            folders="(?!)",  # none: whatever is found belongs to it
+            folders="(?!)",  # matches nothing, since all folders belong to this set
             rename=lambda path: path,
             split_folders=_TRAIN | _TEST | _VALIDATION_IS_TEST,
             variants=(Variant("default", "input and target pictures"),),

@@ -1,16 +1,17 @@
-"""Finding the pairs of a set in a folder by looking: the author's layout and the usual re-packs.
+"""Finding the pairs of a set in a folder: the author's layout and the usual re-packs.
 
-A pair folder has one child with inputs and one with targets (`input/` and `target/`, `blur/` and `sharp/`, ...), or
-holds both kinds of files, told apart by their names. The names of the folders above it say which set and which split it
-belongs to.
+A pair folder has one child with inputs and one with targets (`input/` and `target/`, `blur/` and `sharp/`, ...), or it
+holds both kinds of files, whose names say which is which. The names of the folders above it say its set and its split.
+An item is one pair of a set: two files (`Pair`) or a block of SIDD's .mat files (`BlockPair`).
 """
 
 import dataclasses
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from concertormer_jax.data.folders import Pair, matched, pair_folders, plain
@@ -19,14 +20,14 @@ from concertormer_jax.data.listing import find_file, walk
 from concertormer_jax.datasets.descriptions import SETS, SetDescription, Variant
 from concertormer_jax.datasets.sidd_blocks import SiddBlocks, find_block_files
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import checked_name
+from concertormer_jax.runtime.paths import AnyPath, checked_name
 
-# One pair of a set on the disk, whatever form its author gave it: `name`, and what these functions say of it.
+_CROP_FOLDERS = ("crop", "crops")
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockPair:
-    """Block `index` of SIDD's two .mat files, named `files`."""
+    """A pair of blocks of SIDD's two .mat files. files: their names, for messages."""
 
     name: str
     blocks: SiddBlocks
@@ -34,46 +35,48 @@ class BlockPair:
     files: tuple[str, str]
 
 
-def labels(item: Pair | BlockPair) -> tuple[str, str]:
-    """Return what to call input and target in messages: their paths."""
+Item = Pair | BlockPair
+
+
+def labels(item: Item) -> tuple[str, str]:
+    """Return what messages call the input and the target: their paths."""
     if isinstance(item, Pair):
         return str(item.input), str(item.target)
-    return tuple(f"{file}, block {item.name}" for file in item.files)
+    noisy, clean = item.files
+    return f"{noisy}, block {item.name}", f"{clean}, block {item.name}"
 
 
-def encoded(item: Pair | BlockPair) -> tuple[bytes, bytes]:
+def encoded(item: Item) -> tuple[bytes, bytes]:
     """Return input and target as the content of picture files."""
     if isinstance(item, Pair):
         return item.input.read_bytes(), item.target.read_bytes()
-    return tuple(as_png(pixels) for pixels in item.blocks.whole(item.index))
+    noisy, clean = item.blocks.whole(item.index)
+    return as_png(noisy), as_png(clean)
 
 
-def as_png(pixels) -> bytes:
-    """Encode uint8 [H, W, 3] without loss, quickly rather than small."""
+def as_png(pixels: np.ndarray) -> bytes:
+    """Encode uint8 [H, W, 3] losslessly, with little compression for speed."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()
-
-
-_CROP_FOLDERS = ("crop", "crops")
 
 
 @dataclasses.dataclass
 class Found:
     """What a folder holds of a set.
 
-    pairs: split to its items (`Pair` or `BlockPair`), sorted by name; places: split to where they were found;
-    unpaired: a sentence for each picture or folder without partner.
+    pairs: split to its items, sorted by name; places: split to the folders of its items, for messages; unpaired: a
+    sentence for each picture or folder without partner.
     """
 
-    pairs: dict[str, list] = dataclasses.field(default_factory=dict)
+    pairs: dict[str, list[Item]] = dataclasses.field(default_factory=dict)
     places: dict[str, str] = dataclasses.field(default_factory=dict)
     unpaired: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Folder:
-    """A folder below the source: its path, the names from the source to it, its children's names."""
+    """A folder below the source. parts: the names from the source to it; folders, pictures: the names in it."""
 
     path: Path
     parts: tuple[str, ...]
@@ -83,7 +86,7 @@ class _Folder:
 
 @dataclasses.dataclass(frozen=True)
 class _PairFolder:
-    """Pictures by prepared name, and how to call the place in reports."""
+    """The inputs and targets of a pair folder by prepared name. pattern: what reports call the place."""
 
     split: str
     inputs: dict[str, Path]
@@ -93,7 +96,7 @@ class _PairFolder:
     pattern: str
 
 
-def find(description: SetDescription, variant: Variant, source) -> Found:
+def find(description: SetDescription, variant: Variant, source: AnyPath) -> Found:
     """Find the pairs of `variant` of a set below the folder `source`.
 
     Raises UserError if there are none, if a name is found in two places, or if a needed list is missing.
@@ -102,12 +105,12 @@ def find(description: SetDescription, variant: Variant, source) -> Found:
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; check the path.")
     if description.free_names:
-        places, halves = _any_pair_folders(description, source), []
+        places, incomplete = _any_pair_folders(description, source), []
     else:
-        places, halves = _pair_folders(description, variant, source)
+        places, incomplete = _pair_folders(description, variant, source)
     listed = _listed(description, source, places)
-    found = Found(unpaired=list(halves))
-    seen = {}
+    found = Found(unpaired=incomplete)
+    seen: dict[tuple[str, str], Path] = {}
     for place in places:
         for name in sorted(place.inputs.keys() | place.targets.keys()):
             checked_name(name, place.input_place)
@@ -115,12 +118,13 @@ def find(description: SetDescription, variant: Variant, source) -> Found:
             if split is None or not re.search(description.chosen.get(split, ""), name):
                 continue
             degraded, target = place.inputs.get(name), place.targets.get(name)
+            path = place.inputs.get(name) or place.targets[name]
             if (split, name) in seen:
                 raise UserError(
-                    f"{degraded or target}: {name} is also in {seen[split, name]}; "
-                    "give the folder of one copy as --source, or remove one."
+                    f"{path}: {name} is also in {seen[split, name]}; give the folder of one copy as --source, or "
+                    "remove one."
                 )
-            seen[split, name] = (degraded or target).parent
+            seen[split, name] = path.parent
             if degraded and target:
                 found.pairs.setdefault(split, []).append(Pair(name, degraded, target))
             elif degraded:
@@ -145,8 +149,8 @@ def find(description: SetDescription, variant: Variant, source) -> Found:
     return found
 
 
-def sets_in(source) -> set[str]:
-    """Return the names of the sets whose folders are below `source`, or which its own path names."""
+def sets_in(source: AnyPath) -> set[str]:
+    """Return the names of the sets whose folders are in or below `source`; if none is, those that its path names."""
     source = Path(source)
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; check the path.")
@@ -158,43 +162,51 @@ def sets_in(source) -> set[str]:
     return names
 
 
-def _pair_folders(description, variant, source) -> tuple[list[_PairFolder], list[str]]:
+def _pair_folders(description: SetDescription, variant: Variant, source: Path) -> tuple[list[_PairFolder], list[str]]:
     """Return the pair folders of the set, and a sentence for each folder of a sequence that lacks a side."""
-    found, halves, used = [], [], set()
+    found: list[_PairFolder] = []
+    incomplete: list[str] = []
+    used: set[Path] = set()
     for folder in _walk(source):
         if used.intersection(folder.path.parents) or folder.path in used or not _belongs(folder.parts, description):
             continue
         is_sequence = _is_sequence(folder, description)
-        names = {}  # of each split, those found in this folder: of several copies the first is taken
+        names: dict[str, set[str]] = {}  # of each split, those found in this folder; of several copies the first counts
         for roles in variant.roles:
-            children = [_first(folder.folders, wanted) for wanted in (roles.inputs, roles.targets)]
+            inputs, targets = _first(folder.folders, roles.inputs), _first(folder.folders, roles.targets)
             split = roles.split or _split(folder, source, description)
             if not split:
                 continue
-            if None in children:
-                if is_sequence and any(children):
-                    missing = roles.inputs[0] if children[0] is None else roles.targets[0]
-                    halves.append(f"{folder.path}: has {children[0] or children[1]}/ but no {missing}/.")
+            if inputs is None or targets is None:
+                if is_sequence and (inputs or targets):
+                    missing = roles.inputs[0] if inputs is None else roles.targets[0]
+                    incomplete.append(f"{folder.path}: has {inputs or targets}/ but no {missing}/.")
                 continue
-            places = [folder.path / child for child in children]
-            used.update(places)
-            sides = [_by_name(place, description, folder.path.name + "/" if is_sequence else "") for place in places]
+            input_place, target_place = folder.path / inputs, folder.path / targets
+            used.update((input_place, target_place))
             known = names.setdefault(split, set())
-            sides = [{name: path for name, path in side.items() if name not in known} for side in sides]
-            known.update(*sides)
-            if any(sides):
+            prefix = folder.path.name + "/" if is_sequence else ""
+            input_paths = _without(known, _by_name(input_place, description, prefix))
+            target_paths = _without(known, _by_name(target_place, description, prefix))
+            known.update(input_paths, target_paths)
+            if input_paths or target_paths:
                 shown = "<sequence>" if is_sequence else folder.path.name
                 pattern = "/".join((*folder.parts[:-1], shown)) if folder.parts else "."
-                found.append(_PairFolder(split, *sides, *places, f"{pattern}/{{{children[0]},{children[1]}}}"))
+                pattern = f"{pattern}/{{{inputs},{targets}}}"
+                found.append(_PairFolder(split, input_paths, target_paths, input_place, target_place, pattern))
         if description.file_role and folder.pictures:
-            place = _told_by_names(folder, source, description)
+            place = _mixed_folder(folder, source, description)
             if place:
                 found.append(place)
-    return found, halves
+    return found, incomplete
 
 
-def _any_pair_folders(description, source) -> list[_PairFolder]:
-    """The pair folders of a set that is of any pairs, as training finds them; names begin with the folders' names."""
+def _without(names: set[str], side: dict[str, Path]) -> dict[str, Path]:
+    return {name: path for name, path in side.items() if name not in names}
+
+
+def _any_pair_folders(description: SetDescription, source: Path) -> list[_PairFolder]:
+    """The pair folders of the user's own set, by the rules of folders.py; names begin with those of the folders."""
     found = []
     for place in pair_folders(source):
         parts = place.path.relative_to(source).parts
@@ -209,12 +221,12 @@ def _any_pair_folders(description, source) -> list[_PairFolder]:
     return found
 
 
-def _told_by_names(folder, source, description) -> _PairFolder | None:
-    """Inputs and targets that lie side by side."""
-    sides = {"input": {}, "target": {}}
+def _mixed_folder(folder: _Folder, source: Path, description: SetDescription) -> _PairFolder | None:
+    """A folder of inputs and targets side by side, which `description.file_role` tells apart."""
+    sides: dict[str, dict[str, Path]] = {"input": {}, "target": {}}
     for file in folder.pictures:
         stem = Path(file).stem
-        role = description.file_role(stem)
+        role = description.file_role(stem) if description.file_role else None
         if role:
             _add(sides[role], description.rename(f"{folder.path.name}/{stem}"), folder.path / file)
     split = _split(folder, source, description)
@@ -225,29 +237,28 @@ def _told_by_names(folder, source, description) -> _PairFolder | None:
 
 
 def _walk(source: Path) -> Iterator[_Folder]:
-    """Yield `source` and every folder below it, parents first, sorted."""
+    """Yield `source` and every folder below it, sorted, parents first."""
     for place in walk(source):
         parts = place.path.relative_to(source).parts
         yield _Folder(place.path, parts, tuple(place.folders), tuple(picture_names(place.files)))
 
 
-def _by_name(folder, description, prefix) -> dict[str, Path]:
-    """Return {prepared name: path} of the pictures below a folder of one role."""
-    named = {}
-    # Without pictures nothing is wrong here: their partners will be reported.
+def _by_name(folder: Path, description: SetDescription, prefix: str) -> dict[str, Path]:
+    """Return {prepared name: path} of the pictures below a folder of one side, which may hold none."""
+    named: dict[str, Path] = {}
     for path in (place.path / name for place in walk(folder) for name in picture_names(place.files)):
         _add(named, description.rename(prefix + path.relative_to(folder).with_suffix("").as_posix()), path)
     return named
 
 
-def _add(named, name, path):
+def _add(named: dict[str, Path], name: str, path: Path) -> None:
     if name in named:
         raise UserError(f"{path}: is {name}, as is {named[name]}; remove one of the two.")
     named[name] = path
 
 
-def _first(children, wanted) -> str | None:
-    """Return the child whose name, letters and digits alone, comes first in `wanted`."""
+def _first(children: Iterable[str], wanted: Iterable[str]) -> str | None:
+    """Return the child whose name, reduced to letters and digits, comes first in `wanted`."""
     by_name = {plain(child): child for child in children}
     return next((by_name[plain(name)] for name in wanted if plain(name) in by_name), None)
 
@@ -257,31 +268,32 @@ def _named(part: str) -> list[str]:
     return [name for name, description in SETS.items() if re.fullmatch(description.folders, plain(part))]
 
 
-def _belongs(parts, description) -> bool:
-    """Whether the deepest folder that is called like a set is called like this one; True without any."""
+def _belongs(parts: Iterable[str], description: SetDescription) -> bool:
+    """Whether the deepest folder with the name of a set has the name of this set; True if no folder has any."""
+    parts = list(parts)
     if any(plain(part) in _CROP_FOLDERS for part in parts):
         return False
     sets = [names for part in parts if (names := _named(part))]
     return not sets or description.free_names or description.name in sets[-1]
 
 
-def _is_sequence(folder, description) -> bool:
+def _is_sequence(folder: _Folder, description: SetDescription) -> bool:
     pattern = description.sequence_folder
     return pattern is not None and re.fullmatch(pattern, folder.path.name, re.IGNORECASE) is not None
 
 
-def _split(folder, source, description) -> str:
-    """The split that the deepest telling folder names, below the source or in its own path; "" for an unused one."""
+def _split(folder: _Folder, source: Path, description: SetDescription) -> str:
+    """The split that the name of the deepest folder says, of those below the source and its own; "" for none to use."""
     for part in reversed((*source.resolve().parts[-2:], *folder.parts)):
         if plain(part) in description.split_folders:
             return description.split_folders[plain(part)]
     return description.default_split
 
 
-def _listed(description, source, places) -> dict[str, str] | None:
-    """Return {prepared name: split} by the author's lists; None where the folders tell the split.
+def _listed(description: SetDescription, source: Path, places: Sequence[_PairFolder]) -> dict[str, str] | None:
+    """Return {prepared name: split} by the author's lists; None if the folders say the split.
 
-    Raises UserError if the lists are needed but missing or not what is expected.
+    Raises UserError if a list is needed but missing, or not in the expected format.
     """
     original = [place for place in places if re.search("<sequence>", place.pattern)]
     if not description.lists or not original:
@@ -302,24 +314,23 @@ def _listed(description, source, places) -> dict[str, str] | None:
     return splits
 
 
-def _lines(path) -> list[str]:
+def _lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is no text; download it again.") from error
 
 
-def _add_blocks(found: Found, source) -> None:
+def _add_blocks(found: Found, source: Path) -> None:
     files = find_block_files(source)
     if files:
         blocks = SiddBlocks(*files)
-        found.pairs["test"] = [
-            BlockPair(blocks.name(index), blocks, index, tuple(map(str, files))) for index in range(len(blocks))
-        ]
+        names = str(files[0]), str(files[1])
+        found.pairs["test"] = [BlockPair(blocks.name(index), blocks, index, names) for index in range(len(blocks))]
         found.places["test"] = f"{files[0].name}, {files[1].name}"
 
 
-def _looked_for(description, variant) -> str:
+def _looked_for(description: SetDescription, variant: Variant) -> str:
     roles = variant.roles[0]
     return (
         f"expected folders such as {roles.inputs[0]}/ and {roles.targets[0]}/; "

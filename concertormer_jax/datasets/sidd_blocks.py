@@ -7,34 +7,35 @@ import scipy.io
 
 from concertormer_jax.data.listing import find_file
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import AnyPath
 
 NOISY_FILE, CLEAN_FILE = "ValidationNoisyBlocksSrgb.mat", "ValidationGtBlocksSrgb.mat"
 
 
-def find_block_files(folder) -> tuple[Path, Path] | None:
+def find_block_files(folder: AnyPath) -> tuple[Path, Path] | None:
     """Return (noisy, clean) files in `folder` or anywhere below, or None if there is neither.
 
     Raises UserError if one of the two is missing.
     """
-    found = [find_file(folder, name) for name in (NOISY_FILE, CLEAN_FILE)]
-    if found == [None, None]:
-        return None
-    for path, name in zip(found, (NOISY_FILE, CLEAN_FILE), strict=True):
-        if path is None:
-            raise UserError(f"{folder}: has no {name}; download it from the SIDD page beside the other .mat file.")
-    return tuple(found)
+    noisy, clean = find_file(folder, NOISY_FILE), find_file(folder, CLEAN_FILE)
+    if noisy and clean:
+        return noisy, clean
+    if noisy or clean:
+        missing = CLEAN_FILE if noisy else NOISY_FILE
+        raise UserError(f"{folder}: has no {missing}; download it from the SIDD page beside the other .mat file.")
+    return None
 
 
-def read_blocks(path) -> np.ndarray:
+def read_blocks(path: AnyPath) -> np.ndarray:
     """Return the blocks of a .mat file, uint8 [images, blocks per image, H, W, 3].
 
-    Raises UserError naming the file if it is missing, damaged, of MATLAB's version 7.3, or holds something else.
+    Raises UserError naming the file if it is missing, damaged, in MATLAB's format 7.3, or holds something else.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; check the path.")
     try:
         content = scipy.io.loadmat(path, appendmat=False)
-    except NotImplementedError:  # SciPy reads versions up to 7
+    except NotImplementedError:  # SciPy reads formats up to 7
         raise UserError(
             f"{path}: is in MATLAB's format 7.3, which cannot be read here; save it again in MATLAB with -v7."
         ) from None
@@ -50,15 +51,15 @@ def read_blocks(path) -> np.ndarray:
 
 
 def block_name(index: int, blocks_per_image: int) -> str:
-    """Return the name of block `index`, counted through all images: "<image>-<block>", such as 0007-31."""
+    """Return the name "<image>-<block>", such as 0007-31, of block `index` of all blocks of all images."""
     image, block = divmod(index, blocks_per_image)
     return f"{image:04d}-{block:02d}"
 
 
 class SiddBlocks:
-    """The blocks of both files as evaluation pairs; they are held in memory (twice 252 MB for the published files)."""
+    """The blocks of both files as evaluation pairs. All are held in memory."""
 
-    def __init__(self, noisy, clean):
+    def __init__(self, noisy: AnyPath, clean: AnyPath):
         self._noisy, self._clean = read_blocks(noisy), read_blocks(clean)
         if self._noisy.shape != self._clean.shape:
             raise UserError(
@@ -66,14 +67,15 @@ class SiddBlocks:
                 "files again."
             )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._noisy.shape[0] * self._noisy.shape[1]
 
     def name(self, index: int) -> str:
         return block_name(index, self._noisy.shape[1])
 
     def size(self, index: int) -> tuple[int, int]:
-        return self._noisy.shape[2:4]
+        """Return (height, width) in pixels."""
+        return self._noisy.shape[2], self._noisy.shape[3]
 
     def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (noisy, clean), uint8 [H, W, 3]."""

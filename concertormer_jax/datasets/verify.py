@@ -1,4 +1,4 @@
-"""Checks of the pairs that were found: every file is decoded once, and what is wrong is named.
+"""Checks of the pairs of a set: every file is decoded once, and everything wrong becomes an error or a warning.
 
 Errors stop a preparation; warnings are for the user to judge.
 """
@@ -15,19 +15,21 @@ from tqdm import tqdm
 from concertormer_jax.data.held_out import sequence_of
 from concertormer_jax.data.images import decode_rgb
 from concertormer_jax.datasets.descriptions import SetDescription
-from concertormer_jax.datasets.layouts import Found, encoded, labels
+from concertormer_jax.datasets.layouts import Found, Item, encoded, labels
 from concertormer_jax.datasets.pairing import Pairing, compare, thumbnail
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.threads import ahead
+from concertormer_jax.runtime.threads import prefetch
 
 _THREADS = min(8, os.cpu_count() or 1)
-_SHUFFLED_SHARE = 0.1  # of misplaced inputs, from which on the folder as a whole is wrong
-_DETAIL_STEP_PX = 4  # rows and columns looked at
+_SHUFFLED_SHARE = 0.1  # of misplaced inputs; with more, the folder as a whole is wrong
+_DETAIL_STEP_PX = 4  # every fourth row and column is looked at
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One pair, decoded once. size: (height, width); bytes: of both files; detail: mean step between pixels."""
+    """What decoding a pair gives. size: (height, width) in pixels; bytes: of both files together; the others are of
+    (input, target). detail: see `_detail`.
+    """
 
     size: tuple[int, int]
     bytes: int
@@ -38,14 +40,15 @@ class Measured:
 
 @dataclasses.dataclass
 class SplitReport:
-    """What is known of the items of a split. measured: those of `items`, None for a pair that is not whole."""
+    """The items of a split and what their files hold. measured: one for each item, None for a damaged pair."""
 
-    items: list
+    items: list[Item]
     measured: list[Measured | None]
     pairing: Pairing | None = None
 
     @property
     def sequences(self) -> int:
+        """The number of sequences."""
         return len({sequence_of(item.name) for item in self.items})
 
     @property
@@ -55,6 +58,7 @@ class SplitReport:
 
     @property
     def bytes(self) -> int:
+        """The bytes of all files."""
         return sum(one.bytes for one in self.measured if one)
 
 
@@ -76,11 +80,13 @@ def check(description: SetDescription, found: Found) -> Report:
         ThreadPoolExecutor(_THREADS) as threads,
     ):
         for split, items in found.pairs.items():
-            measured = []
-            for result in ahead(threads, _measured_or_problem, items, 2 * _THREADS):
-                if isinstance(result, str):
+            measured: list[Measured | None] = []
+            for result in prefetch(threads, _measured_or_problem, items, 2 * _THREADS):
+                if isinstance(result, Measured):
+                    measured.append(result)
+                else:
                     report.errors.append(result)
-                measured.append(None if isinstance(result, str) else result)
+                    measured.append(None)
                 bar.update()
             report.splits[split] = SplitReport(items, measured)
         bar.set_description(f"comparing {description.title}")
@@ -91,26 +97,29 @@ def check(description: SetDescription, found: Found) -> Report:
     return report
 
 
-def measure(item) -> Measured:
-    """Decode a pair. Raises UserError naming a file that is no whole picture, or not of its partner's size."""
-    sizes, digests, thumbnails, details = [], [], [], []
-    contents = encoded(item)
-    for content, label in zip(contents, labels(item), strict=True):
-        pixels = decode_rgb(content, label)
-        sizes.append(pixels.shape[:2])
-        digests.append(hashlib.blake2b(pixels.tobytes(), digest_size=16).digest())
-        thumbnails.append(thumbnail(pixels))
-        details.append(_detail(pixels))
-    if sizes[0] != sizes[1]:
-        (input_height, input_width), (target_height, target_width) = sizes
-        degraded, target = labels(item)
+def measure(item: Item) -> Measured:
+    """Decode a pair. Raises UserError naming a file that is damaged, or of another size than its partner."""
+    contents, (input_label, target_label) = encoded(item), labels(item)
+    degraded, target = decode_rgb(contents[0], input_label), decode_rgb(contents[1], target_label)
+    (height, width), (target_height, target_width) = degraded.shape[:2], target.shape[:2]
+    if (height, width) != (target_height, target_width):
         raise UserError(
-            f"{degraded}: is {input_width}x{input_height} but its target {target} is {target_width}x{target_height}."
+            f"{input_label}: is {width}x{height} but its target {target_label} is {target_width}x{target_height}."
         )
-    return Measured(sizes[0], sum(map(len, contents)), tuple(digests), tuple(thumbnails), tuple(details))
+    return Measured(
+        (height, width),
+        sum(map(len, contents)),
+        (_digest(degraded), _digest(target)),
+        (thumbnail(degraded), thumbnail(target)),
+        (_detail(degraded), _detail(target)),
+    )
 
 
-def _measured_or_problem(item) -> Measured | str:
+def _digest(pixels: np.ndarray) -> bytes:
+    return hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+
+
+def _measured_or_problem(item: Item) -> Measured | str:
     try:
         return measure(item)
     except UserError as error:
@@ -119,15 +128,15 @@ def _measured_or_problem(item) -> Measured | str:
         return f"{error.filename}: cannot be read ({error.strerror}); change its mode or owner, or copy it again."
 
 
-def _detail(pixels) -> float:
-    """Mean step between neighbouring green values, in some rows and columns."""
+def _detail(pixels: np.ndarray) -> float:
+    """Mean |difference| of neighbouring green values along some rows, plus that along some columns."""
     green = pixels[:, :, 1].astype(np.int16)
     rows, columns = green[::_DETAIL_STEP_PX], green[:, ::_DETAIL_STEP_PX]
     steps = [np.abs(np.diff(rows, axis=1)), np.abs(np.diff(columns, axis=0))]
     return float(sum(step.mean() for step in steps if step.size))
 
 
-def _count_warnings(description, found) -> list[str]:
+def _count_warnings(description: SetDescription, found: Found) -> list[str]:
     warnings = []
     for split, published in description.counts.items():
         count = len(found.pairs.get(split, ()))
@@ -141,13 +150,13 @@ def _count_warnings(description, found) -> list[str]:
 
 
 def _judge_pairing(part: SplitReport, report: Report) -> None:
-    """Look for inputs that lie beside the target of another pair."""
-    whole = [place for place, one in enumerate(part.measured) if one]
+    """Report inputs that lie beside the target of another pair."""
+    whole = [(item, one) for item, one in zip(part.items, part.measured, strict=True) if one]
     if len(whole) < 2:
         return
-    names = [labels(part.items[place]) for place in whole]
-    sides = (np.stack([part.measured[place].thumbnails[side] for place in whole]) for side in (0, 1))
-    part.pairing = pairing = compare(*sides)
+    names = [labels(item) for item, _ in whole]
+    inputs, targets = (np.stack([one.thumbnails[side] for _, one in whole]) for side in (0, 1))
+    part.pairing = pairing = compare(inputs, targets)
     misplaced = np.flatnonzero(pairing.misplaced)
     if len(misplaced) > max(2, _SHUFFLED_SHARE * len(whole)):
         examples = ", ".join(names[index][0] for index in misplaced[:3])
@@ -160,7 +169,7 @@ def _judge_pairing(part: SplitReport, report: Report) -> None:
         other = pairing.nearest[index]
         mutual = pairing.nearest[other] == index
         if mutual and other < index:
-            continue  # said with the other one
+            continue  # the message on `other` names both
         gain = f"{pairing.stranger[index]:.1f} dB against {pairing.partner[index]:.1f} dB with its own target"
         if mutual:
             report.errors.append(f"{names[index][0]}: seems to be exchanged with {names[other][0]} ({gain}).")
@@ -178,8 +187,8 @@ def _judge_pairing(part: SplitReport, report: Report) -> None:
         )
 
 
-def _judge_detail(description, part: SplitReport, report: Report) -> None:
-    """Look for inputs and targets that changed sides: which of the two has more detail is known of most sets."""
+def _judge_detail(description: SetDescription, part: SplitReport, report: Report) -> None:
+    """Report inputs and targets that are exchanged, if it is known which of the two has less detail."""
     ratios = np.array([np.log((one.detail[0] + 1e-3) / (one.detail[1] + 1e-3)) for one in part.measured if one])
     if not len(ratios):
         return
@@ -199,9 +208,10 @@ def _judge_detail(description, part: SplitReport, report: Report) -> None:
         )
 
 
-def _judge_duplicates(description, report: Report) -> None:
-    """Look for pictures that occur twice, in one split or in two."""
-    first_inputs, first_targets = {}, {}
+def _judge_duplicates(description: SetDescription, report: Report) -> None:
+    """Report pictures that occur twice, in one split or in two."""
+    first_inputs: dict[bytes, tuple[str, Item, tuple[bytes, bytes]]] = {}
+    first_targets: dict[bytes, Item] = {}
     for split, part in report.splits.items():
         for item, one in zip(part.items, part.measured, strict=True):
             if one is None:

@@ -1,43 +1,41 @@
-"""Restoring and scoring a set of pairs: every picture once, on any number of devices, in bounded memory."""
+"""Restoring and scoring a set of pairs: every picture once, on any number of devices and hosts, in bounded memory.
 
-import collections
-import dataclasses
-import itertools
+Three stages work at the same time: pictures are read ahead in threads, the devices restore them in a thread of their
+own, and other threads score them. These are threads and no processes, as the metrics compute outside the interpreter's
+lock.
+"""
+
+import contextlib
 import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from concertormer_jax.data.images import read_rgb, write_png
 from concertormer_jax.evaluation.protocols import PAIRS, Protocol
+from concertormer_jax.evaluation.restoration import Restoration, items_of, share_of
 from concertormer_jax.evaluation.scores import Evaluation, EvaluationSet, ImageScores
-from concertormer_jax.inference.compiled import CompiledPerShape, restore_bytes, restore_floats
+from concertormer_jax.evaluation.stages import as_finished
+from concertormer_jax.inference.compiled import precision_for
 from concertormer_jax.metrics.psnr_ssim import UNROUNDED_METRICS, require_known, score
 from concertormer_jax.models import variant_name
-from concertormer_jax.ops.image import padded_size
-from concertormer_jax.runtime.devices import batch_sharding, data_mesh, out_of_memory_explained, replicated
+from concertormer_jax.runtime.devices import data_mesh, explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError, printable
+from concertormer_jax.runtime.hosts import Hosts
+from concertormer_jax.runtime.memory import available_memory_bytes
 from concertormer_jax.runtime.outputs import require_separate, require_writable, restored_path, worst_ten_path
-from concertormer_jax.runtime.threads import ahead
+from concertormer_jax.runtime.threads import prefetch
 
 ORDERING_METRIC = "psnr_rgb"  # of the progress bar and the worst ten; computed whatever else is asked for
 _SHOWN = ("restored", "input")
-_THREADS = min(8, os.cpu_count() or 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Item:
-    """A pair's index, the size of its pictures, that size padded, and how many of that size go into one step."""
-
-    index: int
-    height: int
-    width: int
-    padded: tuple[int, int]
-    step: int
+_FILE_THREADS = min(8, os.cpu_count() or 1)
+_SCORING_THREADS = min(32, os.cpu_count() or 1)
+_SCORING_BYTES_PER_PIXEL = 300
 
 
 def evaluate(
@@ -50,16 +48,19 @@ def evaluate(
     metrics=None,
     batch=None,
     devices=None,
+    precision="highest",
+    hosts: Hosts | None = None,
     log=tqdm.write,
 ) -> Evaluation:
     """Restore the inputs of `pairs`, write them to `output`/restored/, and score them.
 
     model: a `checkpoints.LoadedModel`; tlc: `auto` (the protocol's), `off` or a number of pixels.
-    metrics: names, see `metrics.METRICS`; None: the protocol's. Outputs are clipped, and rounded to uint8 for all but
-    the unrounded metrics. batch: images per step over all devices (None: one for each); log: called with a line per
-    compilation.
+    metrics: names, see `psnr_ssim.METRICS`; None: the protocol's. Outputs are clipped, and rounded to uint8 for all but
+    the unrounded metrics. batch: images per step over all devices (None: one for each); devices: of this process, None
+    for all. precision: see `compiled.PRECISIONS`. hosts: the processes that share the set, each of which returns the
+    scores of all pictures; None for this one alone. log: called with a line per compilation, on the first host.
     Raises UserError for bad settings, an output that cannot be written or would overwrite the data (all before anything
-    is computed), and bad pictures.
+    is computed), bad pictures, and what fails on another host.
     """
     start = time.perf_counter()
     wanted = require_known(protocol.metrics if metrics is None else metrics)
@@ -68,8 +69,14 @@ def evaluate(
         raise UserError(f"--batch={batch}: must be at least 1.")
     require_separate([worst_ten_path(output), *(restored_path(output, name) for name in pairs.names)], pairs.files)
     require_writable(output)
-    mesh = data_mesh(devices)
-    items = _items(pairs.sizes, model.module.multiple, batch or mesh.size, mesh.size)
+    hosts = hosts or Hosts()
+    settings = (pairs.names, pairs.sizes, model.name, wanted, window, batch, precision)
+    if any(others != settings for others in hosts.gather(settings)):
+        raise UserError(f"{pairs.name}: the hosts see other pictures or were given other flags; make them the same.")
+    mesh = data_mesh(jax.local_devices() if devices is None else devices)
+    indices = share_of(pairs.sizes, model.module.multiple, hosts.index, hosts.count)
+    together = -(-batch // hosts.count) if batch else mesh.size
+    items = items_of(indices, pairs.sizes, model.module.multiple, together, mesh.size)
 
     def load(item):
         images = pairs.read(item.index)
@@ -79,21 +86,28 @@ def evaluate(
             )
         return item, images
 
-    def scored(result):
-        item, images, restored = result
+    def write(result):
+        item, _, restored = result
         path = restored_path(output, pairs.names[item.index])
         try:
             write_png(path, restored if restored.dtype == np.uint8 else np.rint(restored).astype(np.uint8))
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from error
+        return path, *result
+
+    def scored(result):
+        path, item, images, restored = result
         covers = window is not None and window >= max(item.padded)
         return _image_scores(pairs, item.index, path, covers, restored, *images, wanted)
 
-    with ThreadPoolExecutor(_THREADS) as pool, out_of_memory_explained("give a smaller --batch."):
-        loaded = ahead(pool, load, items, _THREADS)
-        unrounded = bool(UNROUNDED_METRICS.keys() & set(wanted))
-        restored = _restored(model, window, pairs, unrounded, loaded, mesh, log)
-        scores = _watched(ahead(pool, scored, restored, 2 * _THREADS), len(pairs), pairs.name)
+    unrounded = bool(UNROUNDED_METRICS.keys() & set(wanted))
+    say = log if hosts.first else lambda line: None
+    restore = Restoration(model, window, mesh, unrounded=unrounded, precision=precision, log=say)
+    with _file_threads() as threads, explain_out_of_memory("give a smaller --batch."):
+        loaded = prefetch(threads, load, items, _FILE_THREADS)
+        written = prefetch(threads, write, restore(pairs, loaded), _FILE_THREADS)
+        scores = _scores(written, scored, pairs, len(items), hosts)
+    images = [image for share in hosts.gather(scores) for image in share]
     return Evaluation(
         checkpoint=model.name,
         variant=variant_name(model.module),
@@ -101,9 +115,10 @@ def evaluate(
         set=pairs,
         tlc=tlc,
         tlc_window=window,
+        precision=precision_for(model.module, precision) or jnp.dtype(model.module.dtype).name,
         metrics=wanted,
-        images=tuple(sorted(scores, key=lambda image: image.name)),
-        devices=f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        images=tuple(sorted(images, key=lambda image: image.name)),
+        devices=f"{hosts.count * mesh.size} x {mesh.devices.flat[0].device_kind}",
         seconds=time.perf_counter() - start,
     )
 
@@ -126,8 +141,7 @@ def evaluate_predictions(
     def scored(index):
         return _image_scores(pairs, index, paths[index], False, read_rgb(paths[index]), *pairs.read(index), wanted)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        scores = _watched(ahead(pool, scored, range(len(pairs)), 2 * _THREADS), len(pairs), pairs.name)
+    images = _scores(range(len(pairs)), scored, pairs, len(pairs), Hosts())
     return Evaluation(
         checkpoint=maker,
         variant=None,
@@ -135,11 +149,22 @@ def evaluate_predictions(
         set=pairs,
         tlc="unknown",
         tlc_window=None,
+        precision=None,
         metrics=wanted,
-        images=tuple(sorted(scores, key=lambda image: image.name)),
+        images=tuple(sorted(images, key=lambda image: image.name)),
         devices="none",
         seconds=time.perf_counter() - start,
     )
+
+
+@contextlib.contextmanager
+def _file_threads():
+    """Threads that read and write files. At the end the files at work are finished, and what waits is dropped."""
+    threads = ThreadPoolExecutor(_FILE_THREADS)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
 
 
 def _image_scores(pairs, index, file, window_covers, restored, degraded, target, wanted):
@@ -158,75 +183,26 @@ def _image_scores(pairs, index, file, window_covers, restored, degraded, target,
     )
 
 
-def _items(sizes, multiple, batch, devices):
-    """Sort pairs by size, padded to `multiple` pixels. A step takes `batch`, or all of a size that has fewer."""
-    padded = [tuple(padded_size(length, multiple) for length in size) for size in sizes]
-    count = collections.Counter(padded)
-    items = [
-        _Item(index, *size, padding, padded_size(min(batch, count[padding]), devices))
-        for index, (size, padding) in enumerate(zip(sizes, padded, strict=True))
-    ]
-    return sorted(items, key=lambda item: item.padded)
-
-
-def _restored(model, window, pairs, unrounded, loaded, mesh, log):
-    """Yield (item, (input, target), restored) while the device works on the next step; all pictures [H, W, 3].
-
-    Restored pictures are uint8, or float32 in [0, 255] if `unrounded`; the others are uint8.
-    loaded: (item, (input, target)), those of one padded size together. The last step of a size is filled up by
-    repeating its last picture; what comes out for these is left out.
-    """
-    whole, split = replicated(mesh), batch_sharding(mesh)
-    module = model.module.clone(tlc_window=window)
-    function = _restore_unrounded(module) if unrounded else restore_bytes(module)
-    shardings = {"in_shardings": (whole, split), "out_shardings": (split, split)}
-    restore = CompiledPerShape(function, log, made_from=str(module), **shardings)
-    params = jax.device_put(model.params, whole)
-    computing = None
-    for (_, step), same_size in itertools.groupby(loaded, key=lambda entry: (entry[0].padded, entry[0].step)):
-        while entries := list(itertools.islice(same_size, step)):
-            images = [_padded(images[0], item.padded) for item, images in entries]
-            images += [images[-1]] * (step - len(images))
-            results = restore(params, jax.device_put(np.stack(images), split))
-            if computing is not None:
-                yield from _cropped(pairs, *computing)
-            computing = entries, results
-    yield from _cropped(pairs, *computing)
-
-
-def _restore_unrounded(module):
-    restore = restore_floats(module)
-
-    def restore_uint8(params, images):
-        output, finite = restore(params, images.astype(np.float32) / 255)
-        return output * 255, finite
-
-    return restore_uint8
-
-
-def _padded(image, size):
-    """Reflect uint8 [H, W, 3] at the bottom and the right; the network does the same with a size that does not fit."""
-    return np.pad(image, ((0, size[0] - image.shape[0]), (0, size[1] - image.shape[1]), (0, 0)), mode="reflect")
-
-
-def _cropped(pairs, entries, results):
-    restored, finite = jax.device_get(results)
-    for (item, images), picture, good in zip(entries, restored, finite, strict=False):
-        if not good:
-            raise UserError(
-                f"{pairs.names[item.index]} of {pairs.name}: the network's output is not finite; its weights are "
-                "damaged or diverged."
-            )
-        yield item, images, picture[: item.height, : item.width]
-
-
-def _watched(scores, total, name) -> list[ImageScores]:
-    """Collect the scores while a bar shows their mean so far."""
+def _scores(source, scored, pairs, total, hosts) -> list[ImageScores]:
+    """Score every entry of `source`, `total` in number, while a bar shows the mean so far."""
+    workers = _scoring_threads(pairs.sizes)
     done = []
-    with tqdm(total=total, unit="image", desc=printable(f"evaluating {name}"), dynamic_ncols=True) as bar:
+    name = pairs.name if hosts.count == 1 else f"{pairs.name}, the share of host {hosts.index} of {hosts.count}"
+    title = printable(f"evaluating {name}")
+    with (
+        tqdm(total=total, unit="image", desc=title, dynamic_ncols=True, disable=not hosts.first) as bar,
+        contextlib.closing(as_finished(source, scored, workers=workers, waiting=2 * workers)) as scores,
+    ):
         for image in scores:
+            hosts.require_none_failed()
             done.append(image)
             means = [math.fsum(getattr(i, part)[ORDERING_METRIC] for i in done) / len(done) for part in _SHOWN]
             bar.set_postfix_str(f"PSNR {means[0]:.2f} dB, input {means[1]:.2f} dB")
             bar.update()
     return done
+
+
+def _scoring_threads(sizes) -> int:
+    """As many threads as there are cores, or as few as can score the largest pictures in half of the free memory."""
+    largest = max(height * width for height, width in sizes) * _SCORING_BYTES_PER_PIXEL
+    return max(1, min(_SCORING_THREADS, int(available_memory_bytes() / 2 // largest)))

@@ -3,12 +3,9 @@
 import dataclasses
 
 from concertormer_jax.evaluation.scores import Average, Evaluation
-from concertormer_jax.inference import compiled
+from concertormer_jax.inference import sizes
 from concertormer_jax.inference.tiles import GRID_PX
 from concertormer_jax.runtime.errors import UserError
-
-# What an evaluation found: scores per picture, their means per set, and the average over sets.
-
 
 _TRAIN_SIZE_PX = 256  # that the published grid factors refer to, whatever crops a network was trained on
 _RGB = ("psnr_rgb", "ssim_rgb_3d")
@@ -28,16 +25,16 @@ class Protocol:
     averaged: tuple[str, ...] = ()
 
     def tlc_window(self, setting: str, train_crop_px: int | None, multiple: int = GRID_PX) -> int | None:
-        """Return the TLC window in pixels, None for none; `setting` as in `settings.tlc_window`, `auto` the protocol's.
+        """Return the TLC window in pixels, None for none; `setting` as in `sizes.tlc_window`, `auto` the protocol's.
 
         Pairs of no benchmark (`PAIRS`) go by `train_crop_px`, the largest training crop. multiple: of the network; the
         protocol's window is rounded up to it.
         """
         if setting != "auto" or self is PAIRS:
-            return compiled.tlc_window(setting, train_crop_px, multiple)
+            return sizes.tlc_window(setting, train_crop_px, multiple)
         if self.tlc_factor is None:
             return None
-        return compiled.tlc_window_at_least(round(self.tlc_factor * _TRAIN_SIZE_PX), multiple)
+        return sizes.tlc_window_at_least(round(self.tlc_factor * _TRAIN_SIZE_PX), multiple)
 
     def average(self, evaluations) -> Average | None:
         """Return the average over the protocol's sets; None if it has none or one of them was not evaluated."""
@@ -51,7 +48,7 @@ class Protocol:
         return [name for name in self.averaged if name not in {evaluation.set.name for evaluation in evaluations}]
 
 
-PAIRS = Protocol("pairs", _RGB, compiled.TLC_GRID_FACTOR, {})
+PAIRS = Protocol("pairs", _RGB, sizes.TLC_GRID_FACTOR, {})
 _DERAIN = {"test100": 100, "rain100h": 100, "rain100l": 100, "test2800": 2800, "test1200": 1200}
 PROTOCOLS = {
     protocol.name: protocol

@@ -85,6 +85,7 @@ def results_json(evaluation: Evaluation) -> str:
             "window_px": evaluation.tlc_window,
             "images_without_effect": sum(image.window_covers for image in evaluation.images),
         },
+        "precision": evaluation.precision,
         "mean": _means(evaluation, evaluation.metrics),
         "images_not_aligned": {which: evaluation.unaligned(which) for which in ("restored", "input")},
         "devices": evaluation.devices,
@@ -115,6 +116,7 @@ def summary_json(evaluations) -> str:
             evaluation.set.name: {
                 "images": len(evaluation.images),
                 "tlc": {"setting": evaluation.tlc, "window_px": evaluation.tlc_window},
+                "precision": evaluation.precision,
                 "mean": _means(evaluation, first.metrics),
             }
             for evaluation in evaluations
@@ -130,15 +132,16 @@ def markdown_table(evaluations) -> str:
     metrics = evaluations[0].metrics
     titles = [f"{metric}{part}" for metric in metrics for part in ("", " of the input", " gain")]
     lines = [
-        ["checkpoint", "protocol", "data", "images", "TLC", *titles],
-        ["---", "---", "---", "---:", "---", *["---:"] * len(titles)],
+        ["checkpoint", "protocol", "data", "images", "TLC", "precision", *titles],
+        ["---", "---", "---", "---:", "---", "---", *["---:"] * len(titles)],
     ]
     for one in evaluations:
-        cells = [one.checkpoint, one.protocol, one.set.name, _images(one), tlc_description(one)]
+        precision = one.precision or "unknown"
+        cells = [one.checkpoint, one.protocol, one.set.name, _images(one), tlc_description(one), precision]
         lines.append(cells + _score_cells(one, metrics))
     if average := PROTOCOLS[evaluations[0].protocol].average(evaluations):
         names = ", ".join(part.set.name for part in average.parts)
-        cells = [evaluations[0].checkpoint, evaluations[0].protocol, f"average of {names}", "", ""]
+        cells = [evaluations[0].checkpoint, evaluations[0].protocol, f"average of {names}", "", "", ""]
         lines.append(cells + _score_cells(average, metrics))
     escaped = ([printable(cell).replace("|", "\\|") for cell in line] for line in lines)
     return "".join(f"| {' | '.join(line)} |\n" for line in escaped)

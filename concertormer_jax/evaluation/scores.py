@@ -67,7 +67,9 @@ class Evaluation:
     """The scores of a network, or of pictures made elsewhere, on one set.
 
     checkpoint: a description of what made the pictures; variant: the network's name in `VARIANTS`, or "custom", or None
-    for pictures made elsewhere. tlc: the setting as given; tlc_window: in pixels, None for off.
+    for pictures made elsewhere. tlc: the setting as given; tlc_window: in pixels, None for off. precision: of a float32
+    network's products (`compiled.PRECISIONS`), the type that another network computes in, or None for pictures made
+    elsewhere.
     """
 
     checkpoint: str
@@ -76,6 +78,7 @@ class Evaluation:
     set: EvaluationSet
     tlc: str
     tlc_window: int | None
+    precision: str | None
     metrics: tuple[str, ...]
     images: tuple[ImageScores, ...]
     devices: str

@@ -1,16 +1,18 @@
-"""A set of pairs that an evaluation scores."""
+"""The sets that an evaluation scores, and the protocol to score them by, from what the user names as data."""
 
 import re
 from pathlib import Path
 
-from concertormer_jax.data.prepared import PREFIX
-from concertormer_jax.datasets.layouts import sets_in
-from concertormer_jax.datasets.preparation import known_set, open_evaluation_sets
+from concertormer_jax.data.folders import Pair, find_pairs
+from concertormer_jax.data.prepared import PREFIX, TRAINING_SPLITS, open_prepared, prepared_folder, read_pairs_file
+from concertormer_jax.data.sources import Pairs, PairSource
+from concertormer_jax.datasets.descriptions import SETS
+from concertormer_jax.datasets.layouts import BlockPair, Item, find, sets_in
+from concertormer_jax.datasets.sidd_blocks import SiddBlocks
 from concertormer_jax.evaluation.protocols import PAIRS, PROTOCOLS, Protocol, protocol_named
 from concertormer_jax.evaluation.scores import EvaluationSet
+from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import checked_part
-
-# From what the user names as data to the sets to score and the protocol to score them by.
 
 _PROTOCOL_OF_SET = {"rain13k": "derain"}  # the others are named like their set
 
@@ -27,6 +29,57 @@ def open_sets(data: str, protocol: str | None, data_dir: str = "") -> tuple[Prot
         chosen = _protocol_of(name)
     names = {row: checked_part(set_name(chosen, row, len(sources)), data) for row in sources}
     return chosen, [EvaluationSet(names[row], source) for row, source in sources.items()]
+
+
+def open_evaluation_sets(data: str, data_dir: str = "") -> tuple[str | None, dict[str, Pairs | SiddBlocks]]:
+    """Return the name of a known set, or None for other pairs, and {split or folder: source}.
+
+    data: "tfds:NAME" or "tfds:NAME/CONFIG" below `data_dir`, of which all splits but those for training are opened; a
+    folder of a known set in any of its layouts, likewise; or any other folder of pairs (`find_pairs`). Raises UserError
+    if there is nothing to evaluate, or if there are several sets.
+    """
+    if data.startswith(PREFIX):
+        return _prepared(data.removeprefix(PREFIX), data_dir)
+    names = sets_in(data)
+    if len(names) > 1:
+        raise UserError(f"{data}: holds {', '.join(sorted(names))}; give the folder of one of them.")
+    if not names:
+        return None, {Path(data).resolve().name: PairSource(find_pairs(data))}
+    (name,) = names
+    description = SETS[name]
+    found = find(description, description.variants[0], data)
+    if found.unpaired:
+        raise UserError(found.unpaired[0])
+    sources: dict[str, Pairs | SiddBlocks] = {
+        split: _source(items)
+        for split, items in found.pairs.items()
+        # Training pairs count if they lie in `data` itself, not below a folder whose name says what it is for.
+        if split not in TRAINING_SPLITS or found.places[split].startswith("./")
+    }
+    if not sources:
+        raise UserError(f"{data}: has training pairs of {description.title} but none of a test set.")
+    return name, sources
+
+
+def _prepared(reference: str, data_dir: str) -> tuple[str | None, dict[str, Pairs | SiddBlocks]]:
+    splits = list(read_pairs_file(prepared_folder(reference, data_dir)).pairs)
+    tests = [split for split in splits if split not in TRAINING_SPLITS]
+    if not tests:
+        raise UserError(f"{PREFIX}{reference}: has training pairs alone; prepare it from a folder with its test set.")
+    return known_set(reference), {split: open_prepared(reference, split, data_dir=data_dir) for split in tests}
+
+
+def known_set(reference: str) -> str | None:
+    """Return the name of the known set that NAME or NAME/CONFIG is of; None for pairs of the user's own."""
+    name = reference.partition("/")[0]
+    return None if name not in SETS or SETS[name].free_names else name
+
+
+def _source(items: list[Item]) -> PairSource | SiddBlocks:
+    for item in items:
+        if isinstance(item, BlockPair):
+            return item.blocks
+    return PairSource(item for item in items if isinstance(item, Pair))
 
 
 def protocol_of_training(source: str) -> Protocol:

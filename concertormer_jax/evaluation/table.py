@@ -106,6 +106,9 @@ def _remarks(protocol, name, scores):
     if scores["tlc"]["window_px"] != protocol.tlc_window("auto", None):
         window = scores["tlc"]["window_px"]
         remarks.append(f"TLC {f'{window} px' if window else 'off'}")
+    precision = scores.get("precision", "highest")  # which results of earlier versions do not say
+    if precision != "highest":
+        remarks.append(f"precision {precision}")
     if unaligned := scores.get("images_not_aligned", {}).get("restored"):
         remarks.append(f"{unaligned} not aligned")
     return tuple(remarks)

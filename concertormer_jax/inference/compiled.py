@@ -1,4 +1,4 @@
-"""What `--tlc` and `--tile` mean in pixels."""
+"""The network as evaluation and restoration run it: compiled once per image size, and saying so."""
 
 import time
 from functools import partial
@@ -6,37 +6,50 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from concertormer_jax.inference.tiles import GRID_PX, tile_grid
-from concertormer_jax.ops.image import padded_size
-from concertormer_jax.runtime import trace_cache
-from concertormer_jax.runtime.devices import compile_while_listening
-from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.devices import compile_interruptibly
+from concertormer_jax.runtime.trace_cache import lower_cached
 
-# The network as evaluation and restoration run it: compiled once per image size, and saying so.
+# How exactly a device multiplies float32 numbers. Left to itself ("default") a GPU rounds them to TF32 and a TPU to
+# bfloat16 before it multiplies; a CPU never does.
+PRECISIONS = ("highest", "high", "default")
+PRECISION_HELP = "of a float32 network's products: highest, the default, float32; default, the device's fastest"
+
+
+def precision_for(module, setting: str = "highest") -> str | None:
+    """Return the precision, one of `PRECISIONS`, of a network's products: `setting` if it computes in float32.
+
+    None for a network that computes in another type, such as bfloat16, whose few float32 products are left as they are.
+    """
+    return setting if jnp.dtype(module.dtype) == jnp.float32 else None
 
 
 class CompiledPerShape:
     """A jitted `function(params, images)` that is compiled ahead of time for every new shape of `images`.
 
     log: called with a line before and after each compilation.
-    made_from: all that `function` depends on, as text, with which its traces are kept (`kept_traces`); None for not.
+    precision: of all products of float32 that do not ask for their own, convolutions included; one of `PRECISIONS`, or
+    None for what the process has set.
+    fingerprint: of all that `function` depends on (`trace_cache.fingerprint`); None: its traces are not cached.
     jit_options: for `jax.jit`. The shapes and shardings of `params` must not change between calls.
     """
 
-    def __init__(self, function, log=print, *, made_from=None, **jit_options):
-        if made_from is None:
-            self._lower = jax.jit(function, **jit_options).lower
-        else:
-            self._lower = partial(trace_cache.lower, function, made_from=made_from, **jit_options)
+    def __init__(self, function, log=print, *, precision=None, fingerprint: str | None = None, **jit_options):
+        self._lower = partial(lower_cached, function, fingerprint=fingerprint, **jit_options)
+        self._precision = precision
         self._compiled = {}
         self._log = log
+
+    def lower(self, params, images) -> jax.stages.Lowered:
+        """Return the program for `images` of this shape, not yet compiled."""
+        with jax.default_matmul_precision(self._precision or jax.config.values["jax_default_matmul_precision"]):
+            return self._lower(params, images)
 
     def __call__(self, params, images):
         if images.shape not in self._compiled:
             size = f"{images.shape[1]}x{images.shape[2]}"
             self._log(f"compiling {size} (batch {images.shape[0]}) ...")
             start = time.perf_counter()
-            self._compiled[images.shape] = compile_while_listening(self._lower(params, images))
+            self._compiled[images.shape] = compile_interruptibly(self.lower(params, images))
             self._log(f"compiled {size} in {time.perf_counter() - start:.1f} s")
         return self._compiled[images.shape](params, images)
 
@@ -63,64 +76,3 @@ def restore_bytes(module):
         return jnp.round(output * 255).astype(jnp.uint8), finite
 
     return restore_uint8
-
-
-# The GoPro set's grid factor: windows of 1.75 times the crop that the network was trained on.
-TLC_GRID_FACTOR = 1.75
-UNKNOWN_TRAIN_CROP_PX = 256  # the paper's training size, for weights that do not say theirs
-
-LARGEST_PX = 2**20  # of a tile or window
-
-
-def tlc_window(setting: str, train_crop_px: int | None, multiple: int = GRID_PX) -> int | None:
-    """Return the TLC window in pixels at full resolution, None for no TLC.
-
-    setting: `auto` (1.75 times the largest training crop, or 448 if that is not known, rounded up to what fits), `off`,
-        or a number of pixels. multiple: that of the network; its windows are multiples of it and of 64 pixels.
-    Raises UserError, naming the nearest sizes, for a number that does not fit.
-    """
-    if setting == "off":
-        return None
-    if setting == "auto":
-        return tlc_window_at_least(round(TLC_GRID_FACTOR * (train_crop_px or UNKNOWN_TRAIN_CROP_PX)), multiple)
-    step = tile_grid(multiple)
-    return _multiple_of(step, "--tlc", setting, least=step)
-
-
-def tlc_window_at_least(window: int, multiple: int) -> int:
-    """The smallest window of at least `window` pixels that a network of this `multiple` takes."""
-    return padded_size(window, tile_grid(multiple))
-
-
-def tile_setting(setting: str, multiple: int = GRID_PX) -> int | None:
-    """Return the tile size in pixels that `--tile` asks for: None for `auto`, 0 for none (`off` or `0`).
-
-    multiple: that of the network; tiles are multiples of `tile_grid(multiple)`, 64 for most networks, and at least two.
-    Raises UserError, naming the nearest sizes, for any other number.
-    """
-    if setting == "auto":
-        return None
-    if setting in ("off", "0"):
-        return 0
-    grid = tile_grid(multiple)
-    return _multiple_of(grid, "--tile", setting, least=2 * grid)
-
-
-def overlap_px(tile: int, multiple: int = GRID_PX) -> int:
-    """Return how many pixels neighbouring tiles of `tile` pixels share: about an eighth, on the tiles' grid."""
-    grid = tile_grid(multiple)
-    return grid * max(1, round(tile / 8 / grid))
-
-
-def _multiple_of(step, flag, text, least):
-    try:
-        value = int(text)
-    except ValueError:
-        raise UserError(f"{flag}={text}: must be auto, off or a number of pixels.") from None
-    if value > LARGEST_PX:
-        raise UserError(f"{flag}={text}: must be at most {LARGEST_PX} pixels, or off.")
-    if value < least or value % step:
-        below = value // step * step
-        nearest = f"{below} and {below + step}" if below >= least else f"{least}"
-        raise UserError(f"{flag}={text}: must be a multiple of {step} pixels from {least} up; nearest: {nearest}.")
-    return value

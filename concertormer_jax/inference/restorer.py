@@ -1,6 +1,7 @@
 """Restoring pictures of any size with one program: in tiles of a fixed canvas, checked, and blended."""
 
 import collections
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -10,23 +11,24 @@ import numpy as np
 from tqdm import tqdm
 
 from concertormer_jax.inference import tiles
-from concertormer_jax.inference.compiled import CompiledPerShape, overlap_px, restore_floats, tile_setting, tlc_window
-from concertormer_jax.inference.tiles import tile_grid
+from concertormer_jax.inference.compiled import CompiledPerShape, precision_for, restore_floats
+from concertormer_jax.inference.sizes import overlap_px, tile_setting, tlc_window
+from concertormer_jax.inference.tiles import TiledAxis, tile_grid
 from concertormer_jax.ops.image import padded_size
-from concertormer_jax.runtime.devices import out_of_memory_explained
+from concertormer_jax.runtime.devices import explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.runtime.trace_cache import fingerprint
 from concertormer_jax.weights.checkpoints import load_model
 
-# Photographs are restored in one of these sizes, so that no picture asks for a program of its own.
+# Photographs are restored in tiles of one of these sizes, so that no picture needs a program of its own.
 CANVASES_PX = (384, 768)  # multiples of 128, which every network's grid of tiles divides
-# Deblurring moves light over tens of pixels and makes none: the mean of a cell stays about as it was. In real pairs of
-# blurred and sharp frames (GOPRO and REDS) it moves by 0.12 at most.
+# Restoring moves light over tens of pixels and makes none, so the mean colour of a cell of 64x64 pixels hardly changes.
 CELL_PX = 64
-LARGEST_DEPARTURE = 0.15
-_TILES_AT_ONCE = {"cpu": 1}  # on a CPU several tiles at once take as long as one after the other
-_TILES_ON_ACCELERATORS = 4
-_IN_FLIGHT = 2  # calls of the program that the device is given before the first result is waited for
+LARGEST_COLOUR_SHIFT = 0.15
+_BATCH = {"cpu": 1}  # tiles: on a CPU several at once take as long as one after the other
+_BATCH_ON_ACCELERATORS = 4
+_IN_FLIGHT = 3  # batches that the device is given before the first result is waited for
 
 
 def canvas_px(sizes: Iterable[tuple[int, int]], multiple: int) -> int:
@@ -41,7 +43,11 @@ def canvas_px(sizes: Iterable[tuple[int, int]], multiple: int) -> int:
 
 
 class Restored(NamedTuple):
-    """rgb: float32 [H, W, 3] in [0, 1]. without_tlc, kept: how many tiles were done again, and how many left alone."""
+    """A restored picture. rgb: float32 [H, W, 3] in [0, 1].
+
+    tiles: how many of tile_px x tile_px pixels it took. without_tlc: how many of them were restored again without TLC;
+    kept: how many stay as they were in the input.
+    """
 
     rgb: np.ndarray
     tiles: int
@@ -51,7 +57,7 @@ class Restored(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What to tell of tiles whose colours departed."""
+        """Return sentences on tiles whose colours shifted too far."""
         notes = []
         if self.without_tlc:
             notes.append(f"{self.without_tlc} of {self.tiles} tiles were restored without TLC, their colours being off")
@@ -60,17 +66,50 @@ class Restored(NamedTuple):
         return notes
 
 
+class _Picture:
+    """A picture whose tiles are being restored: where they lie, and the sum of those that are done.
+
+    rgb: float32 [H, W, 3] in [0, 1].
+    """
+
+    def __init__(self, rgb: np.ndarray, rows: TiledAxis, columns: TiledAxis):
+        self._rgb, self._rows, self._columns = rgb, rows, columns
+        self._blended = np.zeros(rgb.shape, np.float32)
+        self.count = len(rows.starts) * len(columns.starts)
+        self.done = self.redone = self.kept = 0
+
+    def tiles(self) -> Iterator["_Tile"]:
+        """Cut out one tile after the other."""
+        for row, top in enumerate(self._rows.starts):
+            for column, left in enumerate(self._columns.starts):
+                pixels = tiles.cut(self._rgb, top, left, self._rows.size, self._columns.size)
+                yield _Tile(self, row, column, pixels)
+
+    def add(self, tile: "_Tile", restored: np.ndarray) -> None:
+        """Blend a restored tile into the sum."""
+        rows, columns = self._rows, self._columns
+        corner = rows.starts[tile.row], columns.starts[tile.column]
+        tiles.add(self._blended, restored, *corner, rows.weights[tile.row], columns.weights[tile.column])
+        self.done += 1
+
+    def result(self) -> Restored:
+        """Return the picture when all tiles are done."""
+        tile_px = max(self._rows.size, self._columns.size)
+        return Restored(self._blended, self.count, tile_px, self.redone - self.kept, self.kept)
+
+
 class _Tile(NamedTuple):
-    top: int
-    left: int
+    picture: _Picture
+    row: int
+    column: int
     pixels: np.ndarray  # float32 [tile, tile, 3]
 
 
-def departure(restored: jax.Array, images: jax.Array) -> jax.Array:
-    """How far the colours of a picture moved: the largest change of the mean of any 64x64 cell, in any channel.
+def colour_shift(restored: jax.Array, images: jax.Array) -> jax.Array:
+    """Return by how much the mean of a cell of 64x64 pixels changes, the largest over all cells and channels.
 
-    restored, images: float32 [B, H, W, 3] in [0, 1]. Returns [B], in [0, 1]. Rows and columns behind the last whole
-    cell are left out; a picture smaller than a cell is one.
+    restored, images: float32 [B, H, W, 3] in [0, 1]; the result is [B], in [0, 1]. What is left over at the bottom and
+    the right, beside whole cells, does not count; a picture smaller than a cell is one.
     """
     batch, height, width, channels = images.shape
     rows, columns = min(CELL_PX, height), min(CELL_PX, width)
@@ -80,12 +119,12 @@ def departure(restored: jax.Array, images: jax.Array) -> jax.Array:
 
 
 def restore_checked(module) -> Callable:
-    """Return a function of (params, float32 [B, H, W, 3] in [0, 1]) that gives (restored, finite, departure)."""
+    """Return a function of (params, float32 [B, H, W, 3] in [0, 1]) that gives (restored, finite, colour shift)."""
     restore = restore_floats(module)
 
     def restore_and_compare(params, images):
         restored, finite = restore(params, images)
-        return restored, finite, departure(restored, images)
+        return restored, finite, colour_shift(restored, images)
 
     return restore_and_compare
 
@@ -93,19 +132,33 @@ def restore_checked(module) -> Callable:
 class Restorer:
     """Restores pictures of any size with a loaded checkpoint (`checkpoints.LoadedModel`) on the first device.
 
-    tlc: as in `settings.tlc_window`; tile: as in `settings.tile_setting`, `auto` being the canvas that fits.
-    A restored tile whose colours depart from the input's beyond `LARGEST_DEPARTURE` is restored again without TLC, and
-    if that departs as well, the input stays. Raises UserError for other settings.
+    tlc: as in `sizes.tlc_window`; tile: as in `sizes.tile_setting`, `auto` being the canvas that fits; precision: of a
+    float32 network's products, one of `compiled.PRECISIONS`.
+    A tile whose colours shift by more than `LARGEST_COLOUR_SHIFT` is restored again without TLC; if they shift as far
+    there, the input stays. Raises UserError for other settings.
     """
 
-    def __init__(self, model, *, tlc: str = "auto", tile: str = "auto", log: Callable[[str], None] = tqdm.write):
+    def __init__(
+        self,
+        model,
+        *,
+        tlc: str = "auto",
+        tile: str = "auto",
+        precision: str = "highest",
+        log: Callable[[str], None] = tqdm.write,
+    ):
         self._multiple = model.module.multiple
         self._tile = tile_setting(tile, self._multiple)
         self.device = jax.devices()[0]
         self._window = tlc_window(tlc, model.train_crop_px, self._multiple)
-        self._together = _TILES_AT_ONCE.get(self.device.platform, _TILES_ON_ACCELERATORS)
+        self._batch = _BATCH.get(self.device.platform, _BATCH_ON_ACCELERATORS)
         self._restore, self._restore_without_tlc = (
-            CompiledPerShape(restore_checked(module), log, made_from=str(module))
+            CompiledPerShape(
+                restore_checked(module),
+                log,
+                precision=precision_for(module, precision),
+                fingerprint=fingerprint(module),
+            )
             for module in (model.module.clone(tlc_window=window) for window in (self._window, None))
         )
         self._params = jax.device_put(model.params, self.device)
@@ -127,81 +180,81 @@ class Restorer:
 
         Raises UserError if the device's memory does not suffice or the network's output is not finite.
         """
+        if progress is not None:
+            return next(self.each([rgb], progress))
+        count = self._laid_out(rgb).count
+        with tqdm(total=count, unit="tile", leave=False, disable=count == 1, dynamic_ncols=True) as bar:
+            return next(self.each([rgb], lambda *_: bar.update()))
+
+    def each(
+        self, pictures: Iterable[np.ndarray], progress: Callable[[int, int], None] = lambda done, count: None
+    ) -> Iterator[Restored]:
+        """Yield every picture restored, in order; the next ones are taken while the device works.
+
+        Arguments and errors as in a call for a single picture.
+        """
+        cuts = (tile for rgb in pictures for tile in self._laid_out(rgb).tiles())
+        with explain_out_of_memory("give smaller tiles, for instance --tile=384."):
+            for tile, restored, shift in self._restored(cuts):
+                picture = tile.picture
+                if shift > LARGEST_COLOUR_SHIFT:
+                    restored, shift = self._without_tlc(tile.pixels, restored, shift)
+                    picture.redone += 1
+                if shift > LARGEST_COLOUR_SHIFT:
+                    restored = tile.pixels
+                    picture.kept += 1
+                picture.add(tile, restored)
+                progress(picture.done, picture.count)
+                if picture.done == picture.count:
+                    yield picture.result()
+
+    def _laid_out(self, rgb):
         height, width = rgb.shape[:2]
-        tile = self.tile_px(height, width)
         if self._tile == 0:
-            rows, columns = (tiles.whole_axis(length, self._multiple) for length in (height, width))
-        else:
-            overlap = overlap_px(tile, self._multiple)
-            rows, columns = (tiles.fixed_axis(length, tile, overlap, self._multiple) for length in (height, width))
-        blended = np.zeros(rgb.shape, np.float32)
-        count = len(rows.starts) * len(columns.starts)
-        again = kept = done = 0
-        with (
-            out_of_memory_explained("give smaller tiles, for instance --tile=384."),
-            tqdm(
-                total=count, unit="tile", leave=False, disable=count == 1 or progress is not None, dynamic_ncols=True
-            ) as bar,
-        ):
-            cuts = (
-                (row, column, _Tile(top, left, tiles.cut(rgb, top, left, rows.size, columns.size)))
-                for row, top in enumerate(rows.starts)
-                for column, left in enumerate(columns.starts)
-            )
-            for row, column, tile_cut, restored, moved in self._restored(cuts):
-                if moved > LARGEST_DEPARTURE:
-                    restored, moved = self._again(tile_cut.pixels, restored, moved)
-                    again += 1
-                if moved > LARGEST_DEPARTURE:
-                    restored = tile_cut.pixels
-                    kept += 1
-                tiles.add(blended, restored, tile_cut.top, tile_cut.left, rows.weights[row], columns.weights[column])
-                bar.update()
-                done += 1
-                if progress is not None:
-                    progress(done, count)
-        return Restored(blended, count, tile, again - kept, kept)
+            return _Picture(rgb, *(tiles.whole_axis(length, self._multiple) for length in (height, width)))
+        tile = self.tile_px(height, width)
+        overlap = overlap_px(tile, self._multiple)
+        return _Picture(rgb, *(tiles.fixed_axis(length, tile, overlap, self._multiple) for length in (height, width)))
 
     def _restored(self, cuts) -> Iterator:
-        """Yield (row, column, tile, restored, departure) in order; the device works ahead of what is asked for."""
+        """Yield (tile, restored, colour shift) in order, while the device works on the next batches."""
         waiting = collections.deque()
-        batch = []
-        for entry in cuts:
-            batch.append(entry)
-            if len(batch) == self._together:
-                waiting.append((batch, self._start(batch)))
-                batch = []
-            if len(waiting) > _IN_FLIGHT:
-                yield from self._finished(*waiting.popleft())
-        if batch:
+        for batch in self._batches(cuts):
             waiting.append((batch, self._start(batch)))
+            if len(waiting) == _IN_FLIGHT:
+                yield from self._finished(*waiting.popleft())
         while waiting:
             yield from self._finished(*waiting.popleft())
 
+    def _batches(self, cuts):
+        """Yield lists of up to `_batch` tiles of one size."""
+        for _, same_size in itertools.groupby(cuts, key=lambda tile: tile.pixels.shape):
+            while batch := list(itertools.islice(same_size, self._batch)):
+                yield batch
+
     def _start(self, batch):
-        pixels = [tile.pixels for _, _, tile in batch]
-        pixels += [pixels[-1]] * (self._together - len(pixels))
+        pixels = [tile.pixels for tile in batch]
+        pixels += [pixels[-1]] * (self._batch - len(pixels))
         return self._restore(self._params, jax.device_put(np.stack(pixels), self.device))
 
     def _finished(self, batch, results):
-        restored, finite, moved = jax.device_get(results)
+        restored, finite, shifts = jax.device_get(results)
         if not finite.all():
             raise UserError("--ckpt: the network's output is not finite; its weights are damaged or diverged.")
-        for (row, column, tile), *result in zip(batch, restored, moved, strict=False):
-            yield row, column, tile, *result
+        yield from zip(batch, restored, shifts, strict=False)  # without those that filled the batch up
 
-    def _again(self, pixels, restored, moved):
-        """Restore a tile without TLC, if there was any: (restored, departure)."""
+    def _without_tlc(self, pixels, restored, shift):
+        """Restore a tile again without TLC: (restored, colour shift). What came of it, if TLC did nothing."""
         if self._window is None or self._window >= max(pixels.shape[:2]):
-            return restored, moved
+            return restored, shift
         images = jax.device_put(pixels[None], self.device)
-        restored, _, moved = jax.device_get(self._restore_without_tlc(self._params, images))
-        return restored[0], moved[0]
+        restored, _, shifts = jax.device_get(self._restore_without_tlc(self._params, images))
+        return restored[0], shifts[0]
 
 
-def load(ckpt, *, tlc: str = "auto", tile: str = "auto") -> Restorer:
+def load(ckpt, *, tlc: str = "auto", tile: str = "auto", precision: str = "highest") -> Restorer:
     """Open a training folder, a checkpoint or a weights file for restoring pictures.
 
-    tlc, tile: as of `Restorer`. Raises UserError for a `ckpt` that holds no network, and for other settings.
+    tlc, tile, precision: as of `Restorer`. Raises UserError for a `ckpt` that holds no network, and for other settings.
     """
-    return Restorer(load_model(user_path(ckpt)), tlc=tlc, tile=tile)
+    return Restorer(load_model(user_path(ckpt)), tlc=tlc, tile=tile, precision=precision)

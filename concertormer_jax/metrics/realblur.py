@@ -1,8 +1,8 @@
 """Metrics of the RealBlur benchmark: the restored picture is aligned with the target before they are compared.
 
-The camera that took the sharp picture is not quite where the one that took the blurred picture is, so the benchmark
-scales the restored picture's brightness, warps it by a homography (OpenCV's ECC), and compares where both exist. The
-values depend a little on the version of OpenCV.
+Two cameras took the sharp and the blurred picture. So the benchmark scales the brightness of the restored picture,
+warps it by a homography (OpenCV's ECC), and compares the two where both have pixels. The values depend a little on the
+version of OpenCV.
 """
 
 import dataclasses
@@ -13,16 +13,16 @@ import numpy as np
 import scipy.ndimage
 
 _ITERATIONS = 100
-_FILTER_SIZE = 5  # of the Gaussian that ECC smooths both pictures with, in pixels
+_FILTER_SIZE = 5  # in pixels, of the Gaussian with which ECC smooths both pictures
 _SIGMA, _RADIUS = 1.5, 5  # of the SSIM's window
 
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-    """A restored picture on its target, both float32 [H, W, 3] in about [0, 1] and 0 where `mask` is.
+    """A restored picture warped onto its target, both float32 [H, W, 3] in about [0, 1], and 0 where `mask` is 0.
 
-    mask: float32 [H, W, 3], 1 where the warped picture covers the target; converged: whether ECC found a homography;
-    if not, the picture is scaled and not warped.
+    mask: float32 [H, W, 3], 1 where the warped picture covers the target, else 0; converged: whether ECC found a
+    homography; without one the picture is only scaled.
     """
 
     restored: np.ndarray
@@ -32,14 +32,14 @@ class Aligned:
 
 
 def aligned(restored: np.ndarray, target: np.ndarray) -> Aligned:
-    """Scale and warp `restored` onto `target`, uint8 [H, W, 3] both."""
-    z, x = (np.float32(image) / np.float32(255) for image in (restored, target))
+    """Scale and warp `restored` onto `target`, both uint8 [H, W, 3]."""
+    z, x = (image.astype(np.float32) / np.float32(255) for image in (restored, target))
     energy = np.sum(z * z)
     if energy > 0:
         z = np.sum(x * z) / energy * z
     homography, converged = _homography(z, x)
     warped, mask = _warped(z, homography)
-    if converged and not _inner(mask).any():  # ECC ran away: nothing is left to compare
+    if converged and not _inner(mask).any():  # the homography leaves nothing to compare
         converged = False
         warped, mask = _warped(z, np.eye(3, dtype=np.float32))
     return Aligned(warped * mask, x * mask, mask, converged)
@@ -52,33 +52,20 @@ def psnr_aligned(pair: Aligned) -> float:
 
 
 def ssim_aligned(pair: Aligned) -> float:
-    """SSIM with an 11x11 Gaussian per channel where the mask is 1, without the outer five pixels.
-
-    Along an axis of at most ten pixels nothing is left out.
-    """
+    """SSIM per channel with an 11x11 Gaussian, mean over the pixels of `_inner` where the mask is 1."""
     inner = _inner(_ssim_map(pair.target, pair.restored) * pair.mask)
     per_channel = inner.sum(axis=(0, 1)) / _inner(pair.mask).sum(axis=(0, 1))
     return float(per_channel.mean())
 
 
-def psnr_realblur(restored: np.ndarray, target: np.ndarray) -> float:
-    """PSNR in dB after alignment, uint8 [H, W, 3] both."""
-    return psnr_aligned(aligned(restored, target))
-
-
-def ssim_realblur(restored: np.ndarray, target: np.ndarray) -> float:
-    """SSIM after alignment, uint8 [H, W, 3] both."""
-    return ssim_aligned(aligned(restored, target))
-
-
-def _homography(z, x):
+def _homography(z: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, bool]:
     """The homography from positions in x to positions in z, and whether ECC converged; the identity if it did not."""
-    greys = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (x, z)]
+    template, moved = cv2.cvtColor(x, cv2.COLOR_RGB2GRAY), cv2.cvtColor(z, cv2.COLOR_RGB2GRAY)
     criteria = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ITERATIONS, 0)
     identity = np.eye(3, dtype=np.float32)
     try:
-        _, homography = cv2.findTransformECC(
-            *greys, identity.copy(), cv2.MOTION_HOMOGRAPHY, criteria, inputMask=None, gaussFiltSize=_FILTER_SIZE
+        _, homography = cv2.findTransformECC(  # ty: ignore[no-matching-overload]  # OpenCV takes None for no mask
+            template, moved, identity.copy(), cv2.MOTION_HOMOGRAPHY, criteria, None, _FILTER_SIZE
         )
     except cv2.error as error:
         if error.code != cv2.Error.StsNoConv:
@@ -87,8 +74,8 @@ def _homography(z, x):
     return homography, True
 
 
-def _warped(z, homography):
-    """z (float32 [H, W, 3]) warped, with its mask: 1 where the warped picture has pixels, else 0."""
+def _warped(z: np.ndarray, homography: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """z, float32 [H, W, 3], warped, and its mask, 1 where the warped picture has pixels, else 0."""
     size = z.shape[1::-1]
     nearest, cubic = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP, cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
     warped = cv2.warpPerspective(z, homography, size, flags=cubic, borderMode=cv2.BORDER_REFLECT)
@@ -96,16 +83,16 @@ def _warped(z, homography):
     return warped, mask
 
 
-def _inner(maps):
-    """[H, W, 3] without the outer five pixels; along an axis of at most ten, nothing is left out."""
+def _inner(maps: np.ndarray) -> np.ndarray:
+    """[H, W, 3] without the outer five pixels; an axis of at most ten pixels stays whole."""
     rows, columns = (slice(_RADIUS, -_RADIUS) if length > 2 * _RADIUS else slice(None) for length in maps.shape[:2])
     return maps[rows, columns]
 
 
-def _ssim_map(x, y):
-    """The SSIM at every pixel of float32 [H, W, 3], borders mirrored (scikit-image's with Gaussian weights)."""
+def _ssim_map(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The SSIM at every pixel of float32 [H, W, 3], with mirrored borders, as scikit-image computes it in float32."""
 
-    def blur(image):
+    def blur(image: np.ndarray) -> np.ndarray:
         return scipy.ndimage.gaussian_filter(image, (_SIGMA, _SIGMA, 0), mode="reflect", radius=(_RADIUS, _RADIUS, 0))
 
     mean_x, mean_y = blur(x), blur(y)

@@ -1,4 +1,4 @@
-"""PyTorch's initial values, which the published networks start from."""
+"""What a network is made of, apart from its size, and PyTorch's initial values, which the published networks have."""
 
 import dataclasses
 from functools import partial
@@ -8,24 +8,24 @@ import jax
 
 from concertormer_jax.ops import concerto
 
-# What a network is made of, apart from its size: the settings that the ablations vary.
-
 COMMUNICATION = ("both", "spatial", "channel", "none")
 SKIPS = ("cross_attention", "sum", "concatenation")
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """The parts of a network; the defaults are those of the released one. What cannot be is a ValueError.
+    """The settings that the ablations vary; the defaults are those of the released network.
+
+    Raises ValueError for settings that are unknown or do not fit together.
 
     groups: of the attention, names from `ops.concerto.GROUPS`, with equal parts of the hidden channels; () for none.
-    communication: which groups' maps communicate (CDC): "both" kinds, "spatial", "channel" or "none".
+    communication: which groups have CDC: "both" kinds, "spatial", "channel" or "none".
     sca: simplified channel attention of the attention's result.
     shift: every other block of a stage has its attention's blocks moved by half their size.
     block_px: side of the attention's blocks in pixels.
     two_stage: attention and then a separate feed-forward network, each with its own norm and residual, in place of one
-        stage with the gated-dconv MLP. The feed-forward network is the block of a network without attention; it has as
-        many hidden channels as make all projections together cost what those of one stage do.
+        stage with the gated-dconv MLP. The feed-forward network is the block of a network without attention, with
+        `blocks.feed_forward_channels` hidden channels.
     multiscale_input: the picture enters at every scale; otherwise at the finest only.
     skip: how the encoder's features enter the decoder: by "cross_attention" (keys and values of a stage's first block),
         "sum", or "concatenation" and a pointwise convolution. The picture of a coarser scale enters by cross-attention,
@@ -73,8 +73,8 @@ def require_block(block_px: int) -> None:
         raise ValueError(f"block_px={block_px} must be a positive even number of pixels")
 
 
-def communicating(groups: tuple[str, ...], communication: str) -> tuple[str, ...]:
-    """Those of `groups` whose maps communicate under the setting; `window` and `transposed` never do."""
+def groups_with_cdc(groups: tuple[str, ...], communication: str) -> tuple[str, ...]:
+    """Those of `groups` that have CDC under the setting; `window` and `transposed` never do."""
     return tuple(
         group for group in groups if group in concerto.CONCERTO and (communication == "both" or communication in group)
     )

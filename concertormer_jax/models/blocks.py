@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
@@ -21,10 +22,10 @@ def layer_norm(name: str) -> nn.LayerNorm:
 
 
 def feed_forward_channels(features: int, expansion: int) -> int:
-    """Hidden channels f of a two-stage block's feed-forward network.
+    """Hidden channels f of a two-stage block's feed-forward network, so that it costs what a block in one stage does.
 
-    With C features and h = r C hidden channels, attention costs 4 r C^2 per pixel in projections (q, k, v and the
-    output), the feed-forward network 3 f C (u, z and the output), and the block in one stage (6 r + r^2) C^2.
+    With C features and h = r C hidden channels, the projections of attention cost 4 r C^2 per pixel (q, k, v and the
+    output), those of the feed-forward network 3 f C (u, z and the output), and those of one stage (6 r + r^2) C^2.
     """
     return features * expansion * (2 + expansion) // 3
 
@@ -32,8 +33,8 @@ def feed_forward_channels(features: int, expansion: int) -> int:
 class Block(nn.Module):
     """One block: x + CSA-gdMLP(norm(x), keys), the keys being norm(x) in all but the first block of a cross stage.
 
-    (Paper, section 3.) `architecture` tells the other forms. `tlc_window` is the side in pixels of this level's windows
-    for the attention, None for the whole map.
+    (Paper, section 3.) `architecture` tells its parts. `tlc_window` is the side in pixels of this level's windows for
+    the attention, None for the whole map. `implementation`: of the attention and the MLP, see `ops.dispatch.form`.
     """
 
     features: int
@@ -42,13 +43,20 @@ class Block(nn.Module):
     architecture: Architecture = Architecture()
     tlc_window: int | None = None
     dtype: Any = jnp.float32
+    implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, shifted: jax.Array | bool, keys: jax.Array | None, first: jax.Array | bool):
-        """x: [B, H, W, C], H and W multiples of the attention's block size. Returns the same shape.
+    def __call__(
+        self,
+        x: Float[Array, "b H W C"],
+        shifted: Bool[Array, ""] | bool,
+        keys: Float[Array, "b H W C"] | None,
+        first: Bool[Array, ""] | bool,
+    ) -> Float[Array, "b H W C"]:
+        """x: H and W are multiples of the attention's block size.
 
-        shifted: move the attention's blocks by half their size. keys: [B, H, W, C], the normalised features that give
-        keys and values where `first` is true. Both booleans may be traced.
+        shifted: move the attention's blocks by half their size. keys: the normalised features that give keys and values
+        where `first` is true. Both booleans may be traced.
         """
         width, hidden = self.features, self.features * self.expansion
         inputs = layer_norm("norm")(x).astype(self.dtype)
@@ -67,7 +75,8 @@ class Block(nn.Module):
         to_hidden = None if attended is None else pointwise("project", hidden, hidden)
         to_output = pointwise("project_out", hidden, width)
         with jax.named_scope("gdmlp"):
-            return gdmlp.gated_mlp(x, inputs, attended, MLPWeights(to_uz, dw_u, to_hidden, to_output))
+            weights = MLPWeights(to_uz, dw_u, to_hidden, to_output)
+            return gdmlp.gated_mlp(x, inputs, attended, weights, implementation=self.implementation)
 
     def _attend(self, inputs, shifted, keys, first):
         attention = ConcertoSelfAttention(
@@ -79,6 +88,7 @@ class Block(nn.Module):
             self.architecture.block_px,
             self.tlc_window,
             self.dtype,
+            self.implementation,
             name="attention",
         )
         keys = None if keys is None else jnp.where(first, keys, inputs)
@@ -100,13 +110,11 @@ class Stage(nn.Module):
     tlc_window: int | None = None
     dtype: Any = jnp.float32
     remat: bool = False
+    implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array | None = None) -> jax.Array:
-        """x, y: [B, H, W, C]; y makes the first a cross block, whose keys and values come from it.
-
-        Returns [B, H, W, C].
-        """
+    def __call__(self, x: Float[Array, "b H W C"], y: Float[Array, "b H W C"] | None = None) -> Float[Array, "b H W C"]:
+        """y makes the first a cross block, whose keys and values come from it."""
         keys = None if y is None else layer_norm("norm2")(y).astype(self.dtype)
 
         def apply(block, x, position):
@@ -116,7 +124,6 @@ class Stage(nn.Module):
         if self.remat:
             apply = nn.remat(apply, prevent_cse=False)
         scan = nn.scan(apply, variable_axes={"params": 0, LOGITS: 0}, split_rngs={"params": True})
-        block = Block(
-            self.features, self.heads, self.expansion, self.architecture, self.tlc_window, self.dtype, name="blocks"
-        )
+        fields = ("features", "heads", "expansion", "architecture", "tlc_window", "dtype", "implementation")
+        block = Block(**{field: getattr(self, field) for field in fields}, name="blocks")
         return scan(block, x, jnp.arange(self.blocks))[0]

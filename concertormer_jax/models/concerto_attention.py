@@ -1,14 +1,17 @@
 """Concerto self-attention as a module of its own, for this network and any other."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.models.architecture import (
-    communicating,
+    groups_with_cdc,
     require_block,
     require_communication,
     require_groups,
@@ -16,14 +19,15 @@ from concertormer_jax.models.architecture import (
     torch_uniform,
 )
 from concertormer_jax.ops import concerto, reference, tlc
+from concertormer_jax.ops.dispatch import require_implementation
 
-# The collection for every group's logits before and after communication: `apply(..., mutable=[LOGITS])` gives the pairs
-# by the group's name, as `ops.reference` computes them: with axes [B, blocks, m, p, p] or [.., c, c] inside blocks,
-# [B, p, m, c, c] for `concertino_channel`, [B, m c, p, p] for `concertino_spatial`. Otherwise it costs nothing.
+# The collection for every group's logits before and after CDC: `apply(..., mutable=[LOGITS])` gives the pairs by the
+# group's name, as `ops.reference` computes them: [b, n, m, p, q] or [b, n, m, c, d] inside blocks, [b, p, m, c, d] for
+# `concertino_channel`, [b, m c, p, q] for `concertino_spatial`. Otherwise it costs nothing.
 LOGITS = "logits"
 
-# The parameters of each group's communication, as the published model calls them.
-TALKING = {
+# The parameters of each group's CDC, as the published model calls them.
+CDC_PARAMETERS = {
     "ripieno_spatial": "b_talking",
     "ripieno_channel": "l_talking",
     "concertino_channel": "g_talking",
@@ -31,14 +35,14 @@ TALKING = {
 }
 
 
-@partial(jax.jit, static_argnames=("heads", "groups", "block"))
-def _attend(x, keys, weights, shifted, **form):
+@partial(jax.jit, static_argnames=("heads", "groups", "block", "implementation"))
+def _attend(x, keys, weights, shifted, **settings):
     """`concerto_attention`, traced only once for all attentions with the same shapes, as tracing is slow.
 
     keys: None for those of `x`; shifted: None for never.
     """
     keys, shifted = x if keys is None else keys, False if shifted is None else shifted
-    return concerto.concerto_attention(x, keys, weights, shifted, **form)
+    return concerto.concerto_attention(x, keys, weights, shifted, **settings)
 
 
 class ConcertoSelfAttention(nn.Module):
@@ -50,13 +54,14 @@ class ConcertoSelfAttention(nn.Module):
     features: channels h of the result, in which the groups have equal parts; a multiple of len(groups) * heads.
     heads: in each group.
     groups: any of `ops.concerto.GROUPS`, where they are explained; the default is the paper's attention.
-    communication: which groups' maps communicate (CDC): "both" kinds, "spatial", "channel" or "none". `window` and
-        `transposed` attention have no communication.
+    communication: which groups have CDC: "both" kinds, "spatial", "channel" or "none". `window` and `transposed`
+        attention have none.
     sca: whether the simplified channel attention scales the result by a projection of its mean over the map.
     block_px: side of a block in pixels, even.
     tlc_window: side in pixels of the windows on which the attention is computed at test time (the test-time local
         converter), a multiple of block_px; None for the whole map. Where windows overlap their results are averaged.
     dtype: of the computation; parameters, logits and softmax stay float32.
+    implementation: "reference", "cpu", "gpu" or "tpu", which compute the same; None for that of the platform.
     """
 
     features: int
@@ -67,6 +72,7 @@ class ConcertoSelfAttention(nn.Module):
     block_px: int = 8
     tlc_window: int | None = None
     dtype: Any = jnp.float32
+    implementation: str | None = None
 
     def validate(self) -> None:
         """Raise ValueError, naming the field, for an attention that cannot be built."""
@@ -79,11 +85,18 @@ class ConcertoSelfAttention(nn.Module):
             )
         require_communication(self.communication)
         require_block(self.block_px)
+        require_implementation(self.implementation)
         if self.tlc_window is not None and (self.tlc_window < 1 or self.tlc_window % self.block_px):
             raise ValueError(f"tlc_window={self.tlc_window} must be a positive multiple of block_px={self.block_px}")
 
     @nn.compact
-    def __call__(self, x: jax.Array, keys: jax.Array | None = None, *, shifted: jax.Array | bool = False) -> jax.Array:
+    def __call__(
+        self,
+        x: Float[Array | np.ndarray, "..."],
+        keys: Float[Array | np.ndarray, "..."] | None = None,
+        *,
+        shifted: Bool[Array, ""] | bool = False,
+    ) -> Float[Array, "b H W features"]:
         """Attend from `x` to itself, or from `x` to `keys` (cross-attention).
 
         x: [B, H, W, C], normalised features (as a layer norm gives them), H and W multiples of block_px. keys:
@@ -102,16 +115,21 @@ class ConcertoSelfAttention(nn.Module):
         if keys is not None and keys.shape[:3] != x.shape[:3]:
             raise ValueError(f"keys of shape {keys.shape} must have the batch, height and width of x, {x.shape[:3]}")
         weights = self._weights(x.shape[-1], (x if keys is None else keys).shape[-1])
-        form = {"heads": self.heads, "groups": self.groups, "block": self.block_px}
+        settings = {"heads": self.heads, "groups": self.groups, "block": self.block_px}
 
         def attend(x, keys):
             if self.is_mutable_collection(LOGITS) and not self.is_initializing():
                 self._sow(x, keys, weights, shifted)
-            return _attend(x, None if keys is x else keys, weights, None if shifted is False else shifted, **form)
+            moved = None if shifted is False else shifted
+            return _attend(
+                x, None if keys is x else keys, weights, moved, implementation=self.implementation, **settings
+            )
 
-        x = x.astype(self.dtype)
-        keys = x if keys is None else keys.astype(self.dtype)
-        return attend(x, keys) if self.tlc_window is None else tlc.on_windows(attend, (x, keys), self.tlc_window)
+        x = jnp.asarray(x, self.dtype)
+        keys = x if keys is None else jnp.asarray(keys, self.dtype)
+        if self.tlc_window is None:
+            return attend(x, keys)
+        return tlc.on_windows(attend, (x, keys), self.tlc_window, implementation=self.implementation)
 
     def _weights(self, query_inputs: int, key_inputs: int) -> reference.AttentionWeights:
         heads, hidden = self.heads, self.features
@@ -124,22 +142,22 @@ class ConcertoSelfAttention(nn.Module):
             to_q=pointwise("to_q", query_inputs, hidden),
             to_kv=pointwise("to_kv", key_inputs, 2 * hidden),
             temperature=self.param("temperature", nn.initializers.ones, (tempered, heads)) if tempered else None,
-            cdc={group: self._cdc(group) for group in communicating(self.groups, self.communication)},
+            cdc={group: self._cdc(group) for group in groups_with_cdc(self.groups, self.communication)},
             sca_kernel=pointwise("sca_kernel", hidden, hidden) if self.sca else None,
             sca_bias=self.param("sca_bias", torch_uniform(hidden), (hidden,)) if self.sca else None,
         )
 
     def _sow(self, x, keys, weights, shifted):
-        form = (shifted, self.heads, self.groups, self.block_px)
-        for group, q, k, _, temperature in reference.projected(x, keys, weights, *form):
+        settings = (shifted, self.heads, self.groups, self.block_px)
+        for group, q, k, _, temperature in reference.projected(x, keys, weights, *settings):
             columns = x.shape[2] // self.block_px
             both = reference.group_logits(group, q, k, temperature, weights, shifted, self.groups, columns)
             if group == "concertino_spatial":
                 both = tuple(logits.reshape(len(x), -1, *logits.shape[3:]) for logits in both)
-            self.sow(LOGITS, group, both, init_fn=tuple, reduce_fn=lambda _, told: told)
+            self.sow(LOGITS, group, both, init_fn=tuple, reduce_fn=lambda _, pair: pair)
 
     def _cdc(self, group):
-        name = TALKING[group]
+        name = CDC_PARAMETERS[group]
         if group.startswith("ripieno"):
             return self.param(name, torch_uniform(9 * self.heads), (3, 3, self.heads, self.heads))
         channels = self.features // (len(self.groups) * self.heads)
@@ -148,7 +166,7 @@ class ConcertoSelfAttention(nn.Module):
         return self.param(name, torch_kaiming_normal(fan_in), (self.heads, size, size, self.heads))
 
 
-def weights_alone(call, arguments, keywords, context):
+def weights_alone(call: Callable, arguments: tuple, keywords: dict, context: nn.module.InterceptorContext) -> Any:
     """A method interceptor of Flax under which an attention makes its parameters and returns zeros.
 
     No parameter's initial value depends on its result, and to trace it is most of what tracing a network takes.

@@ -4,17 +4,31 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.ops import image
 from concertormer_jax.ops.convolution import convolve_to_few
+from concertormer_jax.ops.dispatch import require_implementation
 
 
-def convolution(name, inputs, outputs, kernel=3, stride=1, bias=True, dtype=jnp.float32) -> nn.Conv:
+def convolution(
+    name: str,
+    inputs: int,
+    outputs: int,
+    kernel: int = 3,
+    stride: int = 1,
+    bias: bool = True,
+    dtype: Any = jnp.float32,
+    implementation: str | None = None,
+) -> nn.Conv:
     """A convolution with PyTorch's initial values; zero padding that keeps the size for stride 1, none otherwise."""
+
+    def to_picture(features, kernel, *_, **__):
+        return convolve_to_few(features, kernel, implementation=implementation)
+
     init = torch_uniform(kernel**2 * inputs)
     return nn.Conv(
         outputs,
@@ -25,13 +39,9 @@ def convolution(name, inputs, outputs, kernel=3, stride=1, bias=True, dtype=jnp.
         kernel_init=init,
         bias_init=init,
         dtype=dtype,
-        conv_general_dilated=_convolution_to_picture if kernel == 3 and outputs == 3 else None,
+        conv_general_dilated=to_picture if kernel == 3 and outputs == 3 else None,
         name=name,
     )
-
-
-def _convolution_to_picture(features, kernel, *_, **__):
-    return convolve_to_few(features, kernel)
 
 
 def require_stages(network, counts: tuple[str, ...]) -> None:
@@ -57,7 +67,8 @@ class Concertormer(nn.Module):
     unshuffle; 1 in the paper), so that level i has 1 / (unshuffle 2**i) of the picture's resolution, and windows of
     tlc_window // (unshuffle 2**i) positions.
     The parameters do not depend on `tlc_window`, `dtype` (of the computation; parameters, norms and softmax stay
-    float32) and `remat` (recompute each block's inside in the backward pass).
+    float32), `remat` (recompute each block's inside in the backward pass) and `implementation` ("reference", "cpu",
+    "gpu" or "tpu", which compute the same; None for that of the platform).
     """
 
     width: int
@@ -73,6 +84,7 @@ class Concertormer(nn.Module):
     tlc_window: int | None = None
     dtype: Any = jnp.float32
     remat: bool = False
+    implementation: str | None = None
 
     @property
     def levels(self) -> int:
@@ -89,6 +101,7 @@ class Concertormer(nn.Module):
         if self.expansion % 1:
             raise ValueError(f"expansion={self.expansion} must be a whole number; only Restormer's may be any")
         require_stages(self, ("width", "expansion", "unshuffle", "encoder_blocks", "decoder_blocks", "middle_blocks"))
+        require_implementation(self.implementation)
         stages = [("encoder_heads", level, heads) for level, heads in enumerate(self.encoder_heads)]
         stages += [("decoder_heads", level, heads) for level, heads in enumerate(self.decoder_heads[::-1])]
         for field, level, heads in [*stages, ("middle_heads", self.levels, self.middle_heads)]:
@@ -106,8 +119,8 @@ class Concertormer(nn.Module):
             )
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
-        """Restore float images [B, H, W, 3] in [0, 1], any H and W from 1.
+    def __call__(self, images: Float[image.Image, "..."]) -> tuple[Float[Array, "b _ _ 3"], ...]:
+        """Restore images [B, H, W, 3] in [0, 1], any H and W from 1.
 
         Returns the outputs of all scales in float32, coarsest first: [B, H' / 2**i, W' / 2**i, 3] for i = levels .. 1,
         with H' and W' the size padded to `multiple`, and the restored images [B, H, W, 3]. Values are not clipped.
@@ -122,7 +135,7 @@ class Concertormer(nn.Module):
         pyramid = [image.pixel_unshuffle(picture, self.unshuffle) for picture in pyramid]
         picture_channels = pyramid[0].shape[-1]
 
-        conv = partial(convolution, dtype=self.dtype)
+        conv = partial(convolution, dtype=self.dtype, implementation=self.implementation)
 
         def width(level):
             return self.width * 2**level
@@ -138,6 +151,7 @@ class Concertormer(nn.Module):
                 tlc_window=window,
                 dtype=self.dtype,
                 remat=self.remat,
+                implementation=self.implementation,
                 name=name,
             )
 

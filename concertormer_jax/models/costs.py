@@ -1,13 +1,13 @@
 """What the networks cost, counted by hand: parameters and multiply-accumulates (MACs) of every part.
 
 Two accountings stand side by side. The full one has every convolution and matrix product. The paper's counter has those
-but the two products of the Concertino's communication, and also one MAC for each number that a bias is added to and
+but the two products of the Concertino's CDC, and also one MAC for each number that a bias is added to and
 two for each that a mean reads. Restormer's paper has convolutions alone.
 """
 
 import dataclasses
 
-from concertormer_jax.models.architecture import communicating
+from concertormer_jax.models.architecture import groups_with_cdc
 from concertormer_jax.models.blocks import feed_forward_channels
 from concertormer_jax.models.concerto_attention import ConcertoSelfAttention
 from concertormer_jax.models.concertormer import Concertormer
@@ -15,7 +15,7 @@ from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.ops import concerto
 from concertormer_jax.ops.image import padded_size
 
-PROJECTIONS, COMMUNICATION, SCA = "projections", "communication (CDC)", "channel attention (SCA)"
+PROJECTIONS, CDC, SCA = "projections", "communication (CDC)", "channel attention (SCA)"
 MLP, NORMS, CONVOLUTIONS = "gated MLP", "norms", "convolutions"
 OUTSIDE = "outside the stages"
 
@@ -66,7 +66,7 @@ def attention(
     sca: bool,
     block: int,
 ) -> dict[str, Cost]:
-    """Of `ConcertoSelfAttention` by part: its projections, each group, communication and channel attention.
+    """Of `ConcertoSelfAttention` by part: its projections, each group, CDC and SCA.
 
     pixels: of the map; inputs: channels of the features; hidden: of the result; block: side of a block in pixels.
     """
@@ -81,14 +81,14 @@ def attention(
         attended = channels if group.endswith("channel") or group == concerto.TRANSPOSED else positions
         temperature = 0 if group == concerto.WINDOW else heads
         parts[group] = product(2 * pixels * attended * share, temperature)  # q k^T, and the maps times v
-    for group in communicating(groups, communication):
+    for group in groups_with_cdc(groups, communication):
         entries = channels**2 if group.endswith("channel") else positions**2  # of a map
         if group.startswith("ripieno"):
             cost = product(9 * heads**2 * blocks * entries, 9 * heads**2)
         else:
             weights = (heads * (positions if group == "concertino_channel" else channels)) ** 2
             cost = Cost(weights, weights * entries, 0)
-        parts[COMMUNICATION] = parts.get(COMMUNICATION, Cost()) + cost
+        parts[CDC] = parts.get(CDC, Cost()) + cost
     if sca:
         gate = convolution(1, hidden, hidden, bias=True)
         parts[SCA] = gate + Cost(paper_macs=2 * hidden * pixels)

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.models.architecture import torch_uniform
 from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
@@ -13,6 +14,7 @@ from concertormer_jax.models.concertormer import convolution, require_stages
 from concertormer_jax.ops import image, tlc
 from concertormer_jax.ops.concerto import transposed_attention
 from concertormer_jax.ops.convolution import depthwise_3x3, project
+from concertormer_jax.ops.dispatch import require_implementation
 
 NORM_EPSILON = 1e-5
 ATTENTIONS = ("transposed", "concerto")
@@ -22,8 +24,8 @@ class BiasFreeNorm(nn.Module):
     """Division of every pixel's channels by their standard deviation, the mean being kept, and a scale."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, H, W, C]. Returns the same shape, in float32 at least."""
+    def __call__(self, x: Float[Array, "*shape C"]) -> Float[Array, "*shape C"]:
+        """Returns float32 at least."""
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return x * jax.lax.rsqrt(x.var(axis=-1, keepdims=True) + NORM_EPSILON) * scale
@@ -48,17 +50,19 @@ class TransposedAttention(nn.Module):
     heads: int
     tlc_window: int | None = None
     dtype: Any = jnp.float32
+    implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, H, W, C], normalised. Returns the same shape, the channels head after head, not projected back."""
+    def __call__(self, x: Float[Array, "b H W C"]) -> Float[Array, "b H W C"]:
+        """x: normalised. Returns the channels head after head, not projected back."""
         width = self.features
         to_qkv = self.param("to_qkv", torch_uniform(width), (width, 3 * width)).astype(self.dtype)
         dw_qkv = self.param("dw_qkv", torch_uniform(9), (3, 3, 3 * width)).astype(self.dtype)
         temperature = self.param("temperature", nn.initializers.ones, (self.heads,))
-        qkv = jnp.split(depthwise_3x3(project(x, to_qkv), dw_qkv), 3, axis=-1)
-        attend = partial(transposed_attention, temperature=temperature)
-        return attend(*qkv) if self.tlc_window is None else tlc.on_windows(attend, qkv, self.tlc_window)
+        form = {"implementation": self.implementation}
+        qkv = jnp.split(depthwise_3x3(project(x, to_qkv), dw_qkv, **form), 3, axis=-1)
+        attend = partial(transposed_attention, temperature=temperature, **form)
+        return attend(*qkv) if self.tlc_window is None else tlc.on_windows(attend, qkv, self.tlc_window, **form)
 
 
 class GatedFeedForward(nn.Module):
@@ -67,25 +71,26 @@ class GatedFeedForward(nn.Module):
     features: int
     expansion: float
     dtype: Any = jnp.float32
+    implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, H, W, C], normalised. Returns the same shape."""
+    def __call__(self, x: Float[Array, "b H W C"]) -> Float[Array, "b H W C"]:
+        """x: normalised."""
         width, hidden = self.features, int(self.features * self.expansion)
         project_in = self.param("project_in", torch_uniform(width), (width, 2 * hidden)).astype(self.dtype)
         dw = self.param("dw", torch_uniform(9), (3, 3, 2 * hidden)).astype(self.dtype)
         project_out = self.param("project_out", torch_uniform(hidden), (hidden, width)).astype(self.dtype)
-        a, b = jnp.split(depthwise_3x3(project(x, project_in), dw), 2, axis=-1)
+        hidden = depthwise_3x3(project(x, project_in), dw, implementation=self.implementation)
+        a, b = jnp.split(hidden, 2, axis=-1)
         return project(jax.nn.gelu(a, approximate=False) * b, project_out)
 
 
 class TransformerBlock(nn.Module):
     """x + project(attention(norm(x))), then x + feed-forward(norm(x)).
 
-    Concerto self-attention takes the place of the transposed one with all that is before it: nothing of the depthwise
-    3x3 stays, since each of its four groups has its own projections, and it has as many hidden channels as `features`.
-    How Concertormer's paper did it is not published; so done, the convolutions of the whole network cost 0.56 % less at
-    256x256 (140.20 GMACs in place of 140.99, without the products of the attention), and the paper says 0.5 %.
+    Concerto self-attention takes the place of the transposed one and of the depthwise 3x3 before it, since each of its
+    four groups has its own projections. It has as many hidden channels as `features`. Concertormer's paper does not say
+    how it put its attention into Restormer; this form changes the cost as the paper says.
     """
 
     features: int
@@ -95,15 +100,14 @@ class TransformerBlock(nn.Module):
     norm_bias: bool = True
     tlc_window: int | None = None
     dtype: Any = jnp.float32
+    implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, shifted: jax.Array | bool) -> jax.Array:
-        """x: [B, H, W, C]. Returns the same shape.
-
-        shifted: move the blocks of Concerto self-attention by half their size; may be traced.
-        """
+    def __call__(self, x: Float[Array, "b H W C"], shifted: Bool[Array, ""] | bool) -> Float[Array, "b H W C"]:
+        """shifted: move the blocks of Concerto self-attention by half their size; may be traced."""
         width = self.features
-        settings = {"tlc_window": self.tlc_window, "dtype": self.dtype, "name": "attention"}
+        form = {"dtype": self.dtype, "implementation": self.implementation}
+        settings = {"tlc_window": self.tlc_window, "name": "attention", **form}
         attention_out = self.param("attention_out", torch_uniform(width), (width, width)).astype(self.dtype)
         inputs = layer_norm("norm1", self.norm_bias)(x).astype(self.dtype)
         if self.attention == "concerto":
@@ -111,7 +115,7 @@ class TransformerBlock(nn.Module):
         else:
             attended = TransposedAttention(width, self.heads, **settings)(inputs)
         x += project(attended, attention_out)
-        feed_forward = GatedFeedForward(self.features, self.expansion, self.dtype, name="feed_forward")
+        feed_forward = GatedFeedForward(self.features, self.expansion, name="feed_forward", **form)
         return x + feed_forward(layer_norm("norm2", self.norm_bias)(x).astype(self.dtype))
 
 
@@ -130,10 +134,11 @@ class TransformerStage(nn.Module):
     tlc_window: int | None = None
     dtype: Any = jnp.float32
     remat: bool = False
+    implementation: str | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x: [B, H, W, C]. Returns the same shape."""
+    def __call__(self, x: Float[Array, "b H W C"]) -> Float[Array, "b H W C"]:
+        """Apply the blocks."""
 
         def apply(block, x, position):
             return block(x, position % 2 == 1), None
@@ -141,7 +146,7 @@ class TransformerStage(nn.Module):
         if self.remat:
             apply = nn.remat(apply, prevent_cse=False)
         scan = nn.scan(apply, variable_axes={"params": 0, LOGITS: 0}, split_rngs={"params": True})
-        fields = ("features", "heads", "expansion", "attention", "norm_bias", "tlc_window", "dtype")
+        fields = ("features", "heads", "expansion", "attention", "norm_bias", "tlc_window", "dtype", "implementation")
         block = TransformerBlock(**{field: getattr(self, field) for field in fields}, name="blocks")
         return scan(block, x, jnp.arange(self.blocks))[0]
 
@@ -157,7 +162,8 @@ class Restormer(nn.Module):
     Both attentions see the whole picture, so the test-time local converter is for both: `tlc_window` is the side of its
     windows in pixels of the picture, None for none; level i uses tlc_window // 2**i.
     The parameters do not depend on `tlc_window`, `dtype` (of the computation; parameters, norms and softmax stay
-    float32) and `remat` (recompute each block's inside in the backward pass).
+    float32), `remat` (recompute each block's inside in the backward pass) and `implementation` ("reference", "cpu",
+    "gpu" or "tpu", which compute the same; None for that of the platform).
     """
 
     width: int
@@ -174,6 +180,7 @@ class Restormer(nn.Module):
     tlc_window: int | None = None
     dtype: Any = jnp.float32
     remat: bool = False
+    implementation: str | None = None
 
     @property
     def levels(self) -> int:
@@ -190,6 +197,7 @@ class Restormer(nn.Module):
         if self.attention not in ATTENTIONS:
             raise ValueError(f"attention={self.attention!r} is unknown; choose one of {', '.join(ATTENTIONS)}")
         require_stages(self, ("width", "encoder_blocks", "decoder_blocks", "middle_blocks", "refinement_blocks"))
+        require_implementation(self.implementation)
         if self.width % 2 or int(self.width * self.expansion) < 1:
             raise ValueError(
                 f"width={self.width} must be even, and expansion={self.expansion} times it at least one channel"
@@ -213,8 +221,8 @@ class Restormer(nn.Module):
             )
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> tuple[jax.Array]:
-        """Restore float images [B, H, W, 3] in [0, 1], any H and W from 1.
+    def __call__(self, images: Float[image.Image, "..."]) -> tuple[Float[Array, "b H W 3"]]:
+        """Restore images [B, H, W, 3] in [0, 1], any H and W from 1.
 
         Returns a tuple of one, the restored images [B, H, W, 3] in float32; values are not clipped.
         """
@@ -224,7 +232,7 @@ class Restormer(nn.Module):
         image_height, image_width = images.shape[1:3]
         wide = jnp.promote_types(self.dtype, jnp.float32)
         padded = image.pad_to_multiple(images.astype(wide), self.multiple)
-        conv = partial(convolution, bias=False, dtype=self.dtype)
+        conv = partial(convolution, bias=False, dtype=self.dtype, implementation=self.implementation)
 
         def stage(name, level, width, blocks, heads):
             window = None if self.tlc_window is None else self.tlc_window // 2**level
@@ -238,6 +246,7 @@ class Restormer(nn.Module):
                 tlc_window=window,
                 dtype=self.dtype,
                 remat=self.remat,
+                implementation=self.implementation,
                 name=name,
             )
 

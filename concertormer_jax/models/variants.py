@@ -6,6 +6,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Key
 
 from concertormer_jax.models.architecture import Architecture
 from concertormer_jax.models.concerto_attention import weights_alone
@@ -16,7 +17,7 @@ from concertormer_jax.runtime.errors import UserError
 
 Network = Concertormer | Restormer
 NETWORKS = {"Concertormer": Concertormer, "Restormer": Restormer}
-RUN_FIELDS = {"tlc_window", "dtype", "remat"}  # what may differ between two uses of the same weights
+RUN_FIELDS = {"tlc_window", "dtype", "remat", "implementation"}  # what may differ between two uses of the same weights
 ARCHITECTURE_FIELDS = tuple(field.name for field in dataclasses.fields(Architecture))
 
 
@@ -164,7 +165,7 @@ def variant_name(module) -> str:
     return "custom"
 
 
-def initial_params(module: Network, key: jax.Array) -> dict:
+def initial_params(module: Network, key: Key[Array, ""]) -> dict:
     """Draw the initial parameters of `module`."""
     images = jnp.zeros((1, module.multiple, module.multiple, 3), jnp.float32)
     with nn.intercept_methods(weights_alone):

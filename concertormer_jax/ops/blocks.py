@@ -1,36 +1,17 @@
-"""Square blocks of a feature map: cutting, joining, and the half-block shift.
+"""Square blocks of a feature map: splitting, merging, and the half-block shift.
 
-Blocks lie as [B, positions, blocks, C], the position inside the block first: what attends across blocks contracts them
-as they lie, and only the attention inside blocks exchanges the two axes.
+Blocks lie as [b, p, n, C], the position p inside a block first: what attends across blocks contracts them as they lie,
+and only the attention inside blocks exchanges the two axes.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from concertormer_jax.ops.dispatch import on_platform
-
-
-def partition(features: jax.Array, size: int) -> jax.Array:
-    """Cut [B, H, W, C] into [B, size * size, (H / size) * (W / size), C], row-major outside and inside.
-
-    Raises ValueError when `size` does not divide H and W.
-    """
-    batch, height, width, channels = features.shape
-    if height % size or width % size:
-        raise ValueError(f"a {height}x{width} feature map cannot be cut into blocks of size={size}")
-    blocks = features.reshape(batch, height // size, size, width // size, size, channels)
-    return blocks.transpose(0, 2, 4, 1, 3, 5).reshape(batch, size * size, -1, channels)
-
-
-def merge(blocks: jax.Array, size: int, height: int, width: int) -> jax.Array:
-    """The inverse of `partition`: [B, size * size, blocks, C] to [B, height, width, C]."""
-    batch, _, _, channels = blocks.shape
-    features = blocks.reshape(batch, size, size, height // size, width // size, channels).transpose(0, 3, 1, 4, 2, 5)
-    return features.reshape(batch, height, width, channels)
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
 class Grid(NamedTuple):
@@ -41,125 +22,106 @@ class Grid(NamedTuple):
     size: int
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def cut(grid: Grid, features: jax.Array, shifted: jax.Array | bool) -> jax.Array:
-    """`partition` of [B, H, W, C]; where `shifted` is true, into blocks moved down and right by half their size.
+def partition(features: Shaped[Array, "b H W C"], size: int) -> Shaped[Array, "b p n C"]:
+    """Split a map into blocks of size x size pixels, row by row outside and inside, without a shift.
 
-    The map goes on at its other side. `shifted` may be traced: the blocks of a stage are scanned, and every other one
-    is shifted.
+    Raises ValueError when `size` does not divide H and W.
+    """
+    batch, height, width, channels = features.shape
+    if height % size or width % size:
+        raise ValueError(f"a {height}x{width} feature map cannot be split into blocks of size={size}")
+    blocks = features.reshape(batch, height // size, size, width // size, size, channels)
+    return blocks.transpose(0, 2, 4, 1, 3, 5).reshape(batch, size * size, -1, channels)
+
+
+def unpartition(blocks: Shaped[Array, "b p n C"], grid: Grid) -> Shaped[Array, "b H W C"]:
+    """The inverse of `partition`."""
+    rows, columns, size = grid
+    batch, _, _, channels = blocks.shape
+    features = blocks.reshape(batch, size, size, rows, columns, channels).transpose(0, 3, 1, 4, 2, 5)
+    return features.reshape(batch, rows * size, columns * size, channels)
+
+
+def split_blocks(
+    grid: Grid, features: Float[Array, "b H W C"], shifted: Bool[Array, ""] | bool
+) -> Float[Array, "b p n C"]:
+    """`partition`; where `shifted` is true, into blocks that are moved down and right by half their size, circularly.
+
+    `shifted` may be traced, as the blocks of a stage are scanned and every other one is shifted. The pixels are
+    gathered, which a CPU and a GPU do in one pass with what is before and after.
     """
     if shifted is False:
         return partition(features, grid.size)
-    return on_platform(
-        features, jnp.asarray(shifted), tpu=partial(cut_from_extended, grid), default=partial(cut_by_index, grid)
-    )
+    return permute(_gather_blocks, _gather_map, grid, features, jnp.asarray(shifted))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def join(grid: Grid, blocks: jax.Array, shifted: jax.Array | bool) -> jax.Array:
-    """The inverse of `cut`: [B, P, N, C] to [B, H, W, C]."""
+def merge_blocks(
+    grid: Grid, blocks: Float[Array, "b p n C"], shifted: Bool[Array, ""] | bool
+) -> Float[Array, "b H W C"]:
+    """The inverse of `split_blocks`."""
     if shifted is False:
-        return merge(blocks, grid.size, grid.rows * grid.size, grid.columns * grid.size)
-    return on_platform(
-        blocks, jnp.asarray(shifted), tpu=partial(join_in_extended, grid), default=partial(join_by_index, grid)
-    )
+        return unpartition(blocks, grid)
+    return permute(_gather_map, _gather_blocks, grid, blocks, jnp.asarray(shifted))
 
 
-# Each is a permutation, so the derivative of one is the other.
-cut.defvjp(
-    lambda grid, features, shifted: (cut(grid, features, shifted), shifted),
-    lambda grid, shifted, gradient: (join(grid, gradient, shifted), None),
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def permute(
+    forward: Callable[..., Array],
+    inverse: Callable[..., Array],
+    grid: Grid,
+    features: Float[Array, "b _ _ C"],
+    shifted: Bool[Array, ""],
+) -> Float[Array, "b _ _ C"]:
+    """forward(grid, features, shifted), which moves pixels; its derivative is its `inverse`."""
+    return forward(grid, features, shifted)
+
+
+permute.defvjp(
+    lambda forward, inverse, grid, features, shifted: (permute(forward, inverse, grid, features, shifted), shifted),
+    lambda forward, inverse, grid, shifted, gradient: (permute(inverse, forward, grid, gradient, shifted), None),
 )
-join.defvjp(
-    lambda grid, blocks, shifted: (join(grid, blocks, shifted), shifted),
-    lambda grid, shifted, gradient: (cut(grid, gradient, shifted), None),
-)
 
 
-# A CPU and a GPU gather pixels in one pass with what is before and after.
+def shift_of(grid: Grid, shifted: Bool[Array, ""]) -> Int[Array, ""]:
+    """By how many pixels the blocks are moved."""
+    return jnp.where(shifted, grid.size // 2, 0)
 
 
-def cut_by_index(grid: Grid, features: jax.Array, shifted: jax.Array) -> jax.Array:
-    """`cut` as a gather of pixels."""
+def _gather_blocks(grid, features, shifted):
     height, width = features.shape[1:3]
-    rows, columns = (
-        (jnp.arange(height) + _shift(grid, shifted)) % height,
-        (jnp.arange(width) + _shift(grid, shifted)) % width,
-    )
+    rows, columns = ((jnp.arange(size) + shift_of(grid, shifted)) % size for size in (height, width))
     sources = rows[:, None] * width + columns
     return _pixels(features, partition(sources[None, :, :, None], grid.size)[0, ..., 0])
 
 
-def join_by_index(grid: Grid, blocks: jax.Array, shifted: jax.Array) -> jax.Array:
-    """`join` as a gather of pixels."""
+def _gather_map(grid, blocks, shifted):
     height, width = grid.rows * grid.size, grid.columns * grid.size
-    row, y = jnp.divmod((jnp.arange(height) - _shift(grid, shifted)) % height, grid.size)
-    column, x = jnp.divmod((jnp.arange(width) - _shift(grid, shifted)) % width, grid.size)
+    row, y = jnp.divmod((jnp.arange(height) - shift_of(grid, shifted)) % height, grid.size)
+    column, x = jnp.divmod((jnp.arange(width) - shift_of(grid, shifted)) % width, grid.size)
     positions = y[:, None] * grid.size + x
     return _pixels(blocks, positions * (grid.rows * grid.columns) + row[:, None] * grid.columns + column)
 
 
-def _shift(grid, shifted):
-    return jnp.where(shifted, grid.size // 2, 0)
-
-
 def _pixels(features, sources):
-    """[B, _, _, C] to [B, *sources.shape, C], `sources` being numbers of pixels in row-major order."""
+    """[b, _, _, C] to [b, *sources.shape, C], `sources` being numbers of pixels in row-major order."""
     pixels = features.reshape(features.shape[0], -1, features.shape[-1])
     return pixels.at[:, sources].get(mode="promise_in_bounds")
 
 
-# Gathers are slow on a TPU, which cuts a map out of one that is extended by its own border in one pass.
+def crosses_border(grid: Grid) -> Bool[Array, "n p p"]:
+    """Which pairs of positions in a shifted block come from opposite sides of the map's border.
 
-
-def cut_from_extended(grid: Grid, features: jax.Array, shifted: jax.Array) -> jax.Array:
-    """`cut` out of the map extended by its own border."""
-    border = grid.size // 2
-    shape = features.shape
-    for axis in (1, 2):
-        features = jnp.concatenate([features, jax.lax.slice_in_dim(features, 0, border, axis=axis)], axis=axis)
-    start = _shift(grid, shifted)
-    blocks = partition(jax.lax.dynamic_slice(features, [0, start, start, 0], shape), grid.size)
-    # All projections read them in one layout; without the barrier some are given a copy in another form of the same.
-    return jax.lax.optimization_barrier(blocks)
-
-
-def join_in_extended(grid: Grid, blocks: jax.Array, shifted: jax.Array) -> jax.Array:
-    """`join` as a cut out of the joined map, extended by its own border."""
-    border = grid.size // 2
-    features = merge(blocks, grid.size, grid.rows * grid.size, grid.columns * grid.size)
-    shape = features.shape
-    for axis, size in ((1, shape[1]), (2, shape[2])):
-        end = jax.lax.slice_in_dim(features, size - border, size, axis=axis)
-        features = jnp.concatenate([end, features], axis=axis)
-    start = border - _shift(grid, shifted)
-    return jax.lax.dynamic_slice(features, [0, start, start, 0], shape)
-
-
-def crosses_border(rows: int, columns: int, size: int) -> jax.Array:
-    """Which pairs of positions in a shifted block come from opposite sides of the image's border.
-
-    After a roll by half a block only the last row and the last column of blocks hold such pairs.
-    Returns booleans [rows, columns, size * size, size * size].
+    After a shift by half a block only the last row and the last column of blocks hold such pairs.
     """
-    across_bottom, across_right = _across(size)
-    last_row = (jnp.arange(rows) == rows - 1)[:, None, None, None]
-    last_column = (jnp.arange(columns) == columns - 1)[:, None, None]
-    return (last_row & across_bottom) | (last_column & across_right)
+    across_bottom, across_right = across(grid.size)
+    last_row = (jnp.arange(grid.rows) == grid.rows - 1)[:, None, None, None]
+    last_column = (jnp.arange(grid.columns) == grid.columns - 1)[:, None, None]
+    crosses = (last_row & across_bottom) | (last_column & across_right)
+    return crosses.reshape(grid.rows * grid.columns, *across_bottom.shape)
 
 
-def crosses_border_in_rows(rows: int, columns: int, size: int, blocks: jax.Array) -> jax.Array:
-    """`crosses_border` for the blocks with the numbers `blocks` [...], counted row by row. Returns [..., size**4]."""
-    across_bottom, across_right = (pairs.reshape(-1) for pairs in _across(size))
-    row, column = jnp.divmod(blocks[..., None], columns)
-    return ((row == rows - 1) & across_bottom) | ((column == columns - 1) & across_right)
-
-
-def _across(size):
-    """Pairs of positions on the two sides of the bottom and of the right border, if it passes through their block.
-
-    Twice [P, P].
-    """
+def across(size: int) -> tuple[Bool[np.ndarray, "p p"], Bool[np.ndarray, "p p"]]:
+    """Pairs of positions on two sides of the bottom border, and of the right one, if it passes through their block."""
     second_half = np.arange(size) >= size // 2
     row, column = np.divmod(np.arange(size * size), size)
     return tuple(second_half[place][:, None] != second_half[place] for place in (row, column))

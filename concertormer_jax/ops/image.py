@@ -1,17 +1,19 @@
 """Resizing, padding and rearranging of images and feature maps."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Shaped
+
+Image = Array | np.ndarray  # on a device or not
 
 
-def downsample(images: jax.Array, factor: int) -> jax.Array:
+def downsample(images: Shaped[Image, "b H W C"], factor: int) -> Shaped[Image, "b H//{factor} W//{factor} C"]:
     """Bilinear reduction by an even `factor` with half-pixel centres and no antialiasing.
 
     The sample points lie in the middle between the two central pixels of each `factor` x `factor` cell in both
     directions, so the result is the mean of the central 2x2 pixels of the cell.
 
-    images: [B, H, W, C], H and W multiples of `factor`. Returns [B, H / factor, W / factor, C].
+    Raises ValueError unless H and W are multiples of `factor`.
     """
     batch, height, width, channels = images.shape
     if factor < 2 or factor % 2 or height % factor or width % factor:
@@ -21,10 +23,10 @@ def downsample(images: jax.Array, factor: int) -> jax.Array:
     return cells[:, :, centre, :, centre].mean(axis=(2, 4))
 
 
-def pixel_shuffle(features: jax.Array, factor: int) -> jax.Array:
+def pixel_shuffle(features: Shaped[Image, "b H W _"], factor: int) -> Shaped[Image, "b {factor}*H {factor}*W _"]:
     """Move channels to pixels, in PyTorch's order: channel index = c * factor**2 + dy * factor + dx.
 
-    [B, H, W, factor**2 C] to [B, factor H, factor W, C].
+    [b, H, W, factor**2 C] to [b, factor H, factor W, C].
     """
     batch, height, width, channels = features.shape
     channels //= factor**2
@@ -32,8 +34,8 @@ def pixel_shuffle(features: jax.Array, factor: int) -> jax.Array:
     return features.transpose(0, 1, 4, 2, 5, 3).reshape(batch, factor * height, factor * width, channels)
 
 
-def pixel_unshuffle(features: jax.Array, factor: int) -> jax.Array:
-    """The inverse of `pixel_shuffle`: [B, factor H, factor W, C] to [B, H, W, factor**2 C]."""
+def pixel_unshuffle(features: Shaped[Image, "b _ _ C"], factor: int) -> Shaped[Image, "b _ _ {factor}**2*C"]:
+    """The inverse of `pixel_shuffle`: [b, factor H, factor W, C] to [b, H, W, factor**2 C]."""
     batch, height, width, channels = features.shape
     height, width = height // factor, width // factor
     features = features.reshape(batch, height, factor, width, factor, channels)
@@ -45,13 +47,13 @@ def padded_size(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def pad_to_multiple(images: jax.Array, multiple: int) -> jax.Array:
-    """`pad_to_size` of [B, H, W, C] until H and W are multiples of `multiple`."""
+def pad_to_multiple(images: Shaped[Image, "b _ _ C"], multiple: int) -> Shaped[Image, "b _ _ C"]:
+    """`pad_to_size` until H and W are multiples of `multiple`."""
     return pad_to_size(images, *(padded_size(size, multiple) for size in images.shape[1:3]))
 
 
-def pad_to_size(images: jax.Array, height: int, width: int) -> jax.Array:
-    """Reflect-pad [B, H, W, C] at the bottom and the right to [B, height, width, C].
+def pad_to_size(images: Shaped[Image, "b _ _ C"], height: int, width: int) -> Shaped[Image, "b {height} {width} C"]:
+    """Reflect-pad at the bottom and the right.
 
     As NumPy's mode "reflect": the border pixel is not doubled, a picture smaller than the padding is reflected
     repeatedly, and an axis of one pixel is repeated.

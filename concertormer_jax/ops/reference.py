@@ -10,12 +10,13 @@ the automatic ones. Letters in shapes and products, a second letter of a kind be
 Features keep their type. Logits and softmax are computed in float32, or in a wider type of the features.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 MASK = -100.0
 SMALLEST_SQUARED_NORM = 1e-24
@@ -40,67 +41,80 @@ GROUPS = {
     "window": Group("bnpmc,bnqmc->bnmpq", "bnmpq,bnqmc->bnpmc", None),
     "transposed": Group("bnpmc,bnpmd->bmcd", "bmcd,bnpmd->bnpmc", "np"),
 }
+CONCERTO = tuple(GROUPS)[:4]
 MASKED = ("ripieno_spatial", "window")
 
 
 class AttentionWeights(NamedTuple):
     """Parameters of one attention.
 
-    cdc: by group, of those whose logits communicate. For the groups inside blocks [3, 3, s, t] (down, right, head in,
+    cdc: by group, of those that have CDC. For the groups inside blocks [3, 3, s, t] (down, right, head in,
     head out), for `concertino_channel` [s, p, q, t], for `concertino_spatial` [s, c, d, t].
     """
 
-    to_q: jax.Array  # [C, h], as all projections with the output channels in the order (group, head, channel)
-    to_kv: jax.Array  # [C, 2 h], keys first
-    temperature: jax.Array | None  # [G', m], the groups but `window` in their order; None if there are none
-    cdc: Mapping[str, jax.Array]
-    sca_kernel: jax.Array | None = None  # [h, h]; None for no SCA
-    sca_bias: jax.Array | None = None  # [h]
+    to_q: Float[Array, "C h"]  # the output channels of all projections are in the order (group, head, channel)
+    to_kv: Float[Array, "D 2*h"]  # keys first
+    temperature: Float[Array, "tempered m"] | None  # the groups but `window` in their order; None if there are none
+    cdc: Mapping[str, Float[Array, "_ _ _ t"]]
+    sca_kernel: Float[Array, "h h"] | None = None  # None for no SCA
+    sca_bias: Float[Array, " h"] | None = None
 
 
 class MLPWeights(NamedTuple):
     """Parameters of the gated-dconv MLP from C to C channels with h hidden ones, in the type of the computation."""
 
-    to_uz: jax.Array  # [C, 2 h], u first
-    depthwise: jax.Array  # [3, 3, h]
-    to_hidden: jax.Array | None  # [h', h], for what attention gives; None without attention
-    to_output: jax.Array  # [h, C]
+    to_uz: Float[Array, "C 2*h"]  # u first
+    depthwise: Float[Array, "3 3 h"]
+    to_hidden: Float[Array, "k h"] | None  # of what attention gives; None without attention
+    to_output: Float[Array, "h C"]
 
 
 def block(
-    x: jax.Array,
-    keys: jax.Array | None,
-    norm: tuple[jax.Array, jax.Array],
+    x: Float[Array, "b H W C"],
+    keys: Float[Array, "b H W D"] | None,
+    norm: tuple[Float[Array, " C"], Float[Array, " C"]],
     attention: AttentionWeights,
     mlp: MLPWeights,
-    shifted: jax.Array | bool,
+    shifted: Bool[Array, ""] | bool,
     heads: int,
     **form,
-) -> jax.Array:
-    """x + gdMLP(norm(x), CSA(norm(x), keys)). x: [b, H, W, C]; keys: [b, H, W, C'], normalised, or None for norm(x).
+) -> Float[Array, "b H W C"]:
+    """gdMLP of x, norm(x) and CSA(norm(x), keys), which adds x. keys: normalised features, or None for norm(x).
 
-    norm: scale and bias [C]. form: further settings of `concerto_attention`. Returns [b, H, W, C].
+    norm: scale and bias. form: further settings of `concerto_attention`.
     """
     features = layer_norm(x, *norm)
     attended = concerto_attention(features, features if keys is None else keys, attention, shifted, heads, **form)
-    return x + gated_mlp(features, attended, mlp)
+    return gated_mlp(x, features, attended, mlp)
 
 
-def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+def layer_norm(
+    x: Float[Array, "b H W C"], scale: Float[Array, " C"], bias: Float[Array, " C"]
+) -> Float[Array, "b H W C"]:
     """Over the channels of every pixel."""
     centred = x - x.mean(axis=-1, keepdims=True)
     return centred / jnp.sqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + NORM_EPSILON) * scale + bias
 
 
-def gated_mlp(x: jax.Array, attended: jax.Array | None, weights: MLPWeights) -> jax.Array:
-    """((attended to_hidden + depthwise3x3(u)) * z) to_output, with u, z = x to_uz. x: [b, H, W, C]; attended: h'."""
+def gated_mlp(
+    residual: Float[Array, "b H W C"],
+    x: Float[Array, "b H W C"],
+    attended: Float[Array, "b H W k"] | None,
+    weights: MLPWeights,
+) -> Float[Array, "b H W C"]:
+    """residual + ((attended to_hidden + depthwise3x3(u)) * z) to_output, with u, z = x to_uz."""
     u, z = jnp.split(x @ weights.to_uz, 2, axis=-1)
-    u = conv3x3(u[..., None], weights.depthwise[..., None, None])[..., 0]  # a channel for itself
-    return ((u if attended is None else attended @ weights.to_hidden + u) * z) @ weights.to_output
+    u = depthwise_3x3(u, weights.depthwise)
+    return residual + ((u if attended is None else attended @ weights.to_hidden + u) * z) @ weights.to_output
 
 
-def conv3x3(maps: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[b, y, x, ..., s] with kernel [3, 3, ..., s, t] to [b, y, x, ..., t], zero outside."""
+def depthwise_3x3(maps: Float[Array, "b H W C"], kernel: Float[Array, "3 3 C"]) -> Float[Array, "b H W C"]:
+    """`conv3x3` of every channel for itself."""
+    return conv3x3(maps[..., None], kernel[..., None, None])[..., 0]
+
+
+def conv3x3(maps: Float[Array, "b y x *e s"], kernel: Float[Array, "3 3 *f s t"]) -> Float[Array, "b y x *e t"]:
+    """A convolution over y and x, zero outside. The axes *f of the kernel are those of the maps, or 1."""
     rows, columns = maps.shape[1:3]
     padded = jnp.pad(maps, [(0, 0), (1, 1), (1, 1)] + [(0, 0)] * (maps.ndim - 3))
     taps = [(down, right) for down in range(3) for right in range(3)]
@@ -110,20 +124,20 @@ def conv3x3(maps: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def concerto_attention(
-    x: jax.Array,
-    y: jax.Array,
+    x: Float[Array, "b H W C"],
+    y: Float[Array, "b H W D"],
     weights: AttentionWeights,
-    shifted: jax.Array | bool,
+    shifted: Bool[Array, ""] | bool,
     heads: int,
-    groups: Sequence[str] = tuple(GROUPS)[:4],
+    groups: Sequence[str] = CONCERTO,
     block: int = 8,
     tlc_window: int | None = None,
-) -> jax.Array:
+) -> Float[Array, "b H W h"]:
     """The attention of all `groups`, each with an equal part of the hidden channels, and the SCA of their results.
 
-    x: [b, H, W, C], normalised features that give the queries; y: [b, H, W, C'], those that give keys and values; H and
-    W multiples of `block`, the side of a block in pixels. shifted: move the blocks by half of it, circularly.
-    tlc_window: side in pixels of the TLC's windows. Returns [b, H, W, h], the channels in the order (group, head, c).
+    x: normalised features that give the queries; y: those that give keys and values; H and W are multiples of `block`,
+    the side of a block in pixels. shifted: move the blocks by half of it, circularly. tlc_window: side in pixels of the
+    TLC's windows. The channels h of the result are in the order (group, head, channel).
     """
 
     def on_map(x, y):
@@ -141,7 +155,7 @@ def concerto_attention(
     return on_map(x, y) if tlc_window is None else on_windows(on_map, (x, y), tlc_window)
 
 
-def projected(x, y, weights, shifted, heads, groups, block):
+def projected(x, y, weights, shifted, heads, groups, block) -> Iterator[tuple]:
     """Yield every group's name, its q, k, v [b, n, p, m, c], and its temperature [m], or None."""
     tempered = [group for group in groups if GROUPS[group].normalised_over is not None]
 
@@ -154,8 +168,17 @@ def projected(x, y, weights, shifted, heads, groups, block):
         yield group, *by_heads, weights.temperature[tempered.index(group)] if group in tempered else None
 
 
-def group_logits(group, q, k, temperature, weights, shifted, groups, columns) -> tuple[jax.Array, jax.Array]:
-    """The logits of `group` before CDC and mask, and after them. q, k: [b, n, p, m, c]; columns: of the n blocks."""
+def group_logits(
+    group: str,
+    q: Float[Array, "b n p m c"],
+    k: Float[Array, "b n p m c"],
+    temperature: Float[Array, " m"] | None,
+    weights: AttentionWeights,
+    shifted: Bool[Array, ""] | bool,
+    groups: Sequence[str],
+    columns: int,
+) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """The logits of `group` before CDC and mask, and after them. columns: of the grid of n blocks."""
     if temperature is None:
         q = q * q.shape[-1] ** -0.5
     else:
@@ -163,7 +186,7 @@ def group_logits(group, q, k, temperature, weights, shifted, groups, columns) ->
         q, k = normalise(q, axes) * temperature[:, None], normalise(k, axes)
     before = after = jnp.einsum(GROUPS[group].logits, q, k)
     if group in weights.cdc:
-        after = communicate(group, before, weights.cdc[group], columns)
+        after = apply_cdc(group, before, weights.cdc[group], columns)
     elif group.startswith("ripieno") and group.replace("ripieno", "concertino") in groups:
         after = before - before.mean(axis=1, keepdims=True)  # over blocks: what the Concertino attends with
     if group in MASKED:
@@ -172,14 +195,16 @@ def group_logits(group, q, k, temperature, weights, shifted, groups, columns) ->
     return before, after
 
 
-def normalise(features: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def normalise(features: Float[Array, "*shape"], axes: tuple[int, ...]) -> Float[Array, "*shape"]:
     """features / max(norm, 1e-12), the L2 norm being over `axes`."""
     squared = jnp.square(features).sum(axis=axes, keepdims=True)
     return features * jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))
 
 
-def communicate(group: str, logits: jax.Array, cdc: jax.Array, columns: int) -> jax.Array:
-    """CDC: a linear map of the logits that mixes heads with blocks, positions or channels. Returns logits' shape."""
+def apply_cdc(
+    group: str, logits: Float[Array, "*shape"], cdc: Float[Array, "_ _ _ t"], columns: int
+) -> Float[Array, "*shape"]:
+    """CDC: a linear map of the logits that mixes heads with blocks, positions or channels."""
     product = GROUPS[group].cdc
     if product != "blocks":
         return jnp.einsum(product, logits, cdc)
@@ -188,14 +213,14 @@ def communicate(group: str, logits: jax.Array, cdc: jax.Array, columns: int) -> 
     return jnp.moveaxis(mixed, -1, 3).reshape(logits.shape)
 
 
-def softmax(logits: jax.Array) -> jax.Array:
+def softmax(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Over the last axis; the maximum is subtracted, as CDC has no bound."""
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-def across_border(blocks: int, positions: int, columns: int) -> np.ndarray:
-    """Which pairs of positions in a block of a shifted map lie on two sides of the map's border. npq, booleans."""
+def across_border(blocks: int, positions: int, columns: int) -> Bool[np.ndarray, "n p p"]:
+    """Which pairs of positions in a block of a shifted map lie on two sides of the map's border."""
     size = round(positions**0.5)
     height, width = blocks // columns * size, columns * size
     half = size // 2
@@ -204,45 +229,67 @@ def across_border(blocks: int, positions: int, columns: int) -> np.ndarray:
     return parts[:, :, None] != parts[:, None, :]
 
 
-def shift(features: jax.Array, pixels: jax.Array | int) -> jax.Array:
-    """Move [b, H, W, C] down and right by `pixels`, circularly."""
+def shift(features: Float[Array, "b H W C"], pixels: Array | int) -> Float[Array, "b H W C"]:
+    """Move the features down and right by `pixels`, circularly."""
     return jnp.roll(features, (pixels, pixels), axis=(1, 2))
 
 
-def partition(features: jax.Array, size: int) -> jax.Array:
-    """[b, H, W, C] to [b, n, p, C]: blocks of size x size pixels, row by row outside and inside."""
+def partition(features: Float[Array, "b H W C"], size: int) -> Float[Array, "b n p C"]:
+    """Cut blocks of size x size pixels, row by row outside and inside."""
     batch, height, width, channels = features.shape
     blocks = features.reshape(batch, height // size, size, width // size, size, channels).swapaxes(2, 3)
     return blocks.reshape(batch, -1, size * size, channels)
 
 
-def merge(blocks: jax.Array, size: int, height: int, width: int) -> jax.Array:
+def merge(blocks: Float[Array, "b n p C"], size: int, height: int, width: int) -> Float[Array, "b H W C"]:
     """The inverse of `partition`."""
     batch, _, _, channels = blocks.shape
     features = blocks.reshape(batch, height // size, width // size, size, size, channels).swapaxes(2, 3)
     return features.reshape(batch, height, width, channels)
 
 
-def on_windows(function: Callable, features: Sequence[jax.Array], window: int) -> jax.Array:
-    """TLC: `function` of overlapping windows of feature maps [b, H, W, C]; where they overlap, their mean."""
+def transposed_attention(
+    q: Float[Array, "b H W mc"],
+    k: Float[Array, "b H W mc"],
+    v: Float[Array, "b H W mc"],
+    temperature: Float[Array, " m"],
+) -> Float[Array, "b H W mc"]:
+    """Restormer's attention between the channels of every head, queries and keys normalised over all pixels."""
+    (*shape, channels), heads, group = q.shape, len(temperature), GROUPS["transposed"]
+    one_block = (shape[0], 1, -1, heads, channels // heads)  # bnpmc
+    wide_q, wide_k, wide_v = (part.reshape(one_block).astype(wide(part)) for part in (q, k, v))
+    wide_q, wide_k = normalise(wide_q, (1, 2)) * temperature[:, None], normalise(wide_k, (1, 2))
+    attended = jnp.einsum(group.result, softmax(jnp.einsum(group.logits, wide_q, wide_k)), wide_v)
+    return attended.reshape(q.shape).astype(q.dtype)
 
-    def places(size):
-        length = min(size, window)
-        count = -(-size // length)
-        step = length if count == 1 else -(-(size - length) // (count - 1))
-        starts = [min(i * step, size - length) for i in range(count)]
-        return [slice(start, start + length) for start in starts]
 
+def on_windows(
+    function: Callable[..., Float[Array, "b h w D"]], features: Sequence[Float[Array, "b H W _"]], window: int
+) -> Float[Array, "b H W D"]:
+    """TLC: `function` of overlapping windows of feature maps; where they overlap, their mean."""
+    height, width = features[0].shape[1:3]
     total, count = 0, 0
-    for rows in places(features[0].shape[1]):
-        for columns in places(features[0].shape[2]):
-            result = function(*(array[:, rows, columns] for array in features))
+    for top in window_starts(height, window):
+        for left in window_starts(width, window):
+            place = slice(None), slice(top, top + window), slice(left, left + window)
+            result = function(*(array[place] for array in features))
             empty = jnp.zeros((*features[0].shape[:3], result.shape[-1]), result.dtype)
-            total += empty.at[:, rows, columns].set(result)
-            count += empty.at[:, rows, columns].set(1)
+            total += empty.at[place].set(result)
+            count += empty.at[place].set(1)
     return total / count
 
 
-def wide(features: jax.Array) -> jnp.dtype:
+def window_starts(size: int, window: int) -> list[int]:
+    """Where the windows begin along an axis of `size` pixels; the last one ends at the border.
+
+    The windows are `min(size, window)` long, as few as cover the axis, and evenly spread.
+    """
+    window = min(size, window)
+    count = -(-size // window)
+    step = window if count == 1 else -(-(size - window) // (count - 1))
+    return [min(i * step, size - window) for i in range(count)]
+
+
+def wide(features: Float[Array, "..."]) -> np.dtype:
     """float32, or the type of `features` if that is wider."""
     return jnp.promote_types(features.dtype, jnp.float32)

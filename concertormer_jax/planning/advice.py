@@ -2,15 +2,18 @@
 
 import dataclasses
 import math
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from concertormer_jax.planning import chips
 
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """A change of the recipe: keys of the config with their new values, and another TPU if that is part of it."""
+    """A change of the recipe: config keys with their new values. tpu: a larger one to use with it, or None."""
 
-    keys: dict[str, object]
+    keys: dict[str, Any]
     tpu: str | None = None
 
     @property
@@ -20,19 +23,21 @@ class Suggestion:
         return " ".join(flags + ([f"--tpu={self.tpu}"] if self.tpu else []))
 
 
-def for_training(config, target: chips.Target, excess: float) -> list[Suggestion]:
-    """Changes with which the training step of a stage may fit, those that cost least first.
+def for_training(config: ConfigDict, target: chips.Target, excess: float) -> list[Suggestion]:
+    """Return changes with which the training step of a phase may fit, those that cost least first.
 
-    excess: how many times the memory of a chip is needed. The batches of all stages must divide over the chips and
-    their parts, or the training would not start. Recomputing blocks and computing the batch in more parts keep
-    the result; bfloat16 changes it slightly.
+    excess: how many times the memory of a chip is needed. Changes for which the batch of a phase would not divide over
+    the chips and the parts are left out. Recomputing blocks (remat) and computing the batch in more parts
+    (accumulation) keep the result; bfloat16 changes it slightly.
     """
     devices, batch = len(target.devices), math.gcd(*config.stages.batch)
-    remat = {} if config.model.remat else {"model.remat": True}
-    half = {} if config.model.dtype == "bfloat16" else {"model.dtype": "bfloat16"}
+    remat: dict[str, Any] = {} if config.model.remat else {"model.remat": True}
+    half: dict[str, Any] = {} if config.model.dtype == "bfloat16" else {"model.dtype": "bfloat16"}
     accumulation = config.train.accumulation
     each = batch // devices
-    parts = [{"train.accumulation": n} for n in range(accumulation + 1, each + 1) if each % n == 0]
+    parts: list[dict[str, Any]] = [
+        {"train.accumulation": n} for n in range(accumulation + 1, each + 1) if each % n == 0
+    ]
     enough = [part for part in parts if part["train.accumulation"] >= accumulation * excess]
     wanted = [remat, *enough[:1], *(remat | part for part in parts[:1]), remat | half]
     wanted += [remat | part for part in parts[-1:]] + [remat | half | part for part in parts[-1:]]
@@ -43,12 +48,12 @@ def for_training(config, target: chips.Target, excess: float) -> list[Suggestion
     return found
 
 
-def for_forward(config) -> list[Suggestion]:
-    """Changes with which the bare network may fit."""
+def for_forward(config: ConfigDict) -> list[Suggestion]:
+    """Return changes with which the bare network may fit."""
     return [] if config.model.dtype == "bfloat16" else [Suggestion({"model.dtype": "bfloat16"})]
 
 
-def changed(config, suggestion: Suggestion):
+def changed(config: ConfigDict, suggestion: Suggestion) -> ConfigDict:
     """Return a copy of `config` with the keys of `suggestion`."""
     copy = config.copy_and_resolve_references()
     copy.update_from_flattened_dict(suggestion.keys)

@@ -1,16 +1,18 @@
-"""The arithmetic of a function: what its products and convolutions cost, and what XLA counts."""
+"""The floating-point operations of a function: of its products and convolutions, and as XLA counts them."""
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.extend import core
 
 
 def flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
-    """Floating-point operations of all matrix products and convolutions: two for each multiplication and addition.
+    """Return the floating-point operations of all matrix products and convolutions, two for each multiply-accumulate.
 
-    Scans count as often as they run, loops of unknown length once, and of a conditional the costliest branch.
-    They are those of the platform that was traced for: on a CPU some products take the place of what is slower there.
+    A scan counts as often as it runs, a loop of unknown length once, and a conditional as its costliest branch. The
+    count depends on the platform for which the function was traced, since the forms of an operation differ.
     """
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
     total = 0
@@ -18,12 +20,12 @@ def flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
         name = equation.primitive.name
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            total += 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+            shape = _array(equation.invars[0]).shape
+            total += 2 * _array(equation.outvars[0]).size * math.prod(shape[axis] for axis in contracted)
         elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
+            kernel = _array(equation.invars[1])
             outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * equation.outvars[0].aval.size * kernel.size // outputs
+            total += 2 * _array(equation.outvars[0]).size * kernel.size // outputs
         elif name == "cond":
             total += max(flops(branch) for branch in equation.params["branches"])
         else:
@@ -32,16 +34,21 @@ def flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
     return total
 
 
-def counted_by_xla(traced) -> dict[str, float]:
-    """Floating-point operations as XLA counts them, of what `jax.jit(...).trace` returned: {scan: FLOPs}, "" the rest.
+def _array(variable: Any) -> Any:
+    """The shape and type of an equation's input or output."""
+    return variable.aval
 
-    XLA counts sums and products of single elements as well, before it optimises, and the body of a loop once; here a
-    scan counts as often as it runs. A scan is called like the module that it is in.
+
+def counted_by_xla(traced: jax.stages.Traced) -> dict[str, float]:
+    """Return the floating-point operations as XLA counts them before it optimises: {scan: FLOPs}, with "" for the rest.
+
+    XLA counts element-wise operations as well, and the body of a loop once; here a scan counts as often as it runs. The
+    name of a scan is that of the module that it is in.
     """
     return _counted_by_xla(traced)[1]
 
 
-def _counted_by_xla(traced) -> tuple[float, dict[str, float]]:
+def _counted_by_xla(traced: jax.stages.Traced) -> tuple[float, dict[str, float]]:
     """The FLOPs with every scan counted once, and those of `counted_by_xla`."""
     once = traced.lower().cost_analysis()["flops"]
     found = {"": once}
@@ -54,8 +61,8 @@ def _counted_by_xla(traced) -> tuple[float, dict[str, float]]:
     return once, found
 
 
-def _scans(jaxpr: core.Jaxpr):
-    """The scans in a function as it is lowered here, but not those inside of these."""
+def _scans(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """The outermost scans of a function."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "scan":
             yield equation
@@ -64,7 +71,8 @@ def _scans(jaxpr: core.Jaxpr):
                 yield from _scans(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
 
 
-def _inner(params: dict):
+def _inner(params: dict[str, Any]) -> Iterator[core.ClosedJaxpr | core.Jaxpr]:
+    """The functions that an equation calls."""
     for value in params.values():
         if isinstance(value, core.ClosedJaxpr | core.Jaxpr):
             yield value

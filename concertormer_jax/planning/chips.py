@@ -1,31 +1,41 @@
-"""What programs are compiled for: TPUs by name, which need not be there, and the devices of this machine."""
+"""The devices that programs are compiled for: TPUs by name, which need not be there, and those of this machine."""
 
 import dataclasses
 import math
 import os
 import re
+from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
-from concertormer_jax.runtime.devices import share_code_on_tpus
+from concertormer_jax.runtime.devices import deduplicate_tpu_code
 from concertormer_jax.runtime.errors import UserError
+
+
+class Peak(NamedTuple):
+    """The limits of a chip.
+
+    flops_per_s: dense bfloat16, at which a TPU also multiplies float32 by default; bytes_per_s: of the HBM; clock_hz:
+    of the cores.
+    """
+
+    flops_per_s: float
+    bytes_per_s: float
+    clock_hz: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
     """One chip (a TPU's cores together).
 
-    memory_bytes: its HBM, 0 if not known. The rest is None where it is not known. flops: dense bfloat16 per second, at
-    which a TPU also multiplies float32 by default; bytes_per_s: of its HBM; clock_hz: of its cores; axes: lengths in a
-    topology's name; options: for the description of the topology.
+    memory_bytes: of its HBM, 0 if not known; peak: None if not known; axes: lengths in the name of a TPU's topology;
+    options: of JAX's topology description.
     """
 
     name: str
     memory_bytes: int
-    flops: float | None = None
-    bytes_per_s: float | None = None
-    clock_hz: float | None = None
+    peak: Peak | None = None
     axes: int | None = None
     options: dict = dataclasses.field(default_factory=dict)
 
@@ -36,23 +46,23 @@ class Target:
 
     name: str
     chip: Chip
-    devices: tuple
+    devices: tuple[jax.Device, ...]
 
 
 # Memory, FLOP/s and bandwidth: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. Clocks: v4 from Jouppi et al., "TPU
 # v4", ISCA 2023; v5e and v5p follow from their FLOP/s and matrix units (4 and 8 of 128x128, 2 operations for each cell
-# and cycle); that of v6e is not published and taken to be that of v5p.
+# and cycle); v6e has no published clock, so that of v5p stands in.
 CHIPS = {
-    "v4": Chip("TPU v4", 32 * 2**30, 275e12, 1228e9, 1.05e9, 3, {"chip_config_name": "megacore"}),
-    "v5e": Chip("TPU v5e", 16 * 2**30, 197e12, 819e9, 1.5e9, 2),
-    "v5p": Chip("TPU v5p", 95 * 2**30, 459e12, 2765e9, 1.75e9, 3),
-    "v6e": Chip("TPU v6e", 32 * 2**30, 918e12, 1640e9, 1.75e9, 2),
+    "v4": Chip("TPU v4", 32 * 2**30, Peak(275e12, 1228e9, 1.05e9), 3, {"chip_config_name": "megacore"}),
+    "v5e": Chip("TPU v5e", 16 * 2**30, Peak(197e12, 819e9, 1.5e9), 2),
+    "v5p": Chip("TPU v5p", 95 * 2**30, Peak(459e12, 2765e9, 1.75e9), 3),
+    "v6e": Chip("TPU v6e", 32 * 2**30, Peak(918e12, 1640e9, 1.75e9), 2),
 }
 EXAMPLES = "v5e:2x4, v6e:4x4, v4:2x2x1 or v5p:2x2x2"
 
 
 def tpu(name: str) -> Target:
-    """Describe a TPU such as "v5e:2x4", which can be compiled for without being there.
+    """Return the target for a TPU such as "v5e:2x4", which need not be there.
 
     Raises UserError for a chip or topology that is not known, and when the package libtpu is missing.
     """
@@ -62,11 +72,11 @@ def tpu(name: str) -> Target:
     if chip is None or len(lengths) != chip.axes or min(lengths) < 1:
         known = ", ".join(CHIPS)
         raise UserError(f"--tpu={name} is unknown; give a chip ({known}) and its topology, such as {EXAMPLES}")
-    jax.config.update("jax_platforms", "cpu")  # a TPU that is there is not needed, and may be in use
-    # libtpu takes the hardware from these in place of looking for it, and lets others on this machine load it too.
+    jax.config.update("jax_platforms", "cpu")  # a TPU of this machine may be in use, and is not needed
+    # With these, libtpu does not look for hardware, and lets other processes load it at the same time.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    share_code_on_tpus()
+    deduplicate_tpu_code()
     host = [min(2, length) for length in lengths[:2]] + [1]
     try:
         topology = topologies.get_topology_desc(
@@ -83,10 +93,10 @@ def tpu(name: str) -> Target:
 
 
 def own(kind: str) -> Target:
-    """The devices of this machine; kind: "cpu" or "gpu". Raises UserError when there is none."""
+    """Return the devices of this machine. kind: "cpu" or "gpu". Raises UserError when there is none."""
     if kind == "cpu":
-        jax.config.update("jax_platforms", "cpu")  # else a machine with libtpu looks for a TPU first
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # nothing is run, and several processes look at the GPU
+        jax.config.update("jax_platforms", "cpu")  # otherwise JAX looks for a TPU first if libtpu is installed
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # nothing runs, and several processes use the GPU
     try:
         devices = jax.devices(kind)
     except RuntimeError as error:
@@ -99,17 +109,17 @@ def own(kind: str) -> Target:
 
 
 def target(name: str) -> Target:
-    """What `tpu` or `own` gives for a name such as "v5e:2x4" or "cpu"."""
+    """Return `tpu(name)` or `own(name)`, for a name such as "v5e:2x4" or "cpu"."""
     return tpu(name) if ":" in name else own(name)
 
 
 def count(name: str) -> int:
-    """How many chips a TPU such as "v5e:2x4" has."""
+    """Return the number of chips of a TPU such as "v5e:2x4"."""
     return math.prod(int(length) for length in name.partition(":")[2].split("x"))
 
 
 def larger(name: str, most: int) -> list[str]:
-    """TPUs of the same chip with two, four ... times as many chips as `name`, at most `most`."""
+    """Return TPUs of the same chip with 2, 4, ... times as many chips as `name`, at most `most` chips."""
     chip, _, topology = name.partition(":")
     lengths = [int(length) for length in topology.split("x")]
     found = []

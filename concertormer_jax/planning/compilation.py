@@ -1,4 +1,4 @@
-"""Compiling a program for a device, and what the compiler says of it."""
+"""The programs of a recipe, traced for devices that need not be there, compiled, and what the compiler says of them."""
 
 import dataclasses
 import multiprocessing
@@ -8,6 +8,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,107 +18,24 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from concertormer_jax.evaluation.sets import protocol_of_training
-from concertormer_jax.inference.compiled import restore_bytes
+from concertormer_jax.inference.compiled import precision_for, restore_bytes
 from concertormer_jax.models import parameter_shapes
 from concertormer_jax.ops.dispatch import traced_for
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.planning import arithmetic, chips, hlo, profile, schedule, schedule_report
 from concertormer_jax.runtime.devices import batch_sharding, data_mesh, replicated
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.training.schedule import make_stages, require_divisible
+from concertormer_jax.training.schedule import make_phases, require_divisible
 from concertormer_jax.training.setup import module_from, trace_step, training_from
 
-# The programs that a recipe runs, traced for devices that need not be there.
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """One program. kind: "train", "evaluate" or "forward"; images: in each run, over `devices` devices.
-
-    traced: what `jax.jit(...).trace` returns; steps: how often the recipe runs it, None if that is open.
-    """
-
-    kind: str
-    name: str
-    images: int
-    devices: int
-    traced: Any
-    steps: int | None = None
-
-
-def _placed(shapes, sharding):
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
-
-
-def training_stages(config):
-    """The stages of `config.stages`."""
-    return make_stages(config.stages.steps, config.stages.crop_px, config.stages.batch)
-
-
-def require_trainable(config, devices: int) -> None:
-    """Raise UserError, as the training itself does, for keys that make no sense and batches that do not divide."""
-    stages = training_stages(config)
-    training_from(config, stages)
-    require_divisible(stages, devices, config.train.accumulation)
-
-
-def training_task(config, mesh: Mesh, number: int) -> Task:
-    """The training step of stage `number` (from 1), as `training.loop` compiles it.
-
-    Raises UserError when a stage's batch does not divide over the devices of `mesh`.
-    """
-    require_trainable(config, mesh.size)
-    stages = training_stages(config)
-    stage = stages[number - 1]
-    training = training_from(config, stages)
-    state = _placed(jax.eval_shape(training.initialise, config.seed), replicated(mesh))
-    traced = trace_step(training.step, state, stage, mesh)
-    name = f"stage {number} ({stage.crop_px} px x {stage.batch})"
-    return Task("train", name, stage.batch, mesh.size, traced, stage.end - stage.start)
-
-
-def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Task:
-    """The restoration of one picture of width x height pixels on each device, in float32 as evaluate.py computes it.
-
-    tlc: see `evaluation.protocols.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for.
-    """
-    module = module_from(config.model)
-    protocol = protocol_of_training(config.data.source)
-    window = protocol.tlc_window(tlc, max(stage.crop_px for stage in training_stages(config)), module.multiple)
-    module = module.clone(tlc_window=window, dtype=jnp.float32, remat=False)
-    shape = (mesh.size, padded_size(height, module.multiple), padded_size(width, module.multiple), 3)
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
-    whole, split = replicated(mesh), batch_sharding(mesh)
-    restore = jax.jit(restore_bytes(module), in_shardings=(whole, split), out_shardings=(split, split))
-    traced = restore.trace(_placed(parameter_shapes(module), whole), images)
-    windows = "without TLC" if window is None else f"TLC windows of {window} px"
-    return Task(
-        "evaluate", f"evaluation ({width}x{height}, {windows}, protocol {protocol.name})", mesh.size, mesh.size, traced
-    )
-
-
-def forward_task(config, mesh: Mesh, width: int, height: int) -> Task:
-    """The bare network on one float32 picture on one device, without TLC and without gradients."""
-    module = module_from(config.model)
-
-    def forward(params, images):
-        return module.apply({"params": params}, images)[-1]
-
-    one = replicated(Mesh(mesh.devices[:1], mesh.axis_names))
-    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32, sharding=one)
-    traced = jax.jit(forward).trace(_placed(parameter_shapes(module), one), images)
-    return Task("forward", f"forward ({width}x{height})", 1, 1, traced)
-
-
 _SIZE = r"([\d.]+[KMGT]?)"
-_EXCEEDED = (  # what libtpu says when arguments and temporaries together are too large, and when the latter alone are
+_EXCEEDED = (  # libtpu's messages: on arguments and temporaries together, and on temporaries alone
     re.compile(rf"Used {_SIZE} of {_SIZE} \w+"),
     re.compile(rf"\({_SIZE}\) exceeds available \w+ \({_SIZE}\)"),
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_OPERATIONS = 10  # in the table of the schedule, unless more are asked for
-# How the arguments of the programs begin, by what they are.
-_KINDS = {
+_OPERATIONS = 10  # rows in the table of the schedule, unless more are asked for
+_KINDS = {  # the beginning of a program's argument to the kind of its memory
     "state.params": "weights",
     "params": "weights",
     "state.optimizer": "optimiser",
@@ -128,8 +47,88 @@ _KINDS = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Task:
+    """One traced program. kind: "train", "evaluate" or "forward"; images: in each run, over all `devices` devices.
+
+    steps: how often the recipe runs it, None if it does not say.
+    """
+
+    kind: str
+    name: str
+    images: int
+    devices: int
+    traced: jax.stages.Traced
+    steps: int | None = None
+
+
+def _placed(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), shapes)
+
+
+def training_phases(config):
+    """The phases of `config.stages`."""
+    return make_phases(config.stages.steps, config.stages.crop_px, config.stages.batch)
+
+
+def require_trainable(config, devices: int) -> None:
+    """Raise UserError, as the training itself does, for keys that make no sense and batches that do not divide."""
+    phases = training_phases(config)
+    training_from(config, phases)
+    require_divisible(phases, devices, config.train.accumulation)
+
+
+def training_task(config, mesh: Mesh, number: int) -> Task:
+    """The training step of phase `number` (from 1), as `training.trainer` compiles it.
+
+    Raises UserError when a phase's batch does not divide over the devices of `mesh`.
+    """
+    require_trainable(config, mesh.size)
+    phases = training_phases(config)
+    phase = phases[number - 1]
+    training = training_from(config, phases)
+    state = _placed(jax.eval_shape(training.initialise, config.seed), replicated(mesh))
+    traced = trace_step(training.step, state, phase, mesh)
+    name = f"phase {number} ({phase.crop_px} px x {phase.batch})"
+    return Task("train", name, phase.batch, mesh.size, traced, phase.end - phase.start)
+
+
+def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Task:
+    """The restoration of one picture of width x height pixels on each device, in float32 as evaluate.py computes it.
+
+    tlc: see `evaluation.protocols.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for.
+    """
+    module = module_from(config.model)
+    protocol = protocol_of_training(config.data.source)
+    window = protocol.tlc_window(tlc, max(phase.crop_px for phase in training_phases(config)), module.multiple)
+    module = module.clone(tlc_window=window, dtype=jnp.float32, remat=False)
+    shape = (mesh.size, padded_size(height, module.multiple), padded_size(width, module.multiple), 3)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
+    whole, split = replicated(mesh), batch_sharding(mesh)
+    restore = jax.jit(restore_bytes(module), in_shardings=(whole, split), out_shardings=(split, split))
+    with jax.default_matmul_precision(precision_for(module)):
+        traced = restore.trace(_placed(parameter_shapes(module), whole), images)
+    windows = "without TLC" if window is None else f"TLC windows of {window} px"
+    return Task(
+        "evaluate", f"evaluation ({width}x{height}, {windows}, protocol {protocol.name})", mesh.size, mesh.size, traced
+    )
+
+
+def forward_task(config, mesh: Mesh, width: int, height: int) -> Task:
+    """The bare network on one float32 picture on one device, without TLC and without gradients."""
+    module = module_from(config.model)
+
+    def forward(params: Any, images: jax.Array) -> Any:
+        return module.apply({"params": params}, images)[-1]
+
+    one = replicated(Mesh(mesh.devices[:1], mesh.axis_names))
+    images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32, sharding=one)
+    traced = jax.jit(forward).trace(_placed(parameter_shapes(module), one), images)
+    return Task("forward", f"forward ({width}x{height})", 1, 1, traced)
+
+
+@dataclasses.dataclass(frozen=True)
 class Collective:
-    """An exchange between chips: how often it runs, and bytes of its results on each chip over all its runs."""
+    """Exchanges of one kind between chips: `count` instructions, and the sums over them of runs and bytes received."""
 
     kind: str
     count: int
@@ -139,13 +138,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the compiler says of a program, for one run on one chip.
+    """A compiled program: the numbers of one run on one chip.
 
-    reason: why it does not fit, None if it does; what follows `memory_total` is then empty.
+    reason: why it does not fit, None if it does; if it does not compile, the fields behind `reason` are empty.
     memory: bytes by kind; memory_total: their sum, or what the compiler would need; memory_limit: what a program may
-    take. flops: of matrix products and convolutions; bytes: read and written in any memory, hbm_bytes: in the device's
-    main memory; cycles: the compiler's estimate, None if it gives none. Loops count as often as they run, except for
-    `unknown_loops`, which count once. schedule: the compiler's final schedule, None unless asked for.
+    take, 0 if not known. flops: of matrix products and convolutions; bytes: read and written in any memory; hbm_bytes:
+    in the device's main memory; cycles: the compiler's estimate, None if it gives none. Loops count as often as they
+    run, except for `unknown_loops`, which count once. schedule: the compiler's final schedule, None unless asked for.
     """
 
     kind: str
@@ -170,24 +169,26 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Whether the program fits into the memory."""
         return self.reason is None
 
 
 def compile_apart(
-    make: Callable[..., Task], config, target: str, table_rows: int = 0, with_schedule: bool = False
+    make: Callable[..., Task], config: Any, target: str, table_rows: int = 0, with_schedule: bool = False
 ) -> Plan:
     """Compile what `make(config, mesh)` traces for the devices of `target`, in a process of its own.
 
-    The compiler keeps gigabytes for every program; they go back with the process, which ends with the wait for it.
-    make, config: can be pickled. with_schedule: read the final schedule, of a TPU; libtpu writes it to a folder that is
-    removed again. Raises UserError when the process was killed, and when libtpu does not write its schedule.
+    The compiler keeps gigabytes for every program, which the system takes back when the process ends. If the caller
+    stops waiting, the process ends too. make, config: can be pickled. with_schedule: read the final schedule, of a TPU,
+    which libtpu writes to a temporary folder. Raises UserError when the process was killed, and when libtpu does not
+    write its schedule.
     """
-    context = multiprocessing.get_context("spawn")  # JAX has threads, with which a fork may hang
+    context = multiprocessing.get_context("spawn")  # a forked process may hang, since JAX has threads
     with tempfile.TemporaryDirectory(prefix="schedule-") as folder:
         dump = Path(folder) if with_schedule else None
         answers, theirs = context.Pipe(duplex=False)
         process = context.Process(target=_answer, args=(theirs, make, config, target, table_rows, dump), daemon=True)
-        # It inherits the mask: Ctrl-C, which reaches both, is left to this process, to which it comes after the start.
+        # Ctrl-C reaches both processes. The new one inherits the mask and ignores it; this one gets it after the start.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             process.start()
@@ -197,7 +198,7 @@ def compile_apart(
             theirs.close()
             plan, error = answers.recv()
         except EOFError as end:
-            if dump and not any(dump.iterdir()):  # libtpu ends the process when it does not know a flag
+            if dump and not any(dump.iterdir()):  # libtpu kills the process at a flag that it does not know
                 raise schedule.refused() from end
             raise UserError(
                 f"the compiler for {target} was killed, most likely because this machine has too little memory; "
@@ -211,8 +212,8 @@ def compile_apart(
     return plan
 
 
-def _answer(connection, *arguments):
-    """Send what `_compile_for` returns, or raises."""
+def _answer(connection: Connection, *arguments: Any) -> None:
+    """Send (what `_compile_for` returns, None), or (None, the exception that it raises)."""
     try:
         answer = _compile_for(*arguments), None
     except Exception as error:
@@ -220,8 +221,8 @@ def _answer(connection, *arguments):
     connection.send(answer)
 
 
-def _compile_for(make, config, name, table_rows, dump=None):
-    jax.config.update("jax_enable_compilation_cache", False)  # else the seconds are not those of compiling
+def _compile_for(make: Callable[..., Task], config: Any, name: str, table_rows: int, dump: Path | None = None) -> Plan:
+    jax.config.update("jax_enable_compilation_cache", False)  # since the plan states the seconds of compiling
     if dump:
         schedule.request(dump)
     target = chips.target(name)
@@ -231,12 +232,13 @@ def _compile_for(make, config, name, table_rows, dump=None):
 
 
 def compile_task(task: Task, memory_limit: int, table_rows: int = 0, dump: Path | None = None) -> Plan:
-    """Compile `task` for chips with `memory_limit` bytes (0: not known). What is too large for them is a Plan as well.
+    """Compile `task` for chips with `memory_limit` bytes (0: not known). The plan says so if it is too large for them.
 
-    table_rows: of the tables of where the cycles go, at most; 0 for none. dump: the folder of `schedule.request`.
+    table_rows: the most rows of the tables of where the cycles go; 0 for no tables. dump: the folder that was given to
+    `schedule.request`.
     """
     flops = arithmetic.flops(task.traced.jaxpr) / task.devices
-    common = {"kind": task.kind, "name": task.name, "images": task.images, "steps": task.steps, "flops": flops}
+    plan = partial(Plan, kind=task.kind, name=task.name, images=task.images, steps=task.steps, flops=flops)
     start = time.perf_counter()
     try:
         compiled = task.traced.lower().compile()
@@ -246,7 +248,7 @@ def compile_task(task: Task, memory_limit: int, table_rows: int = 0, dump: Path 
             raise
         reason, used, available = needed
         seconds = time.perf_counter() - start
-        return Plan(**common, compile_s=seconds, memory_limit=available, memory_total=used, reason=reason)
+        return plan(compile_s=seconds, memory_limit=available, memory_total=used, reason=reason)
     seconds = time.perf_counter() - start
     statistics = compiled.memory_analysis()
     text = compiled.as_text()
@@ -256,8 +258,7 @@ def compile_task(task: Task, memory_limit: int, table_rows: int = 0, dump: Path 
     total = sum(memory.values())
     estimated = [run.times * run.instruction.cycles for run in runs if run.instruction.cycles is not None]
     short = memory_limit and total > memory_limit
-    return Plan(
-        **common,
+    return plan(
         compile_s=seconds,
         memory_limit=memory_limit,
         memory_total=total,
@@ -275,14 +276,16 @@ def compile_task(task: Task, memory_limit: int, table_rows: int = 0, dump: Path 
     )
 
 
-def _scheduled(dump, program, runs, table_rows) -> schedule_report.Scheduled:
+def _scheduled(
+    dump: Path, program: hlo.Program, runs: list[hlo.Executed], table_rows: int
+) -> schedule_report.Scheduled:
     return schedule_report.summed(program, runs, schedule.read(dump, program, runs), table_rows or _OPERATIONS)
 
 
 def too_large(message: str) -> tuple[str, int, int] | None:
-    """Read (a sentence, bytes needed, bytes available) from the compiler's message; None if it is about something else.
+    """Parse the compiler's message: (a sentence, bytes needed, bytes available), None if it is not about memory.
 
-    The bytes are 0 where the message does not say them.
+    Bytes that the message does not say are 0.
     """
     _, found, text = message.partition("RESOURCE_EXHAUSTED: ")
     if not found:
@@ -291,12 +294,17 @@ def too_large(message: str) -> tuple[str, int, int] | None:
     for pattern in _EXCEEDED:
         sizes = pattern.search(text)
         if sizes:
-            return sentence, *(int(float(s.rstrip("KMGT")) * _UNITS[s.lstrip("0123456789.")]) for s in sizes.groups())
+            return sentence, _bytes_of(sizes[1]), _bytes_of(sizes[2])
     return sentence, 0, 0
 
 
-def _memory(program: hlo.Program, statistics) -> dict[str, int]:
-    """Bytes on each chip by kind. Donated arguments, which become results, count once."""
+def _bytes_of(size: str) -> int:
+    """The bytes of a size such as 15.48G."""
+    return int(float(size.rstrip("KMGT")) * _UNITS[size.lstrip("0123456789.")])
+
+
+def _memory(program: hlo.Program, statistics: Any) -> dict[str, int]:
+    """Bytes on each chip by kind. An argument that is donated to a result counts once."""
     kinds = Counter()
     for instruction in program.computations[program.entry].instructions.values():
         if instruction.opcode == "parameter":

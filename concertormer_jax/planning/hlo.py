@@ -1,4 +1,4 @@
-"""Compiled programs as text (HLO): what is executed, how often, and what the compiler says that it costs."""
+"""Compiled programs as text (HLO): a parser, and what runs how often, with the bytes it moves and its costs."""
 
 import dataclasses
 import math
@@ -34,7 +34,7 @@ _SLICES = ("slice", "dynamic-slice", "gather")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array: its element type, lengths of its axes, and the layout as the compiler writes it."""
+    """One array: its element type, the lengths of its axes, and the layout as the compiler writes it."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -42,7 +42,7 @@ class Shape:
 
     @property
     def bytes(self) -> int:
-        """The size in memory, with the padding of the layout's tiles."""
+        """The size in memory, including the padding to the layout's tiles."""
         order, _, rest = self.layout.partition(":")
         dims = [self.dims[int(axis)] for axis in order.split(",") if axis] if order else list(self.dims[::-1])
         tile = re.match(r"T\(([\d,]+)\)", rest)
@@ -54,41 +54,44 @@ class Shape:
 
     @property
     def on_chip(self) -> bool:
-        """Whether it lives in another memory than the device's main one (on a TPU: VMEM, SMEM)."""
+        """Whether it lies in another memory than the device's main one (on a TPU: VMEM, SMEM)."""
         return re.search(r"S\([1-9]", self.layout) is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line. shapes: of the result, or of the parts of a tuple; cycles: the compiler's estimate or None."""
+    """One instruction. shapes: of the result, or of the parts of a tuple; operands: names of other instructions;
+    text: between the parentheses behind the opcode; attributes: the text behind them.
+    """
 
     name: str
     opcode: str
     shapes: tuple[Shape, ...]
     operands: tuple[str, ...]
-    text: str  # what stands within the operation's parentheses
+    text: str
     attributes: str
 
     @property
     def cycles(self) -> int | None:
+        """The compiler's estimate, None if it gives none."""
         found = _CYCLES.search(self.attributes)
         return int(found.group(1)) if found else None
 
     @property
     def scope(self) -> str:
-        """JAX's name of the operation that it came from, such as "jit(f)/Concertormer/middle/while/body/add"."""
+        """JAX's name of the operation that it stems from, such as "jit(f)/Concertormer/middle/while/body/add"."""
         found = _OP_NAME.search(self.attributes)
         return found.group(1) if found else ""
 
     @property
     def frame(self) -> int | None:
-        """The number of the stack frame that it came from."""
+        """The number of the stack frame that it stems from."""
         found = _FRAME.search(self.attributes)
         return int(found.group(1)) if found else None
 
     @property
     def called(self) -> dict[str, str]:
-        """Computations that it calls, by the name of the attribute; branches are numbered."""
+        """The computations that it calls, by the name of the attribute; branches are numbered."""
         called = dict(_CALLED.findall(self.attributes))
         branches = _BRANCHES.search(self.attributes)
         if branches:
@@ -98,7 +101,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions by name in their order; root: the name of the result."""
+    """Instructions by name, in the order of the text; root: the name of the result."""
 
     instructions: dict[str, Instruction]
     root: str
@@ -106,9 +109,9 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Computations by name, and the name of the one that is run.
+    """Computations by name; entry: the name of the one that runs.
 
-    sources: for each stack frame, by its number, the lines from the outermost to the innermost, as "path:line".
+    sources: number of a stack frame to its lines as "path:line", from the outermost to the innermost.
     """
 
     computations: dict[str, Computation]
@@ -118,9 +121,9 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Executed:
-    """An instruction that runs, how many times, and the bytes that it reads and writes each time.
+    """An instruction that runs `times` times, and the bytes that it reads and writes each time.
 
-    bytes: in any memory; hbm_bytes: of these, those in the device's main memory.
+    bytes: in any memory; hbm_bytes: in the device's main memory.
     """
 
     instruction: Instruction
@@ -130,8 +133,10 @@ class Executed:
 
 
 def parse(text: str) -> Program:
-    """Read `compiled.as_text()`. Raises ValueError for a text without an entry computation."""
-    computations, entry, name, body, root = {}, None, None, {}, ""
+    """Parse `compiled.as_text()`. Raises ValueError for a text without an entry computation."""
+    computations: dict[str, Computation] = {}
+    body: dict[str, Instruction] = {}
+    entry, name, root = None, None, ""
     for line in text.splitlines():
         if name is None:
             header = _COMPUTATION.match(line)
@@ -153,23 +158,23 @@ def parse(text: str) -> Program:
 
 
 def _sources(text: str) -> dict[int, tuple[str, ...]]:
-    """Read the tables of files, locations and stack frames at the beginning of the text, empty if there are none."""
+    """Parse the tables of files, locations and stack frames at the beginning of the text; {} if there are none."""
 
-    def table(title):
+    def table(title: str) -> dict[int, str]:
         found = re.search(rf"^{title}\n((?:\d+ .*\n)+)", text, re.MULTILINE)
         lines = found.group(1).splitlines() if found else []
         return {int(number): rest for number, _, rest in (line.partition(" ") for line in lines)}
 
-    def number(entry, key):
-        return int(re.search(rf"\b{key}=(\d+)", entry).group(1))
+    def number(entry: str, key: str) -> int:
+        return int(re.findall(rf"\b{key}=(\d+)", entry)[0])
 
     files = {key: name.strip('"') for key, name in table("FileNames").items()}
     locations = {
         key: f"{files[number(entry, 'file_name_id')]}:{number(entry, 'line')}"
         for key, entry in table("FileLocations").items()
     }
-    frames = {}
-    for key, entry in table("StackFrames").items():  # parents come first; their numbers are written plus one
+    frames: dict[int, tuple[str, ...]] = {}
+    for key, entry in table("StackFrames").items():  # parents come first; the text has their numbers plus one
         parents = frames.get(number(entry, "parent_frame_id") - 1, ())
         frames[key] = (*parents, locations[number(entry, "file_location_id")])
     return frames
@@ -191,20 +196,21 @@ def _instruction(name: str, text: str) -> Instruction:
         Shape(dtype, tuple(int(d.lstrip("<=")) for d in dims.split(",") if d), layout or "")
         for dtype, dims, layout in _SHAPE.findall(text[:end])
     )
-    opening = text.index("(", end)
-    closing = _balanced(text, opening)
-    inside = text[opening + 1 : closing - 1]
-    opcode = text[end:opening].strip()
+    left = text.index("(", end)
+    right = _balanced(text, left)
+    inside = text[left + 1 : right - 1]
+    opcode = text[end:left].strip()
     operands = () if opcode in ("constant", "parameter") else tuple(_NAME.findall(inside))
-    return Instruction(name, opcode, shapes, operands, inside, text[closing:])
+    return Instruction(name, opcode, shapes, operands, inside, text[right:])
 
 
 def executed(program: Program) -> tuple[list[Executed], list[str]]:
-    """List what runs, loops multiplied by their trip counts, and the names of loops whose count is not known.
+    """Return the instructions that run, loops multiplied by their trip counts, and the loops of unknown trip count.
 
-    These count once. Of a conditional's branches each counts as an equal share. What stands in fusions is part of them.
+    Loops of unknown trip count run once, and each branch of a conditional an equal share of the time. The instructions
+    in a fusion are part of it.
     """
-    unknown = []
+    unknown: list[str] = []
 
     def walk(name: str, times: float) -> Iterator[Executed]:
         computation = program.computations[name]
@@ -228,7 +234,7 @@ def executed(program: Program) -> tuple[list[Executed], list[str]]:
 
 
 def collectives(program: Program, instruction: Instruction) -> list[Instruction]:
-    """The exchanges between devices that an instruction is or, as a fusion or asynchronous call, contains."""
+    """Return the exchanges between devices that an instruction is, or that a fusion or asynchronous call contains."""
     if instruction.opcode.removesuffix("-start") in _COLLECTIVES:
         return [instruction]
     if instruction.opcode not in ("fusion", "async-start"):
@@ -238,10 +244,9 @@ def collectives(program: Program, instruction: Instruction) -> list[Instruction]
 
 
 def trip_count(program: Program, computation: Computation, loop: Instruction) -> int | None:
-    """How often the `while` instruction of `computation` runs its body, None if that cannot be told.
+    """Return how often the `while` instruction of `computation` runs its body, None if that is not known.
 
-    Either the compiler has written it down, or the loop counts one entry of its tuple by a constant from a constant to
-    a constant.
+    It is known if the compiler states it, or if the loop counts from a constant to a constant in constant steps.
     """
     known = _TRIPS.search(loop.attributes)
     if known:
@@ -249,13 +254,13 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
     condition = program.computations[loop.called["condition"]]
     body = program.computations[loop.called["body"]]
     test = condition.instructions[condition.root]
-    if test.opcode != "compare" or _DIRECTION.search(test.attributes).group(1) != "LT":
+    if test.opcode != "compare" or _DIRECTION.findall(test.attributes) != ["LT"]:
         return None
     counter = _source(condition, test.operands[0])
     limit = _constant(condition, test.operands[1])
     if counter.opcode != "get-tuple-element" or limit is None:
         return None
-    index = int(_INDEX.search(counter.attributes).group(1))
+    index = int(_INDEX.findall(counter.attributes)[0])
     first = _constant(computation, _source(computation, loop.operands[0]).operands[index])
     update = _source(body, body.instructions[body.root].operands[index])
     steps = [_constant(body, operand) for operand in update.operands]
@@ -266,7 +271,7 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
 
 
 def _source(computation: Computation, name: str) -> Instruction:
-    """What an instruction passes on unchanged."""
+    """The instruction whose value the instruction `name` passes on unchanged."""
     instruction = computation.instructions[name]
     while instruction.opcode in ("copy", "bitcast", "copy-done", "copy-start", "convert"):
         instruction = computation.instructions[instruction.operands[0]]
@@ -279,9 +284,9 @@ def _constant(computation: Computation, name: str) -> int | None:
 
 
 def accessed(program: Program, computation: Computation, instruction: Instruction) -> tuple[int, int]:
-    """Bytes that an instruction reads and writes: (in any memory, in the device's main memory).
+    """Return the bytes that an instruction reads and writes: (in any memory, in the device's main memory).
 
-    Of an operand that is only sliced, in a fusion too, the slices count; of one that is updated in place, the update.
+    Of an operand that is only sliced, also in a fusion, the slices count; of one that is updated in place, the update.
     """
     if instruction.opcode.endswith(("-done", "-update")):
         return 0, 0  # counted where it was started
@@ -333,6 +338,7 @@ def _read(body: Computation, name: str, whole: int) -> int:
 
 
 def _written(body: Computation, fusion: Instruction) -> list[tuple[Shape, int]]:
+    """The results of a fusion and the bytes that it writes of each."""
     root = _source(body, body.root)
     results = [_source(body, name) for name in root.operands] if root.opcode == "tuple" else [root]
     sizes = []

@@ -1,17 +1,18 @@
-"""Where the compiler expects the cycles of a program to go."""
+"""Where the cycles and bytes of a program go, by the compiler's estimates: tables by kind, stage, place and line."""
 
 import collections
 import dataclasses
 import re
+from collections.abc import Callable, Iterable
 
 from concertormer_jax.planning import hlo
 
 _MOVING = {"bitcast", "bitcast-convert", "broadcast", "concatenate", "constant", "copy", "dynamic-slice", "pad"}
 _MOVING |= {"dynamic-update-slice", "iota", "maximum", "parameter", "reshape", "slice", "transpose", "tuple", "gather"}
-# What JAX puts between the names of modules and the name of the operation.
+# Transformations that JAX writes around the names of modules.
 _WRAPPERS = re.compile(r"\b(jit|jvp|transpose|vmap|remat|checkpoint|rematted_computation)\(([^()]*)\)")
 _FUNCTION = re.compile(r"\bjit\([^()]*\)/?")
-_EXPRESSION = re.compile(r"[.,;]|->")  # not the name of a module
+_EXPRESSION = re.compile(r"[.,;]|->")  # occurs in the names of einsums, but not of modules
 _STAGE = re.compile(r"(.*?\b(?:encoders_\d+|middle|decoders_\d+|refinement))(?:/(.*)|$)")
 _PACKAGE = __name__.partition(".")[0]
 _FILLERS = ("while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "")
@@ -19,7 +20,7 @@ _FILLERS = ("while", "body", "cond", "closed_call", "checkpoint", "rematted_comp
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table: count instructions that run `times` in all, with their cycles and bytes in all."""
+    """One line of a table: `count` instructions, and the sums over them of runs, cycles and bytes."""
 
     name: str
     count: int
@@ -30,9 +31,9 @@ class Row:
 
 
 def kind(program: hlo.Program, instruction: hlo.Instruction) -> str:
-    """The instruction's operation; of a fusion, what it contains: convolution (products too), reduce, moving or other.
+    """Return the operation of an instruction, and of a fusion what it mainly does: convolution, reduce, moving, ...
 
-    Moving is the changing of layouts, slicing, padding and joining (which the compiler writes as a maximum).
+    Matrix products are convolutions. Moving is to change layouts, slice, pad and concatenate (by a maximum).
     """
     if instruction.opcode != "fusion":
         return instruction.opcode
@@ -46,7 +47,7 @@ def kind(program: hlo.Program, instruction: hlo.Instruction) -> str:
 
 
 def place(scope: str) -> str:
-    """JAX's name of an operation without what stands for loops and transformations; "backward " is put before it."""
+    """Return JAX's name of an operation without loops and transformations, with "backward " before it for gradients."""
     backward = "transpose(" in scope
     while _WRAPPERS.search(scope):
         scope = _WRAPPERS.sub(r"\2", scope)
@@ -55,11 +56,10 @@ def place(scope: str) -> str:
 
 
 def tables(program: hlo.Program, runs: list[hlo.Executed], top: int = 30) -> dict[str, list[Row]]:
-    """At most `top` rows by kind, stage, place, line of this package and single instruction.
+    """Return tables of at most `top` rows by kind, stage, place, line of this package, and instruction.
 
-    They are sorted by cycles and, where there is no estimate, by bytes.
+    The rows are sorted by cycles, and without estimates by bytes.
     """
-
     groups = {
         "kind": lambda run: kind(program, run.instruction),
         "stage": lambda run: _stage_and_rest(run)[0],
@@ -71,7 +71,7 @@ def tables(program: hlo.Program, runs: list[hlo.Executed], top: int = 30) -> dic
 
 
 def description(program: hlo.Program, run: hlo.Executed) -> str:
-    """An instruction's name, kind, shape and place."""
+    """Return an instruction's name, kind, shape and place."""
     shape = run.instruction.shapes[0]
     size = f"{shape.dtype}[{','.join(map(str, shape.dims))}]{{{shape.layout}}}"
     where = place(run.instruction.scope)
@@ -79,7 +79,7 @@ def description(program: hlo.Program, run: hlo.Executed) -> str:
 
 
 def stage_and_part(run: hlo.Executed) -> tuple[str, str]:
-    """The network's stage and the module in it of an operation: ("Concertormer/middle", "blocks/norm")."""
+    """Return the stage of the network and the module in it of an operation: ("Concertormer/middle", "blocks/norm")."""
     scope = _FUNCTION.sub("", run.instruction.scope)
     *modules, _ = place(f"jit(_)/{scope}").split("/")
     path = "/".join(module for module in modules if not _EXPRESSION.search(module))
@@ -89,14 +89,15 @@ def stage_and_part(run: hlo.Executed) -> tuple[str, str]:
     return (stage.group(1), stage.group(2) or "(stage)") if stage else ("(other)", path or "(other)")
 
 
-def _line(program, run) -> str:
+def _line(program: hlo.Program, run: hlo.Executed) -> str:
     """The innermost line of this package that the operation came from."""
-    lines = [line for line in program.sources.get(run.instruction.frame, ()) if f"/{_PACKAGE}/" in line]
+    frames = program.sources.get(run.instruction.frame, ()) if run.instruction.frame is not None else ()
+    lines = [line for line in frames if f"/{_PACKAGE}/" in line]
     return lines[-1].rpartition(f"/{_PACKAGE}/")[2] if lines else "(other)"
 
 
-def _stage_and_rest(run) -> tuple[str, str]:
-    """Split the place of an operation behind the network's stage: ("Concertormer/middle", "blocks/norm/add")."""
+def _stage_and_rest(run: hlo.Executed) -> tuple[str, str]:
+    """The stage of an operation and its place in the stage: ("Concertormer/middle", "blocks/norm/add")."""
     where = place(run.instruction.scope)
     if not where:
         return "(added by the compiler)", f"({run.instruction.opcode})"
@@ -104,7 +105,7 @@ def _stage_and_rest(run) -> tuple[str, str]:
     return (found.group(1), found.group(2)) if found and found.group(2) else ("(other)", where)
 
 
-def _grouped(runs, key) -> list[Row]:
+def _grouped(runs: Iterable[hlo.Executed], key: Callable[[hlo.Executed], str]) -> list[Row]:
     found = collections.defaultdict(list)
     for run in runs:
         found[key(run)].append(run)

@@ -1,6 +1,8 @@
-"""What a flight plan says: text for people, JSON for programs."""
+"""The report of a plan: text for people, JSON for programs."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 from concertormer_jax.planning import schedule_report
 from concertormer_jax.planning.chips import Chip, Target
@@ -8,31 +10,29 @@ from concertormer_jax.planning.compilation import Plan
 
 
 def roofline_s(plan: Plan, chip: Chip) -> float | None:
-    """The least time of a run in seconds: that of the arithmetic or that of HBM, whichever is longer. An estimate."""
-    if not plan.fits or chip.flops is None:
+    """Estimate the least time of a run in seconds: of its arithmetic or its HBM traffic, whichever is longer."""
+    if not plan.fits or chip.peak is None:
         return None
-    return max(plan.flops / chip.flops, plan.hbm_bytes / chip.bytes_per_s)
+    return max(plan.flops / chip.peak.flops_per_s, plan.hbm_bytes / chip.peak.bytes_per_s)
 
 
 def cycles_s(plan: Plan, chip: Chip) -> float | None:
-    """The time of a run in seconds by the compiler's cycles, without waiting for other chips. An estimate."""
-    return None if plan.cycles is None or chip.clock_hz is None else plan.cycles / chip.clock_hz
+    """Estimate the time of a run in seconds by the compiler's cycles, without waiting for other chips."""
+    return None if plan.cycles is None or chip.peak is None else plan.cycles / chip.peak.clock_hz
 
 
 def heading(target: Target) -> str:
-    """One line on what is compiled for."""
+    """Return a line on the devices."""
     chip = target.chip
     known = [_memory(chip.memory_bytes)] if chip.memory_bytes else []
-    if chip.flops is not None:
-        known += [
-            f"{chip.flops / 1e12:.0f} TFLOP/s",
-            f"{chip.bytes_per_s / 1e9:.0f} GB/s, {chip.clock_hz / 1e9:.2f} GHz",
-        ]
+    if peak := chip.peak:
+        known.append(f"{peak.flops_per_s / 1e12:.0f} TFLOP/s")
+        known.append(f"{peak.bytes_per_s / 1e9:.0f} GB/s, {peak.clock_hz / 1e9:.2f} GHz")
     return f"{target.name}: {len(target.devices)} x {chip.name} (each {', '.join(known) or 'of unknown memory'})"
 
 
-def describe(plan: Plan, chip: Chip, suggestions: list[str] = ()) -> str:
-    """Several lines on a program. suggestions: sentences for one that does not fit."""
+def describe(plan: Plan, chip: Chip, suggestions: Iterable[str] = ()) -> str:
+    """Return several lines on a program. suggestions: sentences for one that does not fit."""
     if not plan.fits:
         lines = [f"{plan.name}: does NOT fit, {plan.reason}"]
         lines.append(f"  compiler      {plan.compile_s:.0f} s")
@@ -48,7 +48,7 @@ def describe(plan: Plan, chip: Chip, suggestions: list[str] = ()) -> str:
         f"  program       {_scaled(plan.program_bytes, 'B')}, compiled in {plan.compile_s:.1f} s",
     ]
     roofline, by_cycles = roofline_s(plan, chip), cycles_s(plan, chip)
-    if by_cycles is not None:
+    if plan.cycles is not None and by_cycles is not None and roofline is not None:
         lines.append(
             f"  cycles        {plan.cycles / 1e6:.2f} million, the compiler's estimate"
             f" (in {plan.instructions} instructions, loops included)"
@@ -59,16 +59,16 @@ def describe(plan: Plan, chip: Chip, suggestions: list[str] = ()) -> str:
             hours = plan.steps * by_cycles / 3600
             speed += f"; {plan.steps:,} steps in {hours:.1f} h (at best {plan.steps * roofline / 3600:.1f} h)"
         lines.append(speed)
-    if plan.schedule:
-        limits = schedule_report.roofline(plan.schedule, plan.flops, plan.hbm_bytes, chip)
-        lines.append(schedule_report.describe(plan.schedule, limits, plan.images))
+    if plan.schedule and chip.peak:
+        bounds = schedule_report.roofline(plan.schedule, plan.flops, plan.hbm_bytes, chip.peak)
+        lines.append(schedule_report.describe(plan.schedule, bounds, plan.images))
     if plan.unknown_loops:
         lines.append(f"  not counted   repetitions of {', '.join(plan.unknown_loops)}: their number is not known")
     return "\n".join(lines)
 
 
 def tables(plan: Plan) -> str:
-    """Where the cycles and bytes go: one table for each way of grouping."""
+    """Return the tables of where the cycles and bytes go, one for each way of grouping."""
     total = plan.cycles or float("inf")
     blocks = []
     for name, rows in plan.tables.items():
@@ -82,15 +82,17 @@ def tables(plan: Plan) -> str:
     return "\n\n".join(blocks)
 
 
-def as_json(plan: Plan, chip: Chip, suggestions: list[str]) -> dict:
-    """The fields of `Plan` in SI units, and the estimates, as numbers."""
-    limits = plan.schedule and schedule_report.roofline(plan.schedule, plan.flops, plan.hbm_bytes, chip)
+def as_json(plan: Plan, chip: Chip, suggestions: Iterable[str]) -> dict[str, Any]:
+    """Return the fields of `Plan` in SI units, and the estimates."""
+    bounds = None
+    if plan.schedule and chip.peak:
+        bounds = schedule_report.roofline(plan.schedule, plan.flops, plan.hbm_bytes, chip.peak)
     return {
         **dataclasses.asdict(plan),
         "fits": plan.fits,
         "estimated_step_s_by_cycles": cycles_s(plan, chip),
         "estimated_step_s_roofline": roofline_s(plan, chip),
-        "estimated_step_s_by_schedule": limits.step_s if limits else None,
+        "estimated_step_s_by_schedule": bounds.step_s if bounds else None,
         "suggestions": list(suggestions),
     }
 
@@ -110,7 +112,7 @@ def _memory(size: float) -> str:
 
 
 def _scaled(value: float, unit: str) -> str:
-    """With a decimal prefix, three digits or more."""
+    """A number of three digits or more with a decimal prefix and the unit."""
     for prefix in ("", "k", "M", "G"):
         if value < 1000:
             return f"{value:.3g} {prefix}{unit}"

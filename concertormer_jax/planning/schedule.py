@@ -1,12 +1,13 @@
-"""The compiler's final schedule of a TPU program: what libtpu writes of it when asked, and which operation it is of.
+"""The compiler's final schedule of a TPU program, from the files that libtpu writes, matched to operations.
 
-It needs no TPU. libtpu reads the request once, when a process loads it (environment variable LIBTPU_INIT_ARGS).
+It needs no TPU. libtpu reads the flags that request these files, in LIBTPU_INIT_ARGS, once: when a process loads it.
 """
 
 import collections
 import dataclasses
 import os
 import re
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,21 +17,20 @@ from concertormer_jax.runtime.errors import UserError
 TRIED = "0.0.42.1"  # the version of libtpu whose files are read here
 _FLAGS = "--xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final_bundles|utilization"
 _FILE = re.compile(r"\d+-(.+)-\d\d-(final_bundles|final_hlo-static-per-bundle-utilization)\.txt")
-_PROGRAM = "TLP"  # what libtpu calls the instructions between operations
+_PROGRAM = "TLP"  # libtpu's name of the instructions between operations
 _CALL = re.compile(r"\bcall [^}]*?/\* %([\w.\-]+) = |\binlined_call [^}]*?/\* %([\w.\-]+) = ")
 _METADATA = re.compile(r',? metadata=\{(?:[^{}"]|"[^"]*")*\}')
 _CALLED = re.compile(r",? (?:calls|to_apply)=%?[\w.\-]+")
-# Where the compiler has placed an operation's own memory differs between equal ones.
+# Where an operation's scoped memory lies, which differs between equal operations.
 _PLACES = re.compile(r',"used_scoped_memory_configs":\[[^\]]*\]')
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What an operation does in one run.
+    """The work of an operation in one run.
 
-    cycles: bundles that run, loops included; empty: those of them that issue nothing, as they wait for a result or
-    stand behind a branch; slots: instructions by the kind of slot that they take in a bundle; unknown_loops: loops of
-    the operation that count as one turn, since their turns are not known.
+    cycles: bundles that run, loops included; empty: those of them that issue nothing; slots: instructions by the kind
+    of slot that they take in a bundle; unknown_loops: the number of loops of unknown length, which count as one turn.
     """
 
     cycles: float
@@ -39,6 +39,7 @@ class Work:
     unknown_loops: int = 0
 
     def times(self, factor: float) -> "Work":
+        """Return the work of `factor` runs."""
         slots = {name: factor * used for name, used in self.slots.items()}
         return Work(factor * self.cycles, factor * self.empty, slots, self.unknown_loops)
 
@@ -56,9 +57,9 @@ NOTHING = Work(0.0, 0.0, {})
 class Schedule:
     """A program's schedule.
 
-    capacities: slots of a bundle by kind; works: of one run of each instruction that has one, by its name; between:
-    all that runs between operations: their calls, scalars, starting and awaiting copies; missing: names of called
-    instructions whose schedule was not found.
+    capacities: slots of a bundle by kind; works: name of an instruction to the work of one run; between: the work
+    between operations: calls, scalars, starting and awaiting copies; missing: names of called instructions whose
+    schedule was not found.
     """
 
     capacities: dict[str, int]
@@ -67,14 +68,14 @@ class Schedule:
     missing: tuple[str, ...]
 
 
-def request(folder: str) -> None:
-    """Have libtpu, which this process has not loaded yet, write its schedules to `folder`."""
+def request(folder: Path) -> None:
+    """Have libtpu write its schedules to `folder`. Call it before this process loads libtpu."""
     given = os.environ.get("LIBTPU_INIT_ARGS", "")
     os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} {_FLAGS} {given}".strip()
 
 
 def refused() -> UserError:
-    """The error for a libtpu that does not take the flags of `request`."""
+    """Return the error for a libtpu that does not know the flags of `request`."""
     return UserError(
         f"libtpu {_version()} does not take the flags that make it write its schedule; plan without --schedule, or "
         f"install libtpu {TRIED}, with which it was tried"
@@ -82,11 +83,13 @@ def refused() -> UserError:
 
 
 def read(folder: Path, program: hlo.Program, runs: list[hlo.Executed]) -> Schedule:
-    """Read what libtpu has written of `program`, whose instructions run as `hlo.executed` says.
+    """Read the files that libtpu wrote for `program`. runs: by `hlo.executed`.
 
-    Of equal operations libtpu writes one; the others are found by it. Raises UserError when there are no such files.
+    libtpu writes one file for all equal operations; `signature` finds the others. Raises UserError when there are no
+    such files.
     """
-    texts, usages = {}, {}
+    texts: dict[str, Path] = {}
+    usages: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         found = _FILE.fullmatch(path.name)
         if found:
@@ -98,7 +101,7 @@ def read(folder: Path, program: hlo.Program, runs: list[hlo.Executed]) -> Schedu
         )
     capacities, _ = _usage(usages[_PROGRAM])
     written = {name: _work(texts[name], usages[name]) for name in texts if name != _PROGRAM}
-    around = [work for name, work in written.items() if name.startswith("<")]  # the program's beginning and end
+    around = [work for name, work in written.items() if name.startswith("<")]  # beginning and end of the program
     between, called = _between(texts[_PROGRAM], usages[_PROGRAM], {run.instruction.name: run.times for run in runs})
     home = {name: computation for computation in program.computations.values() for name in computation.instructions}
     equal = {}
@@ -116,12 +119,13 @@ def read(folder: Path, program: hlo.Program, runs: list[hlo.Executed]) -> Schedu
 
 
 def signature(program: hlo.Program, computation: hlo.Computation, instruction: hlo.Instruction) -> tuple:
-    """Equal for instructions that compute the same from operands of the same shapes and layouts."""
+    """Return a key that is equal for instructions that compute the same from operands of equal shapes and layouts."""
     operands = tuple(computation.instructions[name].shapes for name in instruction.operands)
     return operands, *_meaning(program, instruction)
 
 
-def _meaning(program, instruction) -> tuple:
+def _meaning(program: hlo.Program, instruction: hlo.Instruction) -> tuple:
+    """What an instruction computes, without its name and those of its operands."""
     attributes = instruction.attributes
     for pattern in (_METADATA, _CALLED, _PLACES):
         attributes = pattern.sub("", attributes)
@@ -130,9 +134,10 @@ def _meaning(program, instruction) -> tuple:
     return instruction.opcode, instruction.shapes, text, attributes, called
 
 
-def _body(program, computation) -> tuple:
-    """A computation without its names: instructions numbered in the order in which the result needs them."""
-    numbers, lines, needed = {}, [], [computation.root]
+def _body(program: hlo.Program, computation: hlo.Computation) -> tuple:
+    """A computation without names: its instructions are numbered in the order in which the result needs them."""
+    numbers: dict[str, int] = {}
+    lines, needed = [], [computation.root]
     while needed:
         instruction = computation.instructions[needed[-1]]
         missing = [name for name in instruction.operands if name not in numbers]
@@ -147,15 +152,17 @@ def _body(program, computation) -> tuple:
 
 
 def _usage(path: Path) -> tuple[dict[str, int], list[list[int]]]:
-    """Slots of a bundle by kind, and those used in each bundle in the same order."""
-    heading, _, rows = path.read_text().partition("== UTILIZATION:\n")
+    """Slots of a bundle by kind, and the used ones of each bundle in the same order."""
+    heading, _, body = path.read_text().partition("== UTILIZATION:\n")
     names, capacities = heading.splitlines()[1:3]
     kinds = [name.strip() for name in names.split(",")]
-    rows = [[int(used) for used in row.split()] for row in rows.splitlines()]
+    rows = [[int(used) for used in row.split()] for row in body.splitlines()]
     return dict(zip(kinds, map(int, capacities.split()), strict=True)), rows
 
 
-def _sum(parts: list[str], rows: list[list[int]], kinds: list[str], times: list[float], unknown: int) -> Work:
+def _sum(
+    parts: Sequence[str], rows: Sequence[Sequence[int]], kinds: Sequence[str], times: Sequence[float], unknown: int
+) -> Work:
     slots = dict.fromkeys(kinds, 0.0)
     for row, count in zip(rows, times, strict=True):
         for kind, used in zip(kinds, row, strict=True):
@@ -172,17 +179,18 @@ def _work(text: Path, usage: Path) -> Work:
 
 
 def _between(text: Path, usage: Path, runs: dict[str, float]) -> tuple[Work, set[str]]:
-    """What runs between the operations, and the names of those that are called.
+    """The work between the operations, and the names of the operations that are called.
 
-    runs: how often each operation runs. The loops here are those of the program: their bodies turn as often as the
-    operations run that are called in them.
+    runs: how often each operation runs. A loop between operations is one of the program, and turns as often as the
+    operations that it calls run.
     """
     parts = bundles.split(text.read_text())
     kinds, rows = _usage(usage)
-    innermost = [None] * len(parts)
+    innermost: list[tuple[int, int] | None] = [None] * len(parts)
     for first, end, _ in bundles.loops(parts):
         innermost[first:end] = [(first, end)] * (end - first)
-    turns, called = collections.defaultdict(lambda: 1.0), set()
+    turns: dict[tuple[int, int] | None, float] = collections.defaultdict(lambda: 1.0)
+    called: set[str] = set()
     for loop, part in zip(innermost, parts, strict=True):
         for names in _CALL.findall(part):
             name = "".join(names)

@@ -1,11 +1,11 @@
-"""What a program's schedule adds up to, by stage and part of the network, and which of its limits binds."""
+"""The sums of a program's schedule by stage and part of the network, and the roofline that follows from them."""
 
 import collections
 import dataclasses
 from collections.abc import Callable, Iterable
 
 from concertormer_jax.planning import hlo, profile
-from concertormer_jax.planning.chips import Chip
+from concertormer_jax.planning.chips import Peak
 from concertormer_jax.planning.schedule import NOTHING, Schedule, Work
 
 BETWEEN = "(between operations)"
@@ -13,9 +13,9 @@ BETWEEN = "(between operations)"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table: count instructions that run `times` in all, and the work and main memory's bytes of these.
+    """One line of a table: `count` instructions, and the sums over them of runs, work and bytes in main memory.
 
-    estimate: the compiler's estimated cycles of the same instructions.
+    estimate: the sum of the compiler's estimated cycles.
     """
 
     name: str
@@ -31,8 +31,8 @@ class Scheduled:
     """A program's schedule in one run on one chip.
 
     total: all cycles; capacities: slots of a bundle by kind; tables: by stage, part, kind of operation and operation,
-    each of which adds up to `total`; missing: instructions whose schedule was not found, uncertain: those with loops
-    whose turns are not known, which count as one.
+    each of which adds up to `total`; missing: instructions whose schedule was not found; uncertain: instructions with
+    loops of unknown length, which count as one turn.
     """
 
     total: Work
@@ -44,7 +44,7 @@ class Scheduled:
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least seconds of a run by each limit: the schedule, the matrix units at their peak, and main memory."""
+    """The least seconds of a run by each bound: the schedule, the matrix units at their peak, and main memory."""
 
     schedule_s: float
     mxu_s: float
@@ -52,16 +52,18 @@ class Roofline:
 
     @property
     def step_s(self) -> float:
+        """The largest of the three."""
         return max(self.schedule_s, self.mxu_s, self.memory_s)
 
     @property
     def binds(self) -> str:
-        limits = {"the schedule": self.schedule_s, "the matrix units": self.mxu_s, "main memory": self.memory_s}
-        return max(limits, key=limits.get)
+        """The name of the largest."""
+        bounds = {"the schedule": self.schedule_s, "the matrix units": self.mxu_s, "main memory": self.memory_s}
+        return max(bounds, key=lambda name: bounds[name])
 
 
 def summed(program: hlo.Program, runs: list[hlo.Executed], schedule: Schedule, top: int) -> Scheduled:
-    """Add the schedule up. top: operations in the table of these; the others are one row."""
+    """Sum the schedule up. top: the rows in the table of operations, beside one row for all others."""
     between = Row(BETWEEN, 0, 0.0, schedule.between, 0.0, 0.0)
     groups = {
         "stage": lambda run: profile.stage_and_part(run)[0],
@@ -76,20 +78,20 @@ def summed(program: hlo.Program, runs: list[hlo.Executed], schedule: Schedule, t
     return Scheduled(total, schedule.capacities, tables, schedule.missing, tuple(uncertain))
 
 
-def roofline(scheduled: Scheduled, flops: float, hbm_bytes: float, chip: Chip) -> Roofline:
-    """The limits of a run with so many FLOPs of matrix products and bytes of main memory on each chip."""
-    return Roofline(scheduled.total.cycles / chip.clock_hz, flops / chip.flops, hbm_bytes / chip.bytes_per_s)
+def roofline(scheduled: Scheduled, flops: float, hbm_bytes: float, peak: Peak) -> Roofline:
+    """Return the bounds of a run. flops, hbm_bytes: of its matrix products and in main memory, on each chip."""
+    return Roofline(scheduled.total.cycles / peak.clock_hz, flops / peak.flops_per_s, hbm_bytes / peak.bytes_per_s)
 
 
-def describe(scheduled: Scheduled, limits: Roofline, images: int) -> str:
-    """Several lines: the cycles, the limits and what cannot be known. images: in a run."""
+def describe(scheduled: Scheduled, bounds: Roofline, images: int) -> str:
+    """Return several lines: the cycles, the bounds, and what is not known. images: in a run."""
     total = scheduled.total
     lines = [
         f"  schedule      {total.cycles / 1e6:.2f} million cycles (bundles times turns), "
         f"{_percent(total.empty, total.cycles)} of them issue nothing",
-        f"  roofline      schedule {limits.schedule_s * 1e3:.2f} ms, matrix units {limits.mxu_s * 1e3:.2f} ms, main "
-        f"memory {limits.memory_s * 1e3:.2f} ms: {limits.binds} binds",
-        f"  step          {limits.step_s * 1e3:.2f} ms, {images / limits.step_s:.1f} images/s, if nothing waits",
+        f"  roofline      schedule {bounds.schedule_s * 1e3:.2f} ms, matrix units {bounds.mxu_s * 1e3:.2f} ms, main "
+        f"memory {bounds.memory_s * 1e3:.2f} ms: {bounds.binds} binds",
+        f"  step          {bounds.step_s * 1e3:.2f} ms, {images / bounds.step_s:.1f} images/s, if nothing waits",
         "  not known     waiting for main memory (copies between it and the chip), for other chips and for full queues",
     ]
     if scheduled.missing:
@@ -100,7 +102,7 @@ def describe(scheduled: Scheduled, limits: Roofline, images: int) -> str:
 
 
 def tables(scheduled: Scheduled) -> str:
-    """One table for each way of grouping; empty and slots in percent of what the cycles of the row hold."""
+    """Return a table for each way of grouping. Empty bundles and used slots are in percent of the row's cycles."""
     kinds = [name.rpartition(":")[2] for name in scheduled.capacities]
     blocks = []
     for name, rows in scheduled.tables.items():

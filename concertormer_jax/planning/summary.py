@@ -1,21 +1,23 @@
-"""What a network costs: parameters and multiply-accumulates (MACs) by part and by stage."""
+"""A summary of a network's cost: parameters and multiply-accumulates (MACs) by part and by stage."""
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from concertormer_jax.models import create, parameter_shapes
-from concertormer_jax.models.costs import COMMUNICATION, OUTSIDE, Cost, costs_of, total
+from concertormer_jax.models.costs import CDC, OUTSIDE, Cost, costs_of, total
 from concertormer_jax.planning.arithmetic import counted_by_xla
 from concertormer_jax.runtime import charts, files
+from concertormer_jax.runtime.paths import AnyPath
 from concertormer_jax.runtime.values import Whole
 
 SIDE_PX = Whole(1, 32768)  # of the picture
 
 
 class Summary(NamedTuple):
-    """costs: {stage: {part: Cost}}; xla_macs: {stage: MACs as XLA counts them}; both of one picture."""
+    """The cost of one picture. costs: {stage: {part: Cost}}; xla_macs: {stage: half the FLOPs that XLA counts}."""
 
     variant: str
     width_px: int
@@ -25,22 +27,22 @@ class Summary(NamedTuple):
 
     @property
     def total(self) -> Cost:
-        """Of the whole network."""
+        """The cost of the whole network."""
         return total(self.by_stage.values())
 
     @property
     def by_stage(self) -> dict[str, Cost]:
-        """The stages in the order in which they run."""
+        """The cost of each stage, in the order in which they run."""
         return {stage: total(parts.values()) for stage, parts in self.costs.items()}
 
     @property
     def by_part(self) -> dict[str, Cost]:
-        """The parts, summed over all stages."""
+        """The cost of each part, summed over all stages."""
         names = dict.fromkeys(part for parts in self.costs.values() for part in parts)
         return {name: total(parts.get(name, Cost()) for parts in self.costs.values()) for name in names}
 
-    def as_json(self) -> dict:
-        """Numbers for programs."""
+    def as_json(self) -> dict[str, Any]:
+        """Return all numbers, for programs."""
         stages = {
             stage: _entry(cost) | {"xla_macs": self.xla_macs[stage], "parts": _entries(self.costs[stage])}
             for stage, cost in self.by_stage.items()
@@ -51,13 +53,13 @@ class Summary(NamedTuple):
             "height_px": self.height_px,
             **_entry(self.total),
             "xla_macs": sum(self.xla_macs.values()),
-            "communication": _entry(self.by_part.get(COMMUNICATION, Cost())),
+            "communication": _entry(self.by_part.get(CDC, Cost())),
             "parts": _entries(self.by_part),
             "stages": stages,
         }
 
-    def __str__(self):
-        whole, communication = self.total, self.by_part.get(COMMUNICATION, Cost())
+    def __str__(self) -> str:
+        whole, communication = self.total, self.by_part.get(CDC, Cost())
         header = ["", "parameters", "GMACs, paper", "GMACs, all", "GMACs, XLA"]
         by_part = [_row(name, cost) for name, cost in self.by_part.items()]
         by_stage = [_row(name, cost, self.xla_macs[name]) for name, cost in self.by_stage.items()]
@@ -65,7 +67,7 @@ class Summary(NamedTuple):
         lines = [f"{self.variant}, one picture of {self.width_px}x{self.height_px}", ""]
         lines += _table([header, *by_part, None, *by_stage, None, sums])
         if communication.macs:
-            lines += ["", f"{COMMUNICATION}: {_share(communication, whole)}"]
+            lines += ["", f"{CDC}: {_share(communication, whole)}"]
         return "\n".join(lines)
 
 
@@ -80,8 +82,8 @@ def summarise(variant: str, width_px: int, height_px: int) -> Summary:
     return Summary(variant, width_px, height_px, costs, xla_macs)
 
 
-def draw(summary: Summary, path) -> None:
-    """Write a bar chart: the MACs of every stage, by part. Raises UserError without matplotlib."""
+def draw(summary: Summary, path: AnyPath) -> None:
+    """Write a bar chart of the MACs of every stage, by part. Raises UserError without matplotlib."""
     pyplot = charts.pyplot("--chart")
     figure, axes = pyplot.subplots(figsize=(10, 4.2), layout="constrained")
     left = dict.fromkeys(summary.costs, 0.0)
@@ -104,29 +106,28 @@ def draw(summary: Summary, path) -> None:
     pyplot.close(figure)
 
 
-def _entry(cost):
+def _entry(cost: Cost) -> dict[str, int]:
     return {"parameters": cost.parameters, "paper_macs": cost.paper_macs, "macs": cost.macs}
 
 
-def _entries(costs):
+def _entries(costs: Mapping[str, Cost]) -> dict[str, dict[str, int]]:
     return {name: _entry(cost) for name, cost in costs.items()}
 
 
-def _row(name, cost, xla_macs=None):
+def _row(name: str, cost: Cost, xla_macs: float | None = None) -> list[str]:
     giga = [f"{macs / 1e9:,.3f}" for macs in (cost.paper_macs, cost.macs)]
     return [name, f"{cost.parameters:,}", *giga, "" if xla_macs is None else f"{xla_macs / 1e9:,.3f}"]
 
 
-def _table(rows):
-    """Lines with aligned columns, the first to the left; None is a rule."""
-    widths = [max(len(row[column]) for row in rows if row) for column in range(len(rows[0]))]
+def _table(rows: Sequence[list[str] | None]) -> list[str]:
+    """Lines with aligned columns, the first to the left, the others to the right; None gives a rule."""
+    widths = [max(map(len, column)) for column in zip(*filter(None, rows), strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    return [
-        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in cells).rstrip()
-        if (cells := list(enumerate(zip(row or [], widths, strict=False))))
-        else rule
-        for row in rows
-    ]
+    return ["  ".join(map(_aligned, row, widths, range(len(widths)))).rstrip() if row else rule for row in rows]
+
+
+def _aligned(cell: str, width: int, column: int) -> str:
+    return cell.rjust(width) if column else cell.ljust(width)
 
 
 def _share(part: Cost, whole: Cost) -> str:

@@ -1,10 +1,12 @@
-"""matplotlib, which is optional: only charts need it."""
+"""Charts: matplotlib, an optional package, and whether it can draw into a file."""
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.outputs import require_file_writable
+from concertormer_jax.runtime.paths import AnyPath
 
 
 def installed() -> bool:
@@ -12,19 +14,19 @@ def installed() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def require_drawable(wanted_by: str, path) -> None:
-    """Raise UserError where charts cannot be drawn, or not into `path`: its suffix or its place does not allow it."""
-    known = pyplot(wanted_by).Figure().canvas.get_supported_filetypes()
+def require_drawable(flag: str, path: AnyPath) -> None:
+    """Raise UserError without matplotlib, for a suffix that it cannot write, and where `path` cannot be written."""
+    known = pyplot(flag).Figure().canvas.get_supported_filetypes()
     suffix = Path(path).suffix.lower().removeprefix(".")
     if suffix not in known:
-        raise UserError(f"{wanted_by}={path}: must end in one of .{', .'.join(sorted(known))}")
+        raise UserError(f"{flag}={path}: must end in one of .{', .'.join(sorted(known))}")
     require_file_writable(path)
 
 
-def pyplot(wanted_by: str):
-    """matplotlib's pyplot, drawing into files. Raises UserError, saying what wants it, where it is not installed."""
+def pyplot(user: str) -> ModuleType:
+    """Return matplotlib's pyplot, set to draw into files. Raises UserError, naming `user`, if it is not installed."""
     if not installed():
-        raise UserError(f"{wanted_by} needs matplotlib; install it with: pip install matplotlib")
+        raise UserError(f"{user} needs matplotlib; install it with: pip install matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,9 +1,11 @@
-"""The devices that share the work: one mesh axis over which batches are split."""
+"""The devices that share the work: the mesh, where arrays lie on it, and how programs are compiled for it."""
 
 import contextlib
 import gc
 import os
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -12,10 +14,10 @@ from concertormer_jax.runtime import threads, trace_cache
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import user_path
 
-_SHARE_CODE = "--xla_tpu_enable_deduplicated_calls"
+_DEDUPLICATE = "--xla_tpu_enable_deduplicated_calls"
 
 
-def data_mesh(devices=None) -> Mesh:
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return a mesh with the one axis "data" over `devices` (all of them if None)."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
@@ -31,24 +33,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place_batch(mesh: Mesh, arrays):
+def place_batch(mesh: Mesh, arrays: Any) -> Any:
     """Put this host's share of a batch (a tree of NumPy arrays) on its devices of `mesh`."""
     sharding = batch_sharding(mesh)
-    with jax.transfer_guard("allow"):  # it is explicit here; with several hosts the guard does not see that
+    with jax.transfer_guard("allow"):  # with several hosts the guard takes this transfer for an implicit one
         return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), arrays)
 
 
-def to_run_once() -> dict:
-    """Options of `jax.jit` for what runs once: on a CPU no optimisations, which would take longer than it runs."""
+def run_once_options() -> dict[str, Any]:
+    """Options of `jax.jit` for a program that runs once: on a CPU, XLA optimises longer than such a program runs."""
     on_cpu = jax.default_backend() == "cpu"
     return {"compiler_options": {"xla_backend_optimization_level": 0} if on_cpu else None}
 
 
-def run_in_background(lowered: jax.stages.Lowered, *arguments) -> Future:
-    """Compile what `jax.jit(...).lower(*arguments)` returned and run it, in a thread of its own.
+def run_in_background(lowered: jax.stages.Lowered, *arguments: Any) -> Future:
+    """Compile what `jax.jit(...).lower(*arguments)` returned and run it on `arguments`, in a thread of its own.
 
-    To compile a program, or read it from the cache, and to run it needs no Python: the next can be traced meanwhile.
-    With several processes it is done before this returns: all must start their programs in the same order.
+    XLA holds no Python lock meanwhile, so that this thread can trace the next program. With several processes the call
+    returns when the program has run, as all processes must start their programs in the same order.
     """
     if jax.process_count() == 1:
         return threads.run(lambda: lowered.compile()(*arguments))
@@ -57,8 +59,8 @@ def run_in_background(lowered: jax.stages.Lowered, *arguments) -> Future:
     return done
 
 
-def compile_while_listening(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """`lowered.compile()`, from which a signal's handler that raises leaves at once; the compiler goes on alone."""
+def compile_interruptibly(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Return `lowered.compile()`. A signal handler that raises ends the wait at once, though not the compiler."""
     if jax.process_count() > 1:
         return lowered.compile()
     return threads.run(lowered.compile).result()
@@ -68,7 +70,7 @@ def join_hosts() -> None:
     """Join the other processes of a training on several hosts. Raises UserError where JAX finds no cluster."""
     try:
         jax.distributed.initialize()
-    except (ValueError, KeyError, TypeError) as error:  # of an environment that says nothing, or not enough
+    except (ValueError, KeyError, TypeError) as error:  # environment variables of a cluster are missing
         raise UserError(
             f"--distributed: JAX finds no cluster that this process belongs to ({error}); start it on each host of a "
             "Cloud TPU pod, or by SLURM, Open MPI or Kubernetes, or leave --distributed out on a single host"
@@ -76,8 +78,8 @@ def join_hosts() -> None:
 
 
 @contextlib.contextmanager
-def out_of_memory_explained(advice: str):
-    """Turn a device's running out of memory into a UserError that ends in `advice`."""
+def explain_out_of_memory(advice: str) -> Generator[None]:
+    """Turn JAX's error that a device ran out of memory into a UserError that ends in `advice`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -86,30 +88,30 @@ def out_of_memory_explained(advice: str):
         raise UserError(f"the device {jax.devices()[0].device_kind} ran out of memory; {advice}") from error
 
 
-def share_code_on_tpus() -> None:
-    """Have the compiler for TPUs write equal operations once; to be called before this process loads it.
+def deduplicate_tpu_code() -> None:
+    """Have libtpu emit equal operations once, unless LIBTPU_INIT_ARGS says otherwise. Call it before libtpu is loaded.
 
-    The stages on the way down and up are much alike: it nearly halves the network's program. Users may say otherwise.
+    The encoder's and decoder's stages are much alike, so the program is about half as large.
     """
     given = os.environ.get("LIBTPU_INIT_ARGS", "")
-    if _SHARE_CODE not in given:
-        os.environ["LIBTPU_INIT_ARGS"] = f"{_SHARE_CODE}=true {given}".strip()
+    if _DEDUPLICATE not in given:
+        os.environ["LIBTPU_INIT_ARGS"] = f"{_DEDUPLICATE}=true {given}".strip()
 
 
 def prepare_to_compile() -> None:
-    """Make this process quick to start its programs; to be called before it uses a device.
+    """Cache compiled programs and their traces on disk. Call it before this process uses a device.
 
-    Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder if that is not set, and their
-    traces in the folder `traces` there. Garbage is collected less often: tracing a network makes millions of objects
-    that stay, and searching them again and again takes a third of its time.
+    Compiled programs go to JAX_COMPILATION_CACHE_DIR, or to the user's cache folder if that is not set, and traces to
+    the folder `traces` there. Python's garbage collector runs less often: tracing a network makes millions of objects
+    that stay alive, and the collector would visit them again and again.
     """
-    share_code_on_tpus()
-    given = jax.config.jax_compilation_cache_dir
+    deduplicate_tpu_code()
+    given = jax.config.values["jax_compilation_cache_dir"]
     if given is None:
         cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "concertormer_jax"
     else:
         cache = user_path(given, "JAX_COMPILATION_CACHE_DIR")
     jax.config.update("jax_compilation_cache_dir", os.fspath(cache))
-    if jax.config.jax_enable_compilation_cache:
-        trace_cache.keep_in(cache / "traces")
+    if jax.config.values["jax_enable_compilation_cache"]:
+        trace_cache.set_cache_dir(cache / "traces")
     gc.set_threshold(1_000_000)

@@ -1,27 +1,22 @@
-"""How a command ends that cannot go on: the failures that a user can cause, and the signals that ask it to stop."""
+"""How a command ends that cannot go on: with one sentence, at a failure the user can mend or at a signal.
+
+`UserError` is the failure, `Stopped` the signal, `reported` turns both into a sentence on stderr and an exit status.
+"""
 
 import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Generator
+from types import FrameType
+from typing import NoReturn
 
 from concertormer_jax.runtime import threads
 
-# Text that may come from foreign files or names, on its way to the terminal.
-
-
-def printable(text: str) -> str:
-    """Return `text` with every character that a terminal could act on, or not print, written as an escape (`\\x1b`).
-
-    That is control and formatting characters, line ends, and bytes of file names that are no text.
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 OWN_PROCESS = threading.Event()  # set where a command is all that this process does
-_CLOUD = ("tensorflow", "google")  # whose clients of buckets raise kinds of their own
+_CLOUD = ("tensorflow", "google")  # packages whose clients of buckets raise exceptions of their own
 
 
 class UserError(ValueError):
@@ -36,14 +31,36 @@ class Stopped(KeyboardInterrupt):
         self.number, self.text = number, text or f"stopped by {signal.Signals(number).name}"
 
 
+def printable(text: str) -> str:
+    """Return `text` with every character that a terminal acts on or cannot print written as an escape (`\\x1b`).
+
+    These are control and formatting characters, line ends, and bytes of file names that are not UTF-8.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def exit_on_signals() -> None:
+    """End this process with one sentence at SIGINT or SIGTERM, until `reported` takes over.
+
+    A process that runs one command and nothing else calls this before it imports the command, which takes seconds.
+    """
+    OWN_PROCESS.set()
+    for number in STOP_SIGNALS:
+        signal.signal(number, _exit_at_once)
+
+
+def _exit_at_once(number: int, _: FrameType | None) -> NoReturn:
+    print(Stopped(number).text, file=sys.stderr, flush=True)
+    os._exit(128 + number)  # the command has written nothing yet
+
+
 @contextlib.contextmanager
-def reported():
+def reported() -> Generator[None]:
     """Turn a `UserError` in a command into `error: ...` on stderr and exit status 2.
 
-    Files that cannot be read or written (`OSError`: permission, disk full, missing) are reported in the same way,
-    since the operating system's message names the file and the reason, and so is what a bucket's client raises.
-    Ctrl-C and SIGTERM end the command with one sentence and the status that a shell gives to them, 130 and 143.
-    Characters of names that a terminal would act on are shown as escapes.
+    An `OSError` (permission, disk full, missing file) is reported in the same way, since the operating system's message
+    names the file and the reason; so is what a bucket's client raises. SIGINT (Ctrl-C) and SIGTERM end the command with
+    one sentence and the status that a shell gives to them, 130 and 143. The message is made `printable`.
     """
     with _signals_raise():
         try:
@@ -63,16 +80,16 @@ def reported():
 
 
 @contextlib.contextmanager
-def _signals_raise():
-    """Have SIGINT and SIGTERM raise `Stopped`, so that what is open is closed and temporary files are removed."""
+def _signals_raise() -> Generator[None]:
+    """Have SIGINT and SIGTERM raise `Stopped`, so that files are closed and temporary ones removed."""
 
-    def stop(number, _):
+    def stop(number: int, _: FrameType | None) -> NoReturn:
         raise Stopped(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python runs handlers in the main thread alone
+        yield  # Python runs signal handlers in the main thread alone
         return
-    before = {number: signal.signal(number, stop) for number in STOPPING}
+    before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     try:
         yield
     finally:
@@ -80,9 +97,9 @@ def _signals_raise():
             signal.signal(number, handler)
 
 
-def _end(status: int, text: str, cause: BaseException):
+def _end(status: int, text: str, cause: BaseException) -> NoReturn:
     print(printable(text), file=sys.stderr, flush=True)
-    # A compiler at work would crash where the process takes down what it uses.
+    # The compiler in a background thread would crash while the interpreter shuts down.
     if OWN_PROCESS.is_set() and threads.busy():
         sys.stdout.flush()
         os._exit(status)

@@ -1,4 +1,4 @@
-"""What the operating system says of a file that cannot be written, with the file's name and what to do."""
+"""Files that are either whole or absent, locks that one process holds, and errors of writing that say what to do."""
 
 import contextlib
 import errno
@@ -6,25 +6,36 @@ import fcntl
 import os
 import socket
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
-from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import is_remote
+from etils import epath
 
-# Files that are either whole or absent, and folders that one process holds.
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import AnyPath, is_remote
 
 _CANNOT_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
+_REMEDIES = {
+    errno.ENOSPC: "free some space there or name another folder",
+    errno.EDQUOT: "free some of your space there or name another folder",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f) or name a folder on another disk",
+    errno.EROFS: "name a folder that can be written to",
+    errno.EACCES: "change its mode or owner, or name another folder",
+    errno.EPERM: "change its mode or owner, or name another folder",
+    errno.EIO: "check the disk or the network drive, or name another folder",
+    errno.ENAMETOOLONG: "give it a shorter name",
+}
 
 
 @contextlib.contextmanager
-def written_atomically(path):
+def written_atomically(path: AnyPath) -> Generator[Path]:
     """Yield a temporary path beside `path` with its suffix; move it to `path` when the block succeeds, else remove it.
 
     Missing parent folders are made. The content is flushed to the disk before the move.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The beginning of the name suffices to tell whose the file is, and a long name has no room for more.
+    # The temporary name takes only the beginning of the stem, as a file's name may be at its longest already.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:32]}-", suffix=path.suffix)
     os.close(handle)
     try:
@@ -38,28 +49,28 @@ def written_atomically(path):
     except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-        # Of the system's own errors, those of writing name no file, or the temporary one.
+        # The system's errors of writing name no file, or the temporary one.
         if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
-            raise explained(OSError(error.errno, error.strerror), path) from error
+            raise with_remedy(OSError(error.errno, error.strerror), path) from error
         raise
 
 
-def write_text(path, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Write `text` to `path`, which may be in a bucket, atomically, as UTF-8.
 
-    Bytes of names that are no text become escapes (`\\udcff`).
+    Bytes of names that are not UTF-8 become escapes (`\\udcff`).
     """
     if is_remote(path):
         # A bucket shows an object when all of it has arrived.
-        path.write_bytes(text.encode("utf-8", "backslashreplace"))
+        epath.Path(path).write_bytes(text.encode("utf-8", "backslashreplace"))
         return
     with written_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
-def locked(path, refusal: str):
-    """Hold the lock file `path`, whose folder is made if need be; it ends with this process, however that ends.
+def locked(path: AnyPath, refusal: str) -> Generator[None]:
+    """Hold the lock file `path`, whose folder is made if need be; the system releases it however this process ends.
 
     In a bucket and on file systems that cannot lock files, nothing is done. Raises UserError when another process
     holds the lock: `refusal`, in which {holder} stands for that process.
@@ -88,26 +99,14 @@ def locked(path, refusal: str):
             file.truncate(0)
 
 
-_REMEDIES = {
-    errno.ENOSPC: "free some space there or name another folder",
-    errno.EDQUOT: "free some of your space there or name another folder",
-    errno.EFBIG: "raise the limit of a file's size (ulimit -f) or name a folder on another disk",
-    errno.EROFS: "name a folder that can be written to",
-    errno.EACCES: "change its mode or owner, or name another folder",
-    errno.EPERM: "change its mode or owner, or name another folder",
-    errno.EIO: "check the disk or the network drive, or name another folder",
-    errno.ENAMETOOLONG: "give it a shorter name",
-}
-
-
-def explained(error: OSError, path) -> OSError:
-    """Return `error` with the name of the file, `path` if it has none itself, and what to do in its text."""
-    remedy = _REMEDIES.get(error.errno, "name another folder")
+def with_remedy(error: OSError, path: AnyPath) -> OSError:
+    """Return `error` with what to do in its text, and with `path` as its file's name if it names none."""
+    remedy = _REMEDIES.get(error.errno or 0, "name another folder")
     reason = os.strerror(error.errno) if error.errno else str(error)
     return OSError(error.errno or errno.EIO, f"{reason}; {remedy}", str(error.filename or path))
 
 
-def written_error(error: Exception, path) -> OSError:
-    """Return what a library that raises its own kinds says of writing `path` as the operating system's error."""
+def as_os_error(error: Exception, path: AnyPath) -> OSError:
+    """Return an exception that a library raised when it wrote `path` as the operating system's error it stems from."""
     known = (number for number in _REMEDIES if os.strerror(number) in str(error))
-    return explained(OSError(next(known, errno.EIO), str(error)), path)
+    return with_remedy(OSError(next(known, errno.EIO), str(error)), path)

@@ -1,19 +1,19 @@
-"""How much of the machine's memory is left."""
+"""The memory that this process can still take, and the refusal of what needs more."""
 
 import os
 from pathlib import Path
 
 from concertormer_jax.runtime.errors import UserError
 
-_LITTLE_BYTES = 2**28  # that need no look at the free memory
+_LITTLE_BYTES = 2**28  # less than this is never refused
 
 
 def available_memory_bytes() -> int:
-    """Return how much memory this process can still take: the machine's, or the container's if that is less."""
+    """Return the bytes that this process can still take: the machine's free memory, or the container's if less."""
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # no Linux: all of the machine's memory is the best that can be said
+    except (OSError, KeyError):  # no Linux: its free memory is not known, so all of it stands for that
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
@@ -24,7 +24,7 @@ def available_memory_bytes() -> int:
 
 
 def require_memory(needed_bytes: int, what: str) -> None:
-    """Raise UserError, in which `what` is the subject, if more bytes are needed than are available."""
+    """Raise UserError, whose subject is `what`, if more bytes are needed than are available."""
     if needed_bytes <= _LITTLE_BYTES or needed_bytes <= (available := available_memory_bytes()):
         return
     raise UserError(

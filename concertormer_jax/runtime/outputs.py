@@ -1,4 +1,4 @@
-"""Where results go."""
+"""Where results go: their default places, and refusals of places that cannot or must not be written."""
 
 import os
 import tempfile
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import checked_name, is_remote, local_path, user_path
+from concertormer_jax.runtime.paths import AnyPath, checked_name, is_remote, local_path, user_path
 
 
 def results_path(output: str | None, ckpt: str, *default: str) -> Path:
-    """Where a command's results go: --output, else `default` in the folder --ckpt, or in one beside a weights file.
+    """Return where a command's results go: --output, else `default` in the folder --ckpt or beside a weights file.
 
     Raises UserError when that is not on this machine.
     """
@@ -25,7 +25,7 @@ def results_path(output: str | None, ckpt: str, *default: str) -> Path:
     return Path(folder, *default)
 
 
-def require_writable(folder) -> None:
+def require_writable(folder: AnyPath) -> None:
     """Make `folder` if need be and raise UserError unless files can be written into it."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -35,8 +35,8 @@ def require_writable(folder) -> None:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder for results.") from error
 
 
-def require_separate(outputs: Iterable, inputs: Iterable) -> None:
-    """Raise UserError if two of `outputs` are one file, or one of them is one of the files `inputs` or is a folder."""
+def require_separate(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None:
+    """Raise UserError if two of `outputs` are the same file, or one is a folder or the same file as one of `inputs`."""
     originals = {_identity(path): path for path in inputs}
     originals.pop(None, None)
     outputs = [Path(path) for path in outputs]
@@ -52,33 +52,36 @@ def require_separate(outputs: Iterable, inputs: Iterable) -> None:
 
 
 def key_of_results(folder: Path) -> Callable[[Path], str]:
-    """Return the function that is equal for two paths below `folder` if they are one file by the rules of its disk."""
+    """Return a function that gives one text for all paths that the disk of `folder` takes for the same file.
+
+    Some disks do not tell upper from lower case, nor the Unicode forms of one letter.
+    """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     if _tells_case_apart(existing):
         return lambda path: os.path.join(os.path.realpath(path.parent), path.name)
     return lambda path: unicodedata.normalize("NFC", os.path.join(os.path.realpath(path.parent), path.name)).casefold()
 
 
-def require_file_writable(path) -> None:
+def require_file_writable(path: AnyPath) -> None:
     """Make the folder of `path` if need be and raise UserError unless `path` can be written as a file."""
     if Path(path).is_dir():
         raise UserError(f"{path}: is a folder; name a file for the result.")
     require_writable(Path(path).parent)
 
 
-def restored_path(output, name: str) -> Path:
-    """Return where the evaluator writes the restored picture of the pair `name`. Raises UserError for no safe name."""
+def restored_path(output: AnyPath, name: str) -> Path:
+    """Return where the evaluator writes the restored picture of a pair. Raises UserError like `checked_name`."""
     checked_name(name, output)
     return Path(output) / "restored" / f"{name}.png"
 
 
-def worst_ten_path(output) -> Path:
+def worst_ten_path(output: AnyPath) -> Path:
     """Return where the sheet of the worst pictures goes."""
     return Path(output) / "worst_ten.png"
 
 
-def _identity(path):
-    """What is the same for all names of one file, links included; None for a file that is not there."""
+def _identity(path: AnyPath) -> tuple[int, int] | None:
+    """Device and inode of a file, which are the same for all its names, links included; None for a missing file."""
     try:
         found = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -88,9 +91,9 @@ def _identity(path):
     return found.st_dev, found.st_ino
 
 
-def _tells_case_apart(folder):
+def _tells_case_apart(folder: Path) -> bool:
     try:
         with tempfile.NamedTemporaryFile(prefix=".case", dir=folder) as file:
             return not Path(file.name).with_name(Path(file.name).name.swapcase()).exists()
-    except OSError:  # a folder that cannot be written is refused when the results are
+    except OSError:  # `require_writable` refuses such a folder
         return True

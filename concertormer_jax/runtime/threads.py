@@ -1,19 +1,23 @@
-"""Work in threads that a process may leave behind when it ends: a compiler cannot be interrupted."""
+"""Work in other threads: results prefetched by a pool, and calls that may outlive the process's wish to end."""
 
 import collections
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
-# Work done in threads a little ahead of its use.
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
-def ahead(threads: ThreadPoolExecutor, function, arguments: Iterable, count: int) -> Iterator:
-    """Yield `function(argument)` for every argument, in order; up to `count` are computed before they are asked for."""
-    waiting = collections.deque()
+def prefetch(
+    pool: ThreadPoolExecutor, function: Callable[[Argument], Result], arguments: Iterable[Argument], count: int
+) -> Iterator[Result]:
+    """Yield `function(argument)` for every argument, in order; `pool` computes up to `count` results in advance."""
+    waiting: collections.deque[Future[Result]] = collections.deque()
     try:
         for argument in arguments:
-            waiting.append(threads.submit(function, argument))
+            waiting.append(pool.submit(function, argument))
             if len(waiting) > count:
                 yield waiting.popleft().result()
         while waiting:
@@ -24,26 +28,29 @@ def ahead(threads: ThreadPoolExecutor, function, arguments: Iterable, count: int
 
 
 class _Worker(threading.Thread):
-    """A thread that does one thing and does not keep the process from ending."""
+    """A thread that makes one call. It is a daemon: the process can end before the call does."""
 
     def __init__(self, function: Callable):
         super().__init__(daemon=True)
         self._function, self.future = function, Future()
 
-    def run(self):
+    def run(self) -> None:
         try:
             self.future.set_result(self._function())
         except BaseException as error:
             self.future.set_exception(error)
 
 
-def run(function: Callable) -> Future:
-    """Call `function` in a thread of its own. To wait for the result ends early where a signal's handler raises."""
+def run(function: Callable[[], Result]) -> "Future[Result]":
+    """Call `function` in a daemon thread.
+
+    Use this for the compiler, which cannot be interrupted: a signal handler that raises ends the wait for the result.
+    """
     worker = _Worker(function)
     worker.start()
     return worker.future
 
 
 def busy() -> bool:
-    """Whether a function that `run` was given is still at work."""
+    """Whether a function that was given to `run` is still at work."""
     return any(isinstance(thread, _Worker) for thread in threading.enumerate())

@@ -1,9 +1,11 @@
-"""Traces of programs, kept between processes: to trace a network takes as long as to load its compiled program.
+"""A cache of traced programs in files: tracing a network takes as long as loading its compiled program.
 
-A process that calls `keep_in` takes its traces from files, which may be removed at any time, and adds those it lacks.
+`set_cache_dir` turns the cache on for this process. Its files may be removed at any time. At most `MOST_TRACES` are
+kept: when one more is written, the oldest are removed.
 """
 
 import hashlib
+import inspect
 import uuid
 import warnings
 from collections.abc import Callable
@@ -16,59 +18,83 @@ from jax import export
 
 from concertormer_jax.ops.dispatch import traced_for
 
+MOST_TRACES = 500  # of about 0.1 MB each
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _DIGEST_BYTES = hashlib.sha256().digest_size
-_folder, _code = None, None
+_folder, _package = None, None
 
 
-def keep_in(folder) -> None:
-    """From now on keep traces in `folder`, which may be gs://; None for not.
+def set_cache_dir(folder) -> None:
+    """Cache traces in `folder`, which may be gs://, from now on; None turns the cache off.
 
-    To be called soon after this package is imported, as its files are taken for what was imported, and not by a process
-    that changes functions of the package while it runs.
+    The files of this package are hashed here and stand for the code that was imported. So call this soon after the
+    import, and do not replace functions of the package in a process that uses the cache.
     """
-    global _folder, _code
-    _folder, _code = (None, None) if folder is None else (epath.Path(folder), _digest_of_sources())
+    global _folder, _package
+    _folder, _package = (None, None) if folder is None else (epath.Path(folder), _digest_of_package())
 
 
-def lower(function: Callable, *arguments, made_from: str, **jit_options) -> jax.stages.Lowered:
-    """`jax.jit(function, **jit_options).lower(*arguments)`, traced only if no process before kept the trace.
+def fingerprint(module, *settings) -> str | None:
+    """Text for `lower_cached` that changes when the network or the settings of a program change.
 
-    A kept trace serves for arguments of equal trees, shapes, types and shardings, with equal options, on equal devices,
-    with the settings of JAX, the versions of the libraries and the files of this package as they were. made_from: all
-    else that `function` depends on, such as the network's fields or a config, as text; what this package makes out of
-    them is told apart by the function's name. arguments: arrays or their shapes, in trees that `jax.export` can write.
+    module: the network; its fields and the file of its class count. settings: all else that the program is made of,
+    such as parts of a config, each with a `str` that shows its value. Returns None if the class comes from no file.
+    """
+    source = _digest_of_source(type(module))
+    return None if source is None else "\n".join(map(str, (source, module, *settings)))
+
+
+def lower_cached(function: Callable, *arguments, fingerprint: str | None, **jit_options) -> jax.stages.Lowered:
+    """`jax.jit(function, **jit_options).lower(*arguments)`, without tracing `function` if its trace is in the cache.
+
+    function: named differently from the other functions of its file that have the same fingerprint; one that comes
+        from no file is not cached.
+    arguments: trees of arrays, or of their shapes, that `jax.export` can write.
+    fingerprint: of all that `function` depends on (see `fingerprint`); None: it is not cached.
+
+    A cached trace is used for arguments of the same trees, shapes, types and shardings, with the same options, devices,
+    settings of JAX and versions of the libraries, if neither this package nor the file of `function` has changed.
     """
     jitted = jax.jit(function, **jit_options)
-    if _folder is None:
+    source = _digest_of_source(function)
+    if None in (_folder, fingerprint, source):
         return jitted.lower(*arguments)
-    path = _folder / _key(function, arguments, jit_options, made_from)
-    trace = _kept(path)
+    path = _folder / _key(function, source, fingerprint, arguments, jit_options)
+    trace = _read(path)
     if trace is None:
         trace = export.export(jitted)(*arguments).serialize()
-        _keep(path, trace)
+        _write(path, trace)
     exported = export.deserialize(trace)
     return jax.jit(exported.call, **jit_options).lower(*arguments)
 
 
-def _key(function, arguments, options, made_from):
+def _key(function, source, fingerprint, arguments, options):
     devices = [(device.platform, device.device_kind) for device in jax.devices()]
     leaves, tree = jax.tree.flatten(arguments)
     kinds = [(leaf.shape, leaf.dtype, getattr(leaf, "sharding", None)) for leaf in leaves]
     parts = [
         f"{function.__module__}.{function.__qualname__}",
-        made_from,
+        source,
+        fingerprint,
         sorted(options.items()),
         (tree, kinds),
         (devices, jax.process_count(), traced_for.value),
         sorted(jax.config.values.items()),
         [version(name) for name in _LIBRARIES],
-        _code,
+        _package,
     ]
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
 
 
-def _digest_of_sources():
+def _digest_of_source(defined) -> str | None:
+    """The digest of the file in which a function or a class is defined, None if there is none."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(defined)).read_bytes()).hexdigest()
+    except (TypeError, OSError):
+        return None
+
+
+def _digest_of_package() -> str:
     folder = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -76,8 +102,11 @@ def _digest_of_sources():
     return digest.hexdigest()
 
 
-def _kept(path):
-    """The trace in `path`, or None if there is none, it cannot be read, or the file was damaged."""
+# A file holds the digest of a trace and the trace.
+
+
+def _read(path) -> bytearray | None:
+    """The trace in `path`, or None if there is none, it cannot be read, or it is damaged."""
     try:
         if not path.exists():
             return None
@@ -88,12 +117,22 @@ def _kept(path):
     return bytearray(trace) if hashlib.sha256(trace).digest() == digest else None
 
 
-def _keep(path, trace):
-    """Write `trace` to `path`, behind its digest; a folder that takes no files costs only a warning."""
+def _write(path, trace) -> None:
+    """Write `trace` to `path` and prune the folder; if that fails, only warn."""
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(hashlib.sha256(trace).digest() + trace)
         temporary.replace(path)
+        _prune(path.parent)
     except OSError as error:
-        warnings.warn(f"the trace of a program cannot be kept in {path.parent}: {error}", stacklevel=3)
+        warnings.warn(f"traces cannot be cached in {path.parent}: {error}", stacklevel=3)
+
+
+def _prune(folder) -> None:
+    """Remove the oldest files of `folder` beyond `MOST_TRACES`."""
+    files = list(folder.iterdir())
+    if len(files) > MOST_TRACES:
+        files.sort(key=lambda path: path.stat().mtime)
+        for path in files[:-MOST_TRACES]:
+            path.unlink(missing_ok=True)

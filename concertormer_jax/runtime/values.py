@@ -1,11 +1,11 @@
-"""Kinds of values that users give, with their ranges: `value in kind`, and `str(kind)` for a message."""
+"""Kinds of values that a flag or key takes: `value in kind` checks one, `str(kind)` describes them in a message."""
 
 import dataclasses
 import re
 from typing import Any
 
 _LONGEST_TEXT = 4096
-_LONGEST_SHOWN = 200  # characters of a value in a message
+_LONGEST_SHOWN = 200  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,46 +16,46 @@ class Whole:
     most: int
     multiple: int = 1
 
-    def __contains__(self, value) -> bool:
+    def __contains__(self, value: object) -> bool:
         whole = isinstance(value, int) and not isinstance(value, bool)
         return whole and self.least <= value <= self.most and value % self.multiple == 0
 
-    def __str__(self):
+    def __str__(self) -> str:
         kind = "a whole number" if self.multiple == 1 else f"a multiple of {self.multiple}"
         return f"{kind} from {self.least} to {self.most}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A number from `least` to `most`; NaN and infinity are none."""
+    """A finite number from `least` to `most`."""
 
     least: float
     most: float
 
-    def __contains__(self, value) -> bool:
+    def __contains__(self, value: object) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and self.least <= value <= self.most
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"a number from {self.least:g} to {self.most:g}"
 
 
 class Switch:
     """True or False."""
 
-    def __contains__(self, value) -> bool:
+    def __contains__(self, value: object) -> bool:
         return isinstance(value, bool)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return "True or False"
 
 
 class Text:
-    """A name or path, which may be empty."""
+    """A name or path, possibly empty, without control characters."""
 
-    def __contains__(self, value) -> bool:
+    def __contains__(self, value: object) -> bool:
         return isinstance(value, str) and len(value) <= _LONGEST_TEXT and not re.search(r"[\x00-\x1f\x7f]", value)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"text of at most {_LONGEST_TEXT} characters without control characters"
 
 
@@ -65,21 +65,21 @@ class OneOf:
 
     names: tuple[str, ...]
 
-    def __contains__(self, value) -> bool:
+    def __contains__(self, value: object) -> bool:
         return isinstance(value, str) and value in self.names
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"one of {', '.join(name or repr(name) for name in self.names)}"
 
 
 @dataclasses.dataclass(frozen=True)
 class NamesOf:
-    """Some of `names` separated by commas: different ones or none, or with `repeated` one or more in any number."""
+    """Names separated by commas: any of `names`, each at most once; with `repeated` at least one, as often as liked."""
 
     names: tuple[str, ...]
     repeated: bool = False
 
-    def __contains__(self, value) -> bool:
+    def __contains__(self, value: object) -> bool:
         if not isinstance(value, str):
             return False
         given = [name.strip() for name in value.split(",") if name.strip()]
@@ -87,41 +87,41 @@ class NamesOf:
             return False
         return len(given) > 0 if self.repeated else len(set(given)) == len(given)
 
-    def __str__(self):
+    def __str__(self) -> str:
         kind = "one or more" if self.repeated else "different names"
         return f"{kind} of {', '.join(self.names)}, separated by commas"
 
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """A tuple of from `fewest` to `most` entries, each of which is `each`."""
+    """A tuple or list of `fewest` to `most` entries of the kind `each`."""
 
     each: Any
     fewest: int
     most: int
 
-    def __contains__(self, value) -> bool:
+    def __contains__(self, value: object) -> bool:
         tuples = isinstance(value, tuple | list)
         return tuples and self.fewest <= len(value) <= self.most and all(entry in self.each for entry in value)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"a tuple of {self.fewest} to {self.most} entries, each {self.each}"
 
 
 @dataclasses.dataclass(frozen=True)
 class OrNone:
-    """A value that may be left at None."""
+    """None, or a value of `kind`."""
 
     kind: Any
 
-    def __contains__(self, value) -> bool:
+    def __contains__(self, value: object) -> bool:
         return value is None or value in self.kind
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.kind}, or None"
 
 
-def shown(value) -> str:
-    """`value` as Python writes it, for a message: on one line, and cut where it is long."""
+def shown(value: object) -> str:
+    """Return `repr(value)` for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."

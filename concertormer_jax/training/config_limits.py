@@ -12,7 +12,7 @@ from concertormer_jax.models.restormer import ATTENTIONS
 from concertormer_jax.ops.concerto import GROUPS
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.values import NamesOf, Number, OneOf, OrNone, Several, Switch, Text, Whole, shown
-from concertormer_jax.training.schedule import make_stages
+from concertormer_jax.training.schedule import make_phases
 
 DTYPES = ("float32", "bfloat16")
 MOST_STEPS = 10**9  # of a run: the state counts them in 32 bits
@@ -24,7 +24,7 @@ _BELOW_ONE = 0.999999  # float32 rounds what is much nearer to 1, and Adam's cor
 _STEPS = Whole(1, MOST_STEPS)
 _CHANNELS, _BLOCKS, _HEADS = Whole(1, 4096), Whole(1, 1000), Whole(1, 4096)
 _LEVELS = (1, 8)  # fewest and most
-_STAGES = (1, 100)
+_PHASES = (1, 100)
 
 # In the order of configs/common.py, which says what each key means.
 KEYS = {
@@ -64,9 +64,9 @@ KEYS = {
     "data.shot_noise": Number(0, 1),
     "data.read_noise": Number(0, 1),
     "data.jpeg_quality": Several(Whole(1, 100), 0, 2),
-    "stages.steps": Several(_STEPS, *_STAGES),
-    "stages.crop_px": Several(Whole(8, 4096, multiple=8), *_STAGES),
-    "stages.batch": Several(Whole(1, 65536), *_STAGES),
+    "stages.steps": Several(_STEPS, *_PHASES),
+    "stages.crop_px": Several(Whole(8, 4096, multiple=8), *_PHASES),
+    "stages.batch": Several(Whole(1, 65536), *_PHASES),
     "train.fft_weight": Number(0, 100),
     "train.accumulation": Whole(1, 65536),
     "train.ema_decay": Number(0, _BELOW_ONE),
@@ -141,7 +141,7 @@ def _require_agreement(values: dict) -> None:
     steps, crops, batches = (values[f"stages.{name}"] for name in ("steps", "crop_px", "batch"))
     if sum(steps) > MOST_STEPS:
         raise UserError(f"config.stages.steps={shown(steps)} must not be more than {MOST_STEPS} together")
-    make_stages(steps, crops, batches)
+    make_phases(steps, crops, batches)
     for crop, batch in zip(crops, batches, strict=True):
         if batch * crop**2 > MOST_PIXELS:
             raise UserError(

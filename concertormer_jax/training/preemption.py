@@ -5,7 +5,7 @@ import signal
 
 import jax
 
-from concertormer_jax.runtime.errors import STOPPING, Stopped
+from concertormer_jax.runtime.errors import STOP_SIGNALS, Stopped
 from concertormer_jax.weights.checkpoints import Checkpoints
 
 
@@ -28,7 +28,7 @@ class PreemptionGuard:
                 raise Stopped(number)
 
         # On several hosts JAX's own handler tells the others of SIGTERM, and Ctrl-C, which reaches only one, ends it.
-        numbers = STOPPING if jax.process_count() == 1 else ()
+        numbers = STOP_SIGNALS if jax.process_count() == 1 else ()
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield self

@@ -8,11 +8,11 @@ import optax
 
 from concertormer_jax.runtime.errors import UserError
 
-# Progressive training: stages of growing crops and shrinking batches under one schedule.
+# Progressive training: phases of growing crops and shrinking batches under one learning-rate schedule.
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Phase:
     """Steps `start` to `end` - 1, on crops of `crop_px` x `crop_px` pixels.
 
     batch: images per step over all devices; position: of the first image in the stream of samples.
@@ -35,34 +35,34 @@ class Stage:
         return self.batch * self.crop_px**2
 
 
-def make_stages(steps: Sequence[int], crop_px: Sequence[int], batch: Sequence[int]) -> list[Stage]:
-    """Build the stages, given as three sequences of equal length.
+def make_phases(steps: Sequence[int], crop_px: Sequence[int], batch: Sequence[int]) -> list[Phase]:
+    """Build the phases, given as three sequences of equal length.
 
     Raises UserError when the lengths differ, a number is not positive, or a crop is not a multiple of 8 pixels.
     """
     if not len(steps) == len(crop_px) == len(batch) or not steps:
         raise UserError(
             f"config.stages.steps={tuple(steps)}, crop_px={tuple(crop_px)} and batch={tuple(batch)} "
-            "must have one entry for each stage"
+            "must have one entry for each phase"
         )
     if min(*steps, *crop_px, *batch) < 1 or any(crop % 8 for crop in crop_px):
         raise UserError(
             f"config.stages.steps={tuple(steps)}, crop_px={tuple(crop_px)} and batch={tuple(batch)} "
             "must be positive, and the crops multiples of 8 pixels"
         )
-    stages, start, position = [], 0, 0
+    phases, start, position = [], 0, 0
     for number, (count, crop, images) in enumerate(zip(steps, crop_px, batch, strict=True), 1):
-        stages.append(Stage(number, start, start + count, crop, images, position))
+        phases.append(Phase(number, start, start + count, crop, images, position))
         start, position = start + count, position + count * images
-    return stages
+    return phases
 
 
-def require_divisible(stages: Sequence[Stage], devices: int, accumulation: int) -> None:
-    """Raise UserError, with the numbers, when a stage's batch does not divide over the devices and their parts."""
-    for stage in stages:
-        if stage.batch % (devices * accumulation):
+def require_divisible(phases: Sequence[Phase], devices: int, accumulation: int) -> None:
+    """Raise UserError, with the numbers, when a phase's batch does not divide over the devices and their parts."""
+    for phase in phases:
+        if phase.batch % (devices * accumulation):
             raise UserError(
-                f"the batch of {stage.batch} images of stage {stage.number} does not divide over {devices} devices "
+                f"the batch of {phase.batch} images of phase {phase.number} does not divide over {devices} devices "
                 f"x {accumulation} accumulated parts; change config.stages.batch or config.train.accumulation"
             )
 
@@ -75,7 +75,7 @@ def cosine(learning_rate: float, final_learning_rate: float, steps: int, constan
     if not 0 <= constant_steps < steps:
         raise UserError(
             f"config.optimizer.constant_steps={constant_steps} must be at least 0 and less than the {steps} steps of "
-            "all stages"
+            "all phases"
         )
     decay = optax.cosine_decay_schedule(
         learning_rate, steps - constant_steps, alpha=final_learning_rate / learning_rate

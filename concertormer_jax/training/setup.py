@@ -1,4 +1,4 @@
-"""What a config says of the network and the step, built without data and without weights."""
+"""The network, the programs and the first state of a training run, built from a config without data."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,29 +10,29 @@ import numpy as np
 from jax.sharding import Mesh
 
 from concertormer_jax.models import Network, create, initial_params
-from concertormer_jax.runtime import trace_cache
-from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, to_run_once
+from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.memory import available_memory_bytes
 from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.runtime.trace_cache import fingerprint, lower_cached
 from concertormer_jax.training.config_limits import require_valid
-from concertormer_jax.training.schedule import Stage, adamw, cosine
+from concertormer_jax.training.schedule import Phase, adamw, cosine
 from concertormer_jax.training.step import TrainState, initial_state, make_train_step
 from concertormer_jax.weights.checkpoints import Checkpoints, architecture_dict, load_model, require_same_architecture
 
 
 class Training(NamedTuple):
-    """How a config trains.
+    """The network of a config and the functions that train it.
 
     apply: `(params, images) -> outputs`; initialise: `seed -> TrainState`, one program for all seeds; step: see
-    `make_train_step`. made_from: all that these depend on, as text.
+    `make_train_step`. fingerprint: of all three, for the trace cache.
     """
 
     module: Network
     apply: Callable
     initialise: Callable
     step: Callable
-    made_from: str
+    fingerprint: str | None
 
 
 def module_from(model) -> Network:
@@ -50,25 +50,22 @@ def module_from(model) -> Network:
         raise UserError(f"config.model.{error}") from error
 
 
-def training_from(config, stages: Sequence[Stage]) -> Training:
-    """Build what `config` trains with over all `stages`.
+def training_from(config, phases: Sequence[Phase]) -> Training:
+    """Build what `config` trains with over all `phases`.
 
     Raises UserError for a network that cannot be built, and for keys that make no sense.
     """
     require_valid(config)
     module = module_from(config.model)
-    if (least := min(stage.crop_px for stage in stages)) < module.multiple:
+    if (least := min(phase.crop_px for phase in phases)) < module.multiple:
         raise UserError(
             f"config.stages.crop_px={tuple(config.stages.crop_px)}: the network pads pictures to multiples of "
             f"{module.multiple} pixels; a crop of {least} must be at least as large"
         )
-    made_from = f"{module} {config.optimizer.to_dict()} {config.train.to_dict()} {stages[-1].end}"
+    last_step = phases[-1].end
     settings = config.optimizer.to_dict()
     schedule = cosine(
-        settings.pop("learning_rate"),
-        settings.pop("final_learning_rate"),
-        stages[-1].end,
-        settings.pop("constant_steps"),
+        settings.pop("learning_rate"), settings.pop("final_learning_rate"), last_step, settings.pop("constant_steps")
     )
     optimizer = adamw(schedule, **settings)
     ema_decay = config.train.ema_decay
@@ -88,47 +85,49 @@ def training_from(config, stages: Sequence[Stage]) -> Training:
         accumulation=config.train.accumulation,
         ema_decay=ema_decay,
     )
-    return Training(module, apply, initialise, step, made_from)
+    return Training(
+        module, apply, initialise, step, fingerprint(module, config.optimizer, config.train, f"{last_step} steps")
+    )
 
 
-def trace_step(step: Callable, state: TrainState, stage: Stage, mesh: Mesh):
-    """Trace `step` for the shapes of `stage` on `mesh`; the state, arrays or their shapes with shardings, is donated.
+def trace_step(step: Callable, state: TrainState, phase: Phase, mesh: Mesh):
+    """Trace `step` for the shapes of `phase` on `mesh`; the state, arrays or their shapes with shardings, is donated.
 
     Returns what `jax.jit(...).trace` does.
     """
-    return jax.jit(step, **_step_options(mesh)).trace(state, _step_images(stage, mesh))
+    return jax.jit(step, **_step_options(mesh)).trace(state, _step_images(phase, mesh))
 
 
-def lower_step(training: Training, state: TrainState, stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
-    """As `trace_step` does, but lowered, and from a trace that was kept if there is one."""
-    images = _step_images(stage, mesh)
-    return trace_cache.lower(training.step, state, images, made_from=training.made_from, **_step_options(mesh))
+def lower_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh) -> jax.stages.Lowered:
+    """As `trace_step` does, but lowered, and from a cached trace if there is one."""
+    images = _step_images(phase, mesh)
+    return lower_cached(training.step, state, images, fingerprint=training.fingerprint, **_step_options(mesh))
 
 
 def _step_options(mesh):
     return {"donate_argnums": 0, "out_shardings": replicated(mesh)}
 
 
-def _step_images(stage, mesh):
-    shape = (stage.batch, stage.crop_px, stage.crop_px, 3)
+def _step_images(phase, mesh):
+    shape = (phase.batch, phase.crop_px, phase.crop_px, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
     return {"input": images, "target": images}
 
 
-# The state that a training run starts from: its latest checkpoint, or new weights.
+def starting_state(
+    training: Training, checkpoints: Checkpoints, mesh: Mesh, *, seed: int, init_from: str
+) -> tuple[TrainState, Callable[[], TrainState]]:
+    """Go on from the latest of `checkpoints`, or start with the weights of `init_from`, or with new ones if it is "".
 
+    Returns the shapes of the state, with shardings that keep it whole on every device of `mesh`, and a function that
+    returns the state. New weights are drawn in the background, and the function waits for them: meanwhile the step can
+    be traced and compiled for the shapes.
 
-def starting_state(config, training: Training, checkpoints: Checkpoints, mesh: Mesh) -> tuple[TrainState, Callable]:
-    """Go on from the latest of `checkpoints`, or draw new weights as `config` says, whole on every device of `mesh`.
-
-    Returns the state's shapes with their shardings, and what gives the state itself: it waits for new weights, which
-    are drawn in the background, so that the step can be traced and compiled for the shapes meanwhile.
-
-    Raises UserError when config.init_from cannot be loaded or is of another network, and for what no device can hold.
+    Raises UserError if `init_from` cannot be loaded or is of another network, and if no device can hold the state.
     """
-    seed, whole = np.uint32(config.seed), replicated(mesh)
-    drawing = trace_cache.lower(
-        training.initialise, seed, made_from=training.made_from, out_shardings=whole, **to_run_once()
+    seed, whole = np.uint32(seed), replicated(mesh)
+    drawing = lower_cached(
+        training.initialise, seed, fingerprint=training.fingerprint, out_shardings=whole, **run_once_options()
     )
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), drawing.out_info)
     _require_memory_for(shapes)
@@ -136,17 +135,17 @@ def starting_state(config, training: Training, checkpoints: Checkpoints, mesh: M
         restored = checkpoints.restore(shapes, training.module)
         return shapes, lambda: restored
     drawn = run_in_background(drawing, seed)
-    if not config.init_from:
+    if not init_from:
         return shapes, drawn.result
-    loaded = load_model(user_path(config.init_from, "config.init_from"))
-    require_same_architecture(config.init_from, architecture_dict(loaded.module), training.module)
+    loaded = load_model(user_path(init_from, "config.init_from"))
+    require_same_architecture(init_from, architecture_dict(loaded.module), training.module)
     params = jax.device_put(loaded.params, whole)
     average = None if shapes.average is None else jax.tree.map(jnp.copy, params)
 
     def with_loaded() -> TrainState:
         state = drawn.result()
         for weights in jax.tree.leaves((state.params, state.average)):
-            weights.delete()  # what was drawn would stay on the devices as long as `drawn`
+            weights.delete()  # `drawn` would keep them on the devices
         return state.replace(params=params, average=average)
 
     return shapes, with_loaded

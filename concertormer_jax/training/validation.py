@@ -1,5 +1,6 @@
 """Validation while training: the PSNR of held-out images, and pictures of a few of them."""
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -9,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from concertormer_jax.data.sources import Mixture, PairSource, PhotoSource
-from concertormer_jax.runtime import trace_cache
-from concertormer_jax.runtime.devices import compile_while_listening, place_batch
+from concertormer_jax.runtime.devices import compile_interruptibly, place_batch
+from concertormer_jax.runtime.trace_cache import lower_cached
 from concertormer_jax.training.step import batch_psnr, to_unit
 
 
@@ -25,10 +26,9 @@ def middle_crop(image: np.ndarray, crop_px: int) -> np.ndarray:
 class Validation:
     """Middle crops of held-out images, restored in batches over all devices; every image counts once.
 
-    apply: `(params, images) -> outputs`; made_from: all that it depends on, as text. Calling the validation with
-    parameters gives the mean PSNR in dB of the outputs, clipped and rounded to 8 bits, and uint8 pictures (input,
-    output, target) of this host's first `pictures` images. The first call compiles, and `log` is called with a line
-    that says so.
+    apply: `(params, images) -> outputs`; fingerprint: of `apply`, for the trace cache.
+    images: at most this many are chosen; crop_px: the side of the crops.
+    log: called with lines on the compilation, which the first call does.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Validation:
         *,
         images: int,
         crop_px: int,
-        made_from: str,
+        fingerprint: str | None,
         log: Callable,
     ):
         # Evenly spaced, so that every part of a mixture is seen.
@@ -56,14 +56,14 @@ class Validation:
             psnr = batch_psnr(output / 255, to_unit(batch["target"]))
             return output.astype(jnp.uint8), jnp.where(batch["real"], psnr, 0).sum()
 
-        self._restore, self._made_from = restore, made_from
+        self._restore, self._fingerprint = restore, fingerprint
         self._compiled = None
         self._log = log
 
     def __len__(self) -> int:
         return len(self._crops)
 
-    @property
+    @functools.cached_property
     def input_psnr(self) -> float:
         """The mean PSNR in dB of the inputs themselves."""
         squared = [np.mean((degraded / 255.0 - target / 255.0) ** 2) for degraded, target in self._crops]
@@ -82,11 +82,16 @@ class Validation:
     def _compile(self, params) -> None:
         self._log("compiling the validation ...")
         start = time.perf_counter()
-        lowered = trace_cache.lower(self._restore, params, self._batch(0), made_from=self._made_from)
-        self._compiled = compile_while_listening(lowered)
+        lowered = lower_cached(self._restore, params, self._batch(0), fingerprint=self._fingerprint)
+        self._compiled = compile_interruptibly(lowered)
         self._log(f"compiled in {time.perf_counter() - start:.1f} s")
 
     def __call__(self, params, pictures: int) -> tuple[float, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        """The mean PSNR in dB of the outputs, clipped and rounded to 8 bits, and examples.
+
+        These are (input, output, target), uint8 [crop_px, crop_px, 3] each, of the first `pictures` images of this
+        host.
+        """
         if self._compiled is None:
             self._compile(params)
         total, shown = 0.0, []

@@ -1,6 +1,8 @@
 """What a training run tells: console lines, metrics.jsonl, TensorBoard, and sample pictures."""
 
+import errno
 import json
+import os
 import time
 from collections.abc import Sequence
 
@@ -12,9 +14,9 @@ from tqdm import tqdm
 
 from concertormer_jax.photos.sheets import comparison_sheet
 from concertormer_jax.runtime.errors import UserError, printable
-from concertormer_jax.runtime.files import write_text
+from concertormer_jax.runtime.files import with_remedy, write_text
 from concertormer_jax.runtime.paths import is_remote, user_path
-from concertormer_jax.training.schedule import Stage
+from concertormer_jax.training.schedule import Phase
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -83,20 +85,19 @@ class Writer:
             before = self._metrics.read_text() if self._metrics.exists() else ""
             self._metrics.write_text(before + line + "\n")
         else:
-            with open(self._metrics, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            append_line(self._metrics, line)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def training(self, step: int, total_steps: int, stage: Stage, values: dict[str, float], eta_s: float) -> None:
+    def training(self, step: int, total_steps: int, phase: Phase, values: dict[str, float], eta_s: float) -> None:
         """One console line on the last interval, and its numbers as scalars."""
         self.note(
-            f"step {step}/{total_steps}  stage {stage.number} ({stage.crop_px} px x {stage.batch})"
+            f"step {step}/{total_steps}  phase {phase.number} ({phase.crop_px} px x {phase.batch})"
             f"  loss {values['loss']:.4f}  psnr {values['psnr']:.2f} dB  |g| {values['gradient_norm']:.3g}"
             f"  lr {values['learning_rate']:.2e}  {values['images_per_s']:.2f} images/s"
             f"  data wait {100 * values['data_wait_share']:.0f}%  ETA {duration(eta_s)}"
         )
-        self.scalars(step, {f"train/{name}": value for name, value in values.items()} | {"train/stage": stage.number})
+        self.scalars(step, {f"train/{name}": value for name, value in values.items()} | {"train/stage": phase.number})
 
     def validation(self, step: int, psnr: float, input_psnr: float, pictures: Sequence[tuple]) -> None:
         """The validation PSNR, and strips of (input, output, target, error) in samples/ and TensorBoard."""
@@ -115,6 +116,16 @@ class Writer:
         self._bar.close()
         if self._enabled:
             self._board.close()
+
+
+def append_line(path, line: str) -> None:
+    """Append `line` to a local file, whole or not at all. Raises OSError when the disk is full."""
+    content = f"{line}\n".encode()
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        if file.write(content) < len(content):
+            file.truncate(size)
+            raise with_remedy(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path)
 
 
 def _step_of(line: bytes) -> int | None:
@@ -141,11 +152,11 @@ class Interval:
         self.work = 0
         self.metrics = []
 
-    def add(self, metrics: dict[str, float], stage: Stage) -> None:
+    def add(self, metrics: dict[str, float], phase: Phase) -> None:
         """Count a finished step."""
         self.metrics.append(metrics)
-        self.images += stage.batch
-        self.work += stage.work
+        self.images += phase.batch
+        self.work += phase.work
 
     def summary(self) -> dict[str, float]:
         """Means of the metrics (the learning rate: the last), images per second, share of time waiting for data."""

@@ -1,9 +1,9 @@
 """Checkpoints on disk: what training saves and resumes from, and the model that evaluation loads.
 
-A checkpoint directory holds one folder per step, with the items `params`, `average` (with a moving average only),
-`optimizer` (in training only) and `model` (JSON: the network's fields, where the weights come from, and digests of all
-arrays). Orbax writes a step beside its place and renames it, or in a bucket marks it when it is complete: a save that
-was interrupted leaves no step. What was damaged later is noticed by the digests.
+The folder `checkpoints` has one folder per step, with the items `params`, `average` (with a moving average only),
+`optimizer` (in training only) and `model` (JSON, see `integrity`). Orbax writes a step beside its place and renames it,
+or in a bucket marks it, when it is complete: a save that is interrupted leaves no step. The digests in `model` reveal
+damage that happens later.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from concertormer_jax.models import Network
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.runtime.paths import AnyPath, user_path
 from concertormer_jax.weights import load_weights_file
 from concertormer_jax.weights.integrity import (
     Damaged,
@@ -40,12 +40,12 @@ from concertormer_jax.weights.integrity import (
 
 FOLDER = "checkpoints"
 _STEP = re.compile("0|[1-9][0-9]{0,9}")
-_METRICS = "metrics/metrics"  # which Orbax reads and earlier versions wrote
+_METRICS = "metrics/metrics"  # a file that Orbax reads if it is there; earlier versions of this software wrote it
 
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
-    """A network with its weights. name: a short description; train_crop_px: the largest training crop, if known."""
+    """A network with its weights. name: for messages; train_crop_px: the largest training crop, None if not known."""
 
     module: Network
     params: Any
@@ -55,17 +55,17 @@ class LoadedModel:
 
 
 class Checkpoints:
-    """The checkpoints of a training run: the latest two and the best by validation PSNR are kept.
+    """The checkpoints of a training run: the latest two and the best by validation PSNR stay, the others are removed.
 
-    Saving returns as soon as the arrays are copied and goes on in the background. What is found damaged is passed over
-    and named by `log`; once a whole checkpoint is restored, it is called STEP.damaged.
+    `save` returns as soon as the arrays are copied; Orbax writes them in the background. Damaged checkpoints are passed
+    over and named by `log`; once an undamaged one is restored, they are renamed to STEP.damaged.
     """
 
-    def __init__(self, workdir, log: Callable = tqdm.write):
+    def __init__(self, workdir: AnyPath, log: Callable[[str], object] = tqdm.write):
         self._folder = user_path(workdir) / FOLDER
         self._log = log
         self._damaged: dict[int, str] = {}
-        self._models: dict[int, dict] = {}  # the metadata of what is whole as far as is known
+        self._models: dict[int, dict] = {}  # the metadata of the steps that are not known to be damaged
         for step, folder in _steps_in(self._folder).items():
             try:
                 self._models[step] = _vetted(folder)
@@ -73,7 +73,7 @@ class Checkpoints:
                 self._damaged[step] = str(reason)
 
     def latest_step(self) -> int | None:
-        """The last step that was saved and is whole as far as is known, None if nothing was saved.
+        """Return the last saved step that is not known to be damaged, None if nothing was saved.
 
         Raises UserError when all checkpoints are damaged.
         """
@@ -81,33 +81,35 @@ class Checkpoints:
             raise UserError(f"{self._folder}: {self._named_damages()}; none is whole: remove them to start anew")
         return max(self._models, default=None)
 
-    def restore(self, abstract, module: Network):
-        """The latest whole state, laid out like `abstract` (a state of `jax.ShapeDtypeStruct`s with shardings).
+    def restore(self, abstract: Any, module: Network) -> Any:
+        """Return the latest undamaged state, laid out like `abstract` (a state of `jax.ShapeDtypeStruct`s, sharded).
 
         Raises UserError when there is none, or when it is one of another network than `module`.
         """
+        step, arrays = self._latest_arrays(abstract, module)
+        _require_one_step_on_all_hosts(step)
+        self._put_damaged_aside(step)
+
+        def placed(array: np.ndarray, like: Any) -> jax.Array:
+            return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
+
+        count = jax.device_put(np.int32(step), abstract.step.sharding)
+        return abstract.replace(step=count, **{name: jax.tree.map(placed, *pair) for name, pair in arrays.items()})
+
+    def _latest_arrays(self, abstract: Any, module: Network) -> tuple[int, dict[str, Any]]:
+        """The latest undamaged step and its `_arrays`."""
         while (step := self.latest_step()) is not None:
             model = self._models[step]
             require_same_architecture(self._folder / str(step), architecture_dict(module_of(model["size"])), module)
             try:
-                arrays = self._arrays(step, model, abstract)
-                break
+                return step, self._arrays(step, model, abstract)
             except Damaged as reason:
                 self._damaged[step] = str(reason)
                 del self._models[step]
-        _require_one_step_on_all_hosts(step)
-        self._put_damaged_aside(step)
+        raise UserError(f"{self._folder} holds no checkpoint to go on from")
 
-        def placed(array, like):
-            return jax.make_array_from_callback(like.shape, like.sharding, lambda index: array[index])
-
-        count = jax.device_put(np.int32(step), abstract.step.sharding)
-        return abstract.replace(
-            step=count, average=None, **{name: jax.tree.map(placed, *pair) for name, pair in arrays.items()}
-        )
-
-    def _arrays(self, step: int, model: dict, abstract) -> dict:
-        """The items of a step, each with its part of `abstract`."""
+    def _arrays(self, step: int, model: dict, abstract: Any) -> dict[str, Any]:
+        """{item: (its arrays, its part of `abstract`)} of a step."""
         items = {"params": abstract.params, "optimizer": abstract.optimizer}
         if abstract.average is not None:
             items["average"] = abstract.average
@@ -119,7 +121,7 @@ class Checkpoints:
         return "; ".join(f"{step} is damaged ({reason})" for step, reason in sorted(self._damaged.items()))
 
     def _put_damaged_aside(self, step: int) -> None:
-        """Give what is damaged a name that is no step, now that `step` is known to be whole. All hosts call this."""
+        """Rename the damaged steps, now that `step` is known to be undamaged. All hosts call this."""
         if self._damaged and jax.process_index() == 0:
             self._log(f"{self._folder}: {self._named_damages()}; put aside, going on from step {step}")
             for damaged in self._damaged:
@@ -133,7 +135,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        """Made after the damaged steps were put aside: Orbax reads them all and fails on the first one."""
+        """Orbax's manager. It is made after the damaged steps are renamed, since it reads all and fails on those."""
         return ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -142,11 +144,11 @@ class Checkpoints:
         )
 
     def open(self) -> None:
-        """Remove what an interrupted save left, and be ready to save. All hosts call this together."""
+        """Remove what an interrupted save left, and get ready to save. All hosts call this together."""
         self._manager.check_for_errors()
 
-    def save(self, state, model: dict, psnr: float | None) -> None:
-        """Save a training state under its step; `psnr` is its validation PSNR in dB, None if it was not validated."""
+    def save(self, state: Any, model: dict, psnr: float | None) -> None:
+        """Save a training state under its step. psnr: of its validation in dB, None if it was not validated."""
         step = int(jax.device_get(state.step))
         trees = {"params": state.params, "optimizer": state.optimizer}
         if state.average is not None:
@@ -155,22 +157,22 @@ class Checkpoints:
         if jax.process_index() == 0:  # which writes the metadata
             model = with_digests(model, trees)
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        with self._failure_explained():
+        with self._save_errors():
             self._models[step] = model
             self._manager.save(step, args=ocp.args.Composite(**items, model=ocp.args.JsonSave(model)))
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether the hosts agreed that one of them is about to be taken away (several hosts only)."""
+        """Return whether the hosts agreed that one of them is preempted; with one host always False."""
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Wait until everything is on the disk."""
-        with self._failure_explained():
+        """Wait until every save is on the disk."""
+        with self._save_errors():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _failure_explained(self):
-        """Turn the failure of this save, or of the one before in the background, into one sentence."""
+    def _save_errors(self) -> Generator[None]:
+        """Turn the failure of this save, or of the one before in the background, into a UserError."""
         try:
             yield
         except Exception as error:  # Orbax and TensorStore raise several kinds, with the reason in the text
@@ -183,35 +185,35 @@ class Checkpoints:
             raise UserError(f"{self._folder}: {reason}, the last whole one is kept") from error
 
     def close(self) -> None:
-        """Wait, and release the manager's threads."""
-        with self._failure_explained():
+        """Wait until every save is on the disk, and end the manager's threads."""
+        with self._save_errors():
             self._manager.close()
 
 
 class _LatestAndBest(checkpoint_managers.PreservationPolicy):
     """Keeps the latest two checkpoints, so that one is left if the other is damaged, and the best.
 
-    models: {step: metadata}, to which new steps are added.
+    models: {step: metadata}, which `Checkpoints` adds new steps to.
     """
 
     def __init__(self, models: dict[int, dict]):
         self._models = models
 
-    def should_preserve(self, checkpoints, *, context):
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*sorted(steps)[-2:], _best(self._models)}
-        return [step in kept for step in steps]
+        preserved = {*sorted(steps)[-2:], _best(self._models)}
+        return [step in preserved for step in steps]
 
 
 def _best(models: dict[int, dict]) -> int | None:
-    """The step of the highest validation PSNR, the later one of two; None if none was validated."""
+    """The step of the highest validation PSNR, the latest of equal ones; None if none was validated."""
     psnr = {step: model["psnr"] for step, model in models.items()}
     scored = [step for step, value in psnr.items() if value is not None and math.isfinite(value)]
     return max(scored, key=lambda step: (psnr[step], step), default=None)
 
 
 def _steps_in(folder: epath.Path) -> dict[int, epath.Path]:
-    """What has a step for its name in `folder`, without what is still being written (in a bucket)."""
+    """The complete steps in `folder`. In a bucket, a step is visible before it is complete."""
     if not folder.exists():
         return {}
     numbered = [child for child in folder.iterdir() if _STEP.fullmatch(child.name)]
@@ -219,7 +221,7 @@ def _steps_in(folder: epath.Path) -> dict[int, epath.Path]:
 
 
 def _vetted(folder: epath.Path) -> dict:
-    """The metadata of a step in its folder. Raises Damaged when it, or what Orbax reads of all steps, is damaged."""
+    """The metadata of the step in `folder`. Raises Damaged for damage to it, or to what Orbax reads of every step."""
     model = read_metadata(folder)
     module_of(model["size"])
     if model["step"] != int(folder.name):
@@ -240,7 +242,7 @@ def _require_one_step_on_all_hosts(step: int) -> None:
             raise UserError(f"the hosts see different checkpoints as the latest: {sorted(steps)}; give them one folder")
 
 
-def save_converted(directory, module: Network, params, train_crop_px: int) -> None:
+def save_converted(directory: AnyPath, module: Network, params: Any, train_crop_px: int | None) -> None:
     """Make `directory` a checkpoint directory with `params` as its only step, 0.
 
     Raises UserError when it exists and is not empty.
@@ -261,11 +263,12 @@ def save_converted(directory, module: Network, params, train_crop_px: int) -> No
         manager.save(0, args=ocp.args.Composite(**items))
 
 
-def load_model(directory) -> LoadedModel:
-    """Load the network for use: from a training folder (its best step, else the latest), one step's folder in it,
-    converted weights, or a weights file. With a moving average, that is loaded. Parameters are NumPy arrays.
+def load_model(directory: AnyPath) -> LoadedModel:
+    """Load a network for use, its parameters as NumPy arrays.
 
-    Raises UserError when there is no checkpoint or it is damaged; the message names the whole ones beside it.
+    directory: a training folder (its best step, or else the latest, is loaded), the folder of one step, converted
+    weights, or a weights file. If a moving average was saved, it is loaded in place of the weights. Raises UserError
+    when there is no checkpoint or it is damaged; the message names the undamaged ones beside it.
     """
     path = user_path(directory)
     if not path.exists():
@@ -285,18 +288,18 @@ def load_model(directory) -> LoadedModel:
         try:
             models[step] = _vetted(folder)
         except Damaged as reason:
-            raise UserError(_explained(folder, reason, steps)) from reason
+            raise UserError(_damage_message(folder, reason, steps)) from reason
     best = _best(models)
     chosen = steps[max(steps) if best is None else best]
     return _load(chosen, steps, path.name, "" if best is None else ", best")
 
 
 def _load(folder: epath.Path, beside: dict, name: str, remark: str = "") -> LoadedModel:
-    """Load the checkpoint in `folder`. beside: the steps to offer where it is damaged."""
+    """Load the checkpoint in `folder`. beside: the steps that the message offers if it is damaged."""
     try:
         loaded = _read(folder)
     except Damaged as reason:
-        raise UserError(_explained(folder, reason, beside)) from reason
+        raise UserError(_damage_message(folder, reason, beside)) from reason
     return dataclasses.replace(loaded, name=f"{name}, step {loaded.step}{remark}")
 
 
@@ -307,8 +310,8 @@ def _read(folder: epath.Path) -> LoadedModel:
     return LoadedModel(module, params, model["train_crop_px"], model["step"], folder.name)
 
 
-def _explained(folder: epath.Path, reason: Damaged, beside: dict) -> str:
-    """A sentence on a damaged checkpoint that offers the whole ones of the steps beside it."""
+def _damage_message(folder: epath.Path, reason: Damaged, beside: dict) -> str:
+    """A sentence on a damaged checkpoint that offers the undamaged ones of the steps beside it."""
     whole = []
     for other in beside.values():
         with contextlib.suppress(Damaged):
@@ -325,7 +328,7 @@ def _loaded_from_file(path: epath.Path) -> LoadedModel:
     return LoadedModel(weights.module, weights.params, weights.train_crop_px, 0, path.name)
 
 
-def require_same_architecture(source, stored: dict, module: Network) -> None:
+def require_same_architecture(source: object, stored: dict, module: Network) -> None:
     """Raise UserError naming the first field in which the network `stored` in `source` differs from `module`."""
     for field, value in architecture_dict(module).items():
         if stored[field] != value:

@@ -1,7 +1,6 @@
-"""Weights of the published PyTorch models, Concertormer and Restormer, to our parameter tree and back.
+"""Conversion of the published PyTorch weights, of Concertormer and Restormer, to our parameter tree and back.
 
-Our tree differs from the published names in that the equal blocks of a stage are stacked on a first axis and arrays are
-laid out for NHWC; what else differs is said where the names are, in `concertormer_names` and `restormer_names`.
+`mappings` says how the two differ.
 """
 
 import contextlib
@@ -9,7 +8,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,20 +25,21 @@ from concertormer_jax.models import (
     variant_name,
 )
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.weights import concertormer_names, restormer_names
-from concertormer_jax.weights.mappings import Mapping
+from concertormer_jax.runtime.paths import AnyPath
+from concertormer_jax.weights.mappings import Mapping, concertormer_fields, mappings_of, restormer_fields
 from concertormer_jax.weights.state_dict import read_selected
 from concertormer_jax.weights.torch_pickle import shown
 
-_our_shapes = functools.lru_cache(maxsize=4)(parameter_shapes)  # tracing a network takes seconds
+# Cached, since tracing a network takes seconds. Linen makes modules hashable, which ty does not know.
+_our_shapes: Callable[[Network], dict] = functools.lru_cache(4)(parameter_shapes)  # ty: ignore[invalid-assignment]
 
-# The train size to which Concertormer's published grid factors of the local converter refer, and Restormer's crops.
-PUBLISHED_TRAIN_CROP_PX = {Concertormer: 256, Restormer: 384}
+# The training size that the published TLC windows of Concertormer refer to, and the largest crop of Restormer.
+PUBLISHED_TRAIN_CROP_PX: dict[type[Network], int] = {Concertormer: 256, Restormer: 384}
 NAMES_IN_A_MESSAGE = 3
 
 
 def is_published(module: Network) -> bool:
-    """Whether there are published weights of the form, if not the size, of `module`."""
+    """Whether weights of the architecture of `module`, if not of its size, were published."""
     return module.attention == "transposed" if isinstance(module, Restormer) else module.architecture == Architecture()
 
 
@@ -47,37 +47,36 @@ PUBLISHED = [variant for variant in VARIANTS if is_published(create(variant))]
 
 
 def mappings(module: Network) -> list[Mapping]:
-    """Every array of `module` under its published name. Raises UserError for a form that was not published."""
+    """Return `mappings_of(module)`. Raises UserError for an architecture that was not published."""
     if not is_published(module):
         raise UserError(
             f"the {variant_name(module)} network is a form that was never published, so there are no names to convert "
             "it to"
         )
-    names = restormer_names if isinstance(module, Restormer) else concertormer_names
-    return names.mappings_of(module)
+    return mappings_of(module)
 
 
 @functools.cache
 def published_names() -> dict[str, frozenset[str]]:
-    """The names of the weights of every published variant."""
+    """Return the names of the weights of every published variant."""
     return {variant: frozenset(m.torch_name for m in mappings(create(variant))) for variant in PUBLISHED}
 
 
 def read(params: dict, mapping: Mapping) -> np.ndarray:
-    """The array of `mapping` in our parameters, under its published layout."""
+    """Return the array of `mapping` from our parameters, in its published layout."""
     parts = [np.asarray(leaf if mapping.index is None else leaf[mapping.index]) for leaf in _leaves(params, mapping)]
     return np.ascontiguousarray(mapping.to_torch(np.concatenate(parts, axis=-1)))
 
 
 def write(params: dict, mapping: Mapping, array: np.ndarray) -> None:
-    """The inverse of `read`, in place, into a tree of NumPy arrays."""
+    """Write an array in published layout into our parameters, a tree of NumPy arrays, in place."""
     leaves = _leaves(params, mapping)
     ends = np.cumsum([leaf.shape[-1] for leaf in leaves])[:-1]
     for leaf, part in zip(leaves, np.split(mapping.to_ours(array), ends, axis=-1), strict=True):
         leaf[... if mapping.index is None else mapping.index] = part
 
 
-def _leaves(params, mapping):
+def _leaves(params: dict, mapping: Mapping) -> list[Any]:
     return [functools.reduce(operator.getitem, path, params) for path in mapping.paths]
 
 
@@ -99,19 +98,19 @@ def _first(names: list[str]) -> str:
     return ", ".join([*map(shown, names[:NAMES_IN_A_MESSAGE]), *["..."][: len(names) - NAMES_IN_A_MESSAGE]])
 
 
-def _shapes(tree) -> dict[str, tuple]:
+def _shapes(tree: Any) -> dict[str, tuple]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
 
 
 def published_shapes(module: Network) -> dict[str, tuple[int, ...]]:
-    """The shape of every array of `module` under its published name."""
+    """Return the shape of every array of `module` under its published name."""
     zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), _our_shapes(module))
     return {mapping.torch_name: read(zeros, mapping).shape for mapping in mappings(module)}
 
 
 def torch_from_params(params: dict, module: Network) -> dict[str, np.ndarray]:
-    """The state dictionary of the published model: our parameters (or their gradients) under its names and shapes.
+    """Return the state dictionary of the published model from our parameters, or from their gradients.
 
     Raises UserError that counts the missing, surplus and misshapen names and gives the first of each.
     """
@@ -120,7 +119,7 @@ def torch_from_params(params: dict, module: Network) -> dict[str, np.ndarray]:
 
 
 def params_from_torch(state_dict: dict[str, np.ndarray], module: Network) -> dict:
-    """The parameter tree of `module`, as float32 NumPy arrays, from a published state dictionary.
+    """Return the parameter tree of `module`, as float32 NumPy arrays, from a published state dictionary.
 
     Raises UserError that counts the missing, surplus and misshapen names and gives the first of each, and for numbers
     that are not finite, or not floating point ones.
@@ -133,7 +132,7 @@ def params_from_torch(state_dict: dict[str, np.ndarray], module: Network) -> dic
         array = state_dict[mapping.torch_name]
         if not jnp.issubdtype(array.dtype, np.floating):
             raise UserError(f"{mapping.torch_name} is of the type {array.dtype}; weights must be of a floating one")
-        with np.errstate(over="ignore"):  # float64 beyond float32 is reported as what it becomes
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which is refused below
             array = np.asarray(array, np.float32)
         if not np.isfinite(array).all():
             raise UserError(f"{mapping.torch_name} is not finite; the weights are damaged or diverged")
@@ -150,19 +149,18 @@ def _nearest_variant(found: Collection[str], expected: Collection[str]) -> str:
 
 
 def variant_named(names: Collection[str]) -> str:
-    """The variant whose published names are `names`, or those that differ in the fewest."""
-    names = set(names)
-    return min(PUBLISHED, key=lambda variant: len(names ^ published_names()[variant]))
+    """Return the variant whose published names differ from `names` in the fewest."""
+    return min(PUBLISHED, key=lambda variant: len(published_names()[variant].symmetric_difference(names)))
 
 
 def network_of(state_dict: dict[str, np.ndarray]) -> Network:
-    """The network of which this is the state dictionary, told by names and shapes; the nearest variant if none is."""
+    """Return the network whose state dictionary has these names and shapes, or else the variant of nearest names."""
     shapes = {name: array.shape for name, array in state_dict.items()}
     if all(map(math.prod, shapes.values())):
-        for names in (concertormer_names, restormer_names):
+        for fields_of in (concertormer_fields, restormer_fields):
             with contextlib.suppress(LookupError, ValueError):
-                module = create(None, **names.fields_of(shapes))
-                if shapes.keys() == {mapping.torch_name for mapping in names.mappings_of(module)}:
+                module = create(None, **fields_of(shapes))
+                if shapes.keys() == {mapping.torch_name for mapping in mappings_of(module)}:
                     leaves = jax.tree.leaves(_our_shapes(module))
                     if sum(leaf.size for leaf in leaves) == sum(map(math.prod, shapes.values())):
                         return module
@@ -170,7 +168,7 @@ def network_of(state_dict: dict[str, np.ndarray]) -> Network:
 
 
 class LoadedWeights(NamedTuple):
-    """A network with its parameters, NumPy arrays. remark: what was taken from the file, in one line."""
+    """A network with its parameters, NumPy arrays. remark: one line on what was taken from the file."""
 
     module: Network
     params: dict
@@ -178,11 +176,11 @@ class LoadedWeights(NamedTuple):
     remark: str
 
 
-def load_weights_file(path, variant: str | None = None, key: str | None = None) -> LoadedWeights:
+def load_weights_file(path: AnyPath, variant: str | None = None, key: str | None = None) -> LoadedWeights:
     """Load a `.pth` or `.safetensors` file of published names.
 
-    variant: the network, if not by names and shapes; key: the dictionary in the file, if not the one that
-    `selection.select` takes. Raises UserError when the file cannot be read or is not of a known network.
+    variant: the network; None: by names and shapes. key: the dictionary in the file; None: by `selection.select`.
+    Raises UserError when the file cannot be read or is not of a known network.
     """
     state_dict, remark = read_selected(path, frozenset().union(*published_names().values()), key)
     module = create(variant) if variant else network_of(state_dict)

@@ -1,13 +1,14 @@
-"""Whether a checkpoint is whole: what its metadata may say, and digests of its arrays.
+"""Whether a checkpoint is damaged: the allowed values of its metadata, and digests of its arrays.
 
-The metadata (JSON) of a checkpoint holds the network's fields ("size"), "train_crop_px", "step", "psnr", which item is
-to be used ("weights"), and "digests": SHA-256 of the arrays of each item and, as "model", of all the rest of the
-metadata. Checkpoints of earlier versions have no digests; of them only what cannot be is noticed.
+The metadata (JSON) of a checkpoint holds the network's fields ("size"), "train_crop_px", "step", "psnr", the item to be
+used ("weights"), and "digests": SHA-256 of the arrays of each item and, as "model", of the rest of the metadata.
+Checkpoints of earlier versions have no digests; in them only impossible values are found.
 """
 
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,42 +16,43 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from concertormer_jax.models import Network, create, parameter_shapes, settings_of
+from concertormer_jax.runtime.values import shown
 
 _KEYS = {"size", "train_crop_px", "step", "psnr", "weights"}
-_EXAMPLES = {"Concertormer": "gopro", "Restormer": "restormer"}  # a variant of each network, with all its fields
-_LARGEST = 2**14  # of any number in the fields of a network: channels, heads, blocks
-_LEVELS = 16
+_EXAMPLES = {"Concertormer": "gopro", "Restormer": "restormer"}  # a variant of each network, for its fields' types
+_LARGEST = 2**14  # number in the fields of a network: channels, heads, blocks
+_MOST_LEVELS = 16
 _LARGEST_STEP = 2**31 - 1
 
 
 class Damaged(Exception):
-    """What is wrong with a checkpoint, in a few words."""
+    """A checkpoint is damaged; the message says in a few words what is wrong."""
 
 
-def architecture_dict(module: Network) -> dict:
-    """The fields of `module` that its parameters and its function depend on, as JSON keeps them."""
+def architecture_dict(module: Network) -> dict[str, Any]:
+    """Return the fields that the parameters and the function of `module` depend on, with lists in place of tuples."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in settings_of(module).items()}
 
 
-def digest(tree) -> str:
-    """SHA-256 over path, type, shape and bytes of every array of a tree; the arrays are whole on the host or a device.
+def digest(tree: Any) -> str:
+    """Return SHA-256 over path, type, shape and bytes of every array of a tree, whatever containers the tree is of.
 
-    The kinds of the containers do not matter.
+    Every array must be whole on the host or on one device.
     """
     arrays = _by_path(jax.device_get(tree))
-    with ThreadPoolExecutor() as threads:  # hashing lets the other threads run
+    with ThreadPoolExecutor() as threads:  # hashing releases Python's lock
         parts = threads.map(_digest_of_array, arrays.keys(), arrays.values())
         return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def with_digests(model: dict, items: dict) -> dict:
-    """The metadata `model` with the digests of `items` ({name: tree of arrays}) and of itself."""
+def with_digests(model: dict, items: dict[str, Any]) -> dict:
+    """Return the metadata `model` with the digests of `items` ({name: tree of arrays}) and of itself."""
     digests = {name: digest(tree) for name, tree in items.items()}
     return model | {"digests": digests | {"model": _digest_of_metadata(model, digests)}}
 
 
 def read_metadata(folder: epath.Path) -> dict:
-    """The metadata of the checkpoint in `folder`. Raises Damaged unless all that it says can be."""
+    """Return the metadata of the checkpoint in `folder`. Raises Damaged unless all its values are possible."""
     try:
         model = json.loads((folder / "model" / "metadata").read_text())
     except (OSError, ValueError) as error:
@@ -66,26 +68,27 @@ def read_metadata(folder: epath.Path) -> dict:
     return model
 
 
-def module_of(size: dict) -> Network:
-    """The network with these fields. Raises Damaged when there is none."""
+def module_of(size: dict[str, Any]) -> Network:
+    """Return the network with these fields. Raises Damaged when there is none."""
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in size.items()}
     try:
-        return create(None, **{name: tuple(v) if isinstance(v, list) else v for name, v in size.items()})
+        return create(None, **fields)
     except (ValueError, TypeError, KeyError, ArithmeticError) as error:  # UserError is a ValueError
         raise Damaged(f"its metadata describes no network ({error})") from error
 
 
 def shapes_of(module: Network) -> dict:
-    """The parameters of `module` as shapes. Raises Damaged for a network that cannot be traced."""
+    """Return the shapes of the parameters of `module`. Raises Damaged for a network that cannot be traced."""
     try:
         return parameter_shapes(module)
-    except Exception as error:  # of impossible sizes; JAX and Flax raise many kinds
+    except Exception as error:  # JAX and Flax raise many kinds for impossible sizes
         raise Damaged(f"its metadata describes no network ({first_words(error)})") from error
 
 
-def read_arrays(folder: epath.Path, model: dict, item: str, shapes):
-    """The arrays of an item, as NumPy arrays in a tree like `shapes`. Raises Damaged unless they are what was saved.
+def read_arrays(folder: epath.Path, model: dict, item: str, shapes: Any) -> Any:
+    """Return the arrays of an item, as NumPy arrays in a tree like `shapes`. model: the checkpoint's metadata.
 
-    model: the checkpoint's metadata.
+    Raises Damaged unless they have these shapes and the digest in the metadata.
     """
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -105,23 +108,20 @@ def read_arrays(folder: epath.Path, model: dict, item: str, shapes):
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], shapes)
 
 
-def _name(path) -> str:
+def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _by_path(tree) -> dict:
-    """The leaves of a tree by path, in order. What is such a dictionary already stays as it is."""
-    return {_name(path): leaf for path, leaf in sorted(_leaves(tree), key=lambda pair: _name(pair[0]))}
+def _by_path(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by path, sorted. Such a dictionary itself stays as it is."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): leaf for path, leaf in sorted(leaves, key=lambda pair: _name(pair[0]))}
 
 
-def _leaves(tree):
-    return jax.tree_util.tree_leaves_with_path(tree)
-
-
-def _digest_of_array(name: str, array) -> bytes:
+def _digest_of_array(name: str, array: Any) -> bytes:
     array = np.asarray(array)
     found = hashlib.sha256(f"{name}|{array.dtype}|{array.shape}\n".encode())
-    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return found.digest()
 
 
@@ -140,7 +140,7 @@ def _require_same_shapes(item: str, found: dict, expected: dict) -> None:
 
 
 def _require_possible(model: dict) -> None:
-    """Raise Damaged unless the values have types and ranges that training writes."""
+    """Raise Damaged unless the values have the types and ranges that training writes."""
     size, crop, psnr = model["size"], model["train_crop_px"], model["psnr"]
     if model["weights"] not in ("params", "average"):
         raise Damaged(f"its metadata says weights={model['weights']!r}, which can only be params or average")
@@ -157,31 +157,26 @@ def _require_possible(model: dict) -> None:
     for name, value in size.items():
         least = 0 if name.endswith("_blocks") else 1
         if name not in example or not _is_like(value, example[name], least, fraction=name == "expansion"):
-            raise Damaged(f"its metadata says {name}={_shortened(value)} of the network")
+            raise Damaged(f"its metadata says {name}={shown(value)} of the network")
 
 
-def _is_whole(value, least: int, largest: int) -> bool:
+def _is_whole(value: object, least: int, largest: int) -> bool:
     return type(value) is int and least <= value <= largest
 
 
-def _is_like(value, example, least: int, fraction: bool) -> bool:
-    """Whether `value` is of the type of `example`, with numbers from `least` to the largest of any network.
+def _is_like(value: Any, example: object, least: int, fraction: bool) -> bool:
+    """Whether `value` has the type of `example`, and numbers from `least` to `_LARGEST`.
 
-    fraction: whether a number need not be whole.
+    fraction: whether numbers may have a fraction.
     """
     if isinstance(example, list):
-        fits = isinstance(value, list) and len(value) <= _LEVELS
+        fits = isinstance(value, list) and len(value) <= _MOST_LEVELS
         return fits and all(_is_like(entry, example[0], least, fraction) for entry in value)
     if isinstance(example, bool | str):
         return type(value) is type(example)
     return (type(value) is int or (fraction and type(value) is float)) and least <= value <= _LARGEST
 
 
-def _shortened(value) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
-
-
 def first_words(error: Exception) -> str:
-    """What an error says, without the lists of source lines that TensorStore adds."""
+    """Return the first line of an error's text, without the source locations that TensorStore adds."""
     return str(error).partition(" [source locations")[0].partition("\n")[0][:200] or type(error).__name__

@@ -1,52 +1,61 @@
-"""Which of the dictionaries in a weights file is meant, and which of its names are the network's.
+"""The choice of a dictionary in a weights file, and of the network's names in it.
 
 Trainers save the weights under many keys, several times (with a moving average), with prefixes before their names, and
-with counters between them. One rule for all: every dictionary of tensors in the file, and in it every prefix before
-the names of a known network, is a candidate. Those with at least half as many of these names as the best are
-considered; of these the moving average is taken, since that is what is evaluated, else the only one.
+with counters between them. One rule serves all: every dictionary of tensors in the file, with every prefix before names
+of a known network, is a candidate. Candidates with at least half as many such names as the best one are considered. Of
+these the moving average is taken, since papers evaluate that, and else the only one.
 """
 
 import re
 from collections import Counter, deque
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import AnyPath
 from concertormer_jax.weights.torch_pickle import Tensor, shown
 
 MAX_DEPTH = 4  # of dictionaries in dictionaries
 MAX_KEY = 100  # characters in the key of a dictionary
-MAX_PREFIXES = 8  # that are considered in one dictionary
-COUNTERS = ("total_ops", "total_params")  # that a counter of operations (thop) leaves in every layer
+MAX_PREFIXES = 8  # candidates in one dictionary
+COUNTERS = ("total_ops", "total_params")  # buffers that the package thop leaves in every layer
 OPTIMIZER = re.compile(r"optimizer|optim_|(?:^|\.)optim(?:\.|$)", re.IGNORECASE)
 AVERAGE = re.compile(r"(?:^|[^A-Za-z])ema(?:[^A-Za-z]|$)|EMA|Ema|averaged")
 
 
 class Selection(NamedTuple):
-    """The tensors that are meant, by the network's names, and what to say of the choice ("" for a plain file)."""
+    """The chosen tensors (`Tensor` or NumPy arrays, as in the file) by the network's names, and a remark on the choice.
 
-    tensors: dict[str, Tensor | np.ndarray]
+    remark: "" for a file with one dictionary and no prefix.
+    """
+
+    tensors: dict[str, Any]
     remark: str
 
 
 class _Candidate(NamedTuple):
-    key: str  # the way to the dictionary, joined by dots; "" for the file itself
-    prefix: str  # before the network's names
-    tensors: dict
-    hits: int  # names of a known network
+    """A dictionary with one prefix. key: the keys that lead to it, joined by dots, "" for the file itself; hits: how
+    many of its names are a known network's.
+    """
+
+    key: str
+    prefix: str
+    tensors: dict[str, Any]
+    hits: int
 
     @property
     def label(self) -> str:
         return ".".join(part for part in (self.key, self.prefix.rstrip(".")) if part)
 
 
-def select(content, path, known: Collection[str], key: str | None = None) -> Selection:
+def select(content: Any, path: AnyPath, known: Collection[str], key: str | None = None) -> Selection:
     """Choose among the dictionaries of tensors in a file's `content`; `path` is its name in messages.
 
-    known: the names of the weights of all known networks; with none, every dictionary is considered. key: the way to a
-    dictionary, joined by dots. Raises UserError when there is no such dictionary, or when several are equally meant.
+    known: the names of the weights of all known networks; if empty, every dictionary is considered. key: the keys that
+    lead to a dictionary, joined by dots. Raises UserError when there is no such dictionary, or when the rule leaves
+    several.
     """
     dictionaries = _dictionaries(content)
     if not dictionaries:
@@ -67,9 +76,11 @@ def select(content, path, known: Collection[str], key: str | None = None) -> Sel
     return _selection(chosen, [candidate for candidate in considered if candidate is not chosen])
 
 
-def _dictionaries(content) -> dict[str, dict]:
-    """The tensors of every dictionary in `content` that holds any, by the way to it."""
-    found, seen, queue = {}, set(), deque([("", content, 0)] if type(content) is dict else [])
+def _dictionaries(content: Any) -> dict[str, dict[str, Any]]:
+    """The tensors of every dictionary in `content` that holds any, by the keys that lead to it."""
+    found: dict[str, dict[str, Any]] = {}
+    seen: set[int] = set()
+    queue = deque([("", content, 0)] if type(content) is dict else [])
     while queue:
         way, value, depth = queue.popleft()
         if id(value) in seen or OPTIMIZER.search(way):
@@ -84,9 +95,9 @@ def _dictionaries(content) -> dict[str, dict]:
     return found
 
 
-def _candidates(way, tensors, known) -> list[_Candidate]:
+def _candidates(way: str, tensors: dict[str, Any], known: Collection[str]) -> list[_Candidate]:
     parts = max((name.count(".") for name in known), default=0)
-    hits = Counter()
+    hits: Counter[str] = Counter()
     for name in tensors:
         pieces = name.rsplit(".", parts + 1)[-parts - 1 :]
         for start in range(len(pieces)):
@@ -100,7 +111,7 @@ def _candidates(way, tensors, known) -> list[_Candidate]:
 
 
 def _selection(chosen: _Candidate, others: list[_Candidate]) -> Selection:
-    """Take the network's tensors out of the chosen dictionary, and say what else there is."""
+    """Take the network's tensors out of the chosen dictionary, and say what else is in the file."""
     prefixes = {chosen.prefix, *(other.prefix for other in others if other.key == chosen.key)}
     kept, counters, surplus = {}, 0, []
     for name, tensor in chosen.tensors.items():

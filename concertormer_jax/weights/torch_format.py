@@ -1,20 +1,23 @@
-"""PyTorch's `.pth` files without PyTorch: a zip archive of raw arrays and a pickle that says where each tensor lies."""
+"""PyTorch's `.pth` files, read and written without PyTorch: a zip archive of raw arrays and a pickle on the tensors."""
 
 import errno
 import io
 import struct
 import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import AnyPath
 from concertormer_jax.weights.torch_pickle import RefusedError, Tensor, read_pickle
 
 MAX_PICKLE_BYTES = 2**26
 ZIP_SIGNATURE = b"PK"
-PICKLE_SIGNATURE = b"\x80\x02"  # how the formats before PyTorch 1.6 begin
-# What zipfile raises for damaged archives.
-ZIP_ERRORS = (
+PICKLE_SIGNATURE = b"\x80\x02"  # files of PyTorch before 1.6 begin with it
+ZIP_ERRORS = (  # that zipfile raises for damaged archives
     zipfile.BadZipFile,
     OSError,
     EOFError,
@@ -29,13 +32,12 @@ ZIP_ERRORS = (
 class TorchFile:
     """An open `.pth` file.
 
-    content: dictionaries, lists and values, with a `Tensor` for each tensor, whose numbers are not read yet.
-
+    content: dictionaries, lists and values, with a `Tensor` for each tensor; `arrays` reads the numbers of these.
     Raises UserError when the file is damaged or holds anything but tensors, values and containers.
     """
 
-    def __init__(self, file, path):
-        """file: open for reading in binary; path: its name in messages."""
+    def __init__(self, file: IO[bytes], path: AnyPath):
+        """file: open for reading; path: its name in messages."""
         self.path = path
         try:
             self.archive = zipfile.ZipFile(file)
@@ -71,7 +73,7 @@ class TorchFile:
                 storages[key] = self._member(f"data/{key}")
         return {name: tensor.array(storages[tensor.storage.key]) for name, tensor in tensors.items()}
 
-    def _check_members(self, members):
+    def _check_members(self, members: list[zipfile.ZipInfo]) -> None:
         if len(self.sizes) != len(members):
             raise self._refused("two members of one name")
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -81,26 +83,26 @@ class TorchFile:
         if sum(self.sizes.values()) > self.size:
             raise self._refused("members that overlap")
 
-    def _member(self, name) -> bytes:
+    def _member(self, name: str) -> bytes:
         try:
             return self.archive.read(f"{self.root}{name}")
         except ZIP_ERRORS as error:
             raise self._damaged(error) from error
 
-    def _damaged(self, error):
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a place before the file's beginning
+    def _damaged(self, error: Exception) -> Exception:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a seek before the beginning
             return error
         return UserError(f"{self.path} is damaged or incomplete; download or save it again")
 
-    def _refused(self, reason):
+    def _refused(self, reason: object) -> UserError:
         return UserError(
             f"{self.path} is refused, because a weights file must not contain {reason}; save the state dictionary alone"
         )
 
 
-def write_torch_file(arrays: dict[str, np.ndarray], file) -> None:
-    """Write contiguous float32 arrays to `file` as `torch.save` does, under the key `params`."""
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+def write_torch_file(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Write contiguous float32 arrays to `path` as `torch.save` does, under the key `params`."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr("weights/data.pkl", _pickled(arrays))
         archive.writestr("weights/byteorder", "little")
         for key, array in enumerate(arrays.values()):
@@ -108,18 +110,18 @@ def write_torch_file(arrays: dict[str, np.ndarray], file) -> None:
         archive.writestr("weights/version", "3\n")
 
 
-def _pickled(arrays) -> bytes:
-    """The pickle of {"params": {name: tensor}}, written by hand, since the real classes live in PyTorch."""
+def _pickled(arrays: dict[str, np.ndarray]) -> bytes:
+    """The pickle of {"params": {name: tensor}}, written opcode by opcode, since the classes in it are PyTorch's."""
     out = io.BytesIO()
 
-    def text(value):
+    def text(value: str) -> None:
         data = value.encode()
         out.write(b"X" + struct.pack("<I", len(data)) + data)
 
-    def integer(value):
+    def integer(value: int) -> None:
         out.write(b"\x8a\x08" + struct.pack("<q", value))
 
-    def integers(values):
+    def integers(values: Iterable[int]) -> None:
         out.write(b"(")
         for value in values:
             integer(value)

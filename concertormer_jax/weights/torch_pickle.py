@@ -1,21 +1,21 @@
 """The pickle inside a PyTorch file, read without calling anything that it names.
 
-A pickle is a program for a stack machine. Python's machine imports whatever the program names and calls it; this one
-runs the opcodes that `torch.save` writes and knows a short list of names, each of which becomes an inert token. It
-builds dictionaries, lists, tuples, numbers and text, and says of each tensor where its numbers lie in the file.
+A pickle is a program for a stack machine. Python's machine imports whatever the program names and calls it. This one
+runs only the opcodes that `torch.save` writes and makes an inert token of each name, if it is in a short list. It
+builds dictionaries, lists, tuples, numbers and text, and for each tensor says where its numbers lie in the file.
 """
 
 import math
 import pickletools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-MAX_OPCODES = 1_000_000  # several times what the weights of a large network and its optimizer take
-MAX_COUNT = 2**48  # of numbers, in a shape, a stride or an offset
+MAX_OPCODES = 1_000_000  # several times those of a large network and its optimizer
+MAX_COUNT = 2**48  # in a shape, a stride or an offset
 MAX_DIMENSIONS = 32
 
 DTYPES = {
@@ -55,7 +55,7 @@ STORAGE_DTYPES = {
     ("torch", "ComplexDoubleStorage"): DTYPES["complex128"],
     ("torch.storage", "UntypedStorage"): DTYPES["uint8"],
 }
-# What trainers save beside the weights. What these names would build is left out.
+# Classes of objects that trainers save beside the weights; these objects are left out.
 IGNORED_NAMES = {
     ("argparse", "Namespace"),
     ("builtins", "list"),
@@ -81,12 +81,12 @@ IGNORED_NAMES = {
 
 
 class RefusedError(Exception):
-    """What a weights file must not contain; the message is a noun phrase."""
+    """The file contains what a weights file must not contain; the message is a noun phrase for that."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """A name in the pickle, in place of what Python would import."""
+    """A name in the pickle, in place of the object that Python would import."""
 
     module: str
     name: str
@@ -97,14 +97,14 @@ class _Name:
 
 
 class _Ignored:
-    """In place of an object that is not a tensor."""
+    """The place of an object that is left out."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """`size` numbers of `dtype`, in the member `key` of the file."""
+    """`size` numbers of `dtype`, in the archive's member `key`."""
 
     key: str
     dtype: np.dtype
@@ -127,7 +127,7 @@ class Tensor:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def array(self, data: bytes) -> np.ndarray:
-        """The read-only array, a view of `data`, the bytes of the storage. NumPy checks that it lies within them."""
+        """Return the array, a read-only view of `data`, the bytes of the storage; NumPy checks its bounds."""
         if not math.prod(self.shape):
             return np.zeros(self.shape, self.dtype)
         strides = [step * self.dtype.itemsize for step in self.stride]
@@ -135,15 +135,15 @@ class Tensor:
 
 
 def shown(text: str) -> str:
-    """A foreign text for a message: on one line, of bounded length, without control characters."""
+    """Return a foreign text for a message: on one line, of at most 80 characters, control characters as escapes."""
     return repr(text if len(text) <= 80 else f"{text[:77]}...")[1:-1]
 
 
-def _is_count(value) -> bool:
+def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < MAX_COUNT
 
 
-def _tensor(storage, dtype, offset, shape, stride, metadata) -> Tensor:
+def _tensor(storage: Storage, dtype: np.dtype, offset: Any, shape: Any, stride: Any, metadata: Any) -> Tensor:
     if metadata:
         raise RefusedError("a tensor that is stored negated or conjugated")
     counts = [offset, *shape, *stride] if type(shape) is type(stride) is tuple else [None]
@@ -154,18 +154,22 @@ def _tensor(storage, dtype, offset, shape, stride, metadata) -> Tensor:
     available = storage.size * storage.dtype.itemsize // dtype.itemsize
     if all(shape) and offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) >= available:
         raise RefusedError("a tensor that reaches outside its storage")
-    if math.prod(shape) > available:  # its elements would have to be repeated, to any size
+    if math.prod(shape) > available:  # strides of 0 repeat elements, so a small file could fill the memory
         raise RefusedError("a tensor with more elements than its storage")
     return Tensor(storage, dtype, offset, shape, stride)
 
 
-def _rebuild_tensor_v2(storage, offset, shape, stride, requires_grad, hooks, metadata=None):
+def _rebuild_tensor_v2(
+    storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None
+) -> Tensor:
     if type(storage) is not Storage:
         raise RefusedError("a tensor without a storage")
     return _tensor(storage, storage.dtype, offset, shape, stride, metadata)
 
 
-def _rebuild_tensor_v3(storage, offset, shape, stride, requires_grad, hooks, dtype, metadata=None):
+def _rebuild_tensor_v3(
+    storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+) -> Tensor:
     if type(storage) is not Storage:
         raise RefusedError("a tensor without a storage")
     if type(dtype) is not _Name or dtype.module != "torch" or dtype.name not in DTYPES:
@@ -173,7 +177,7 @@ def _rebuild_tensor_v3(storage, offset, shape, stride, requires_grad, hooks, dty
     return _tensor(storage, DTYPES[dtype.name], offset, shape, stride, metadata)
 
 
-def _rebuild_parameter(tensor, requires_grad, hooks, state=None):
+def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Tensor:
     if type(tensor) is not Tensor:
         raise RefusedError("a parameter without a tensor")
     return tensor
@@ -195,11 +199,11 @@ class _Machine:
     def __init__(self, storage_bytes: Mapping[str, int]):
         self.storage_bytes = storage_bytes
         self.stack: list = []
-        self.outer_stacks: list[list] = []  # those below each mark
+        self.outer_stacks: list[list] = []  # the stacks below the marks
         self.memo: dict[int, Any] = {}
 
-    def run(self, data: bytes):
-        """The object that the pickle describes."""
+    def run(self, data: bytes) -> Any:
+        """Return the object that the pickle describes."""
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if count == MAX_OPCODES:
                 raise RefusedError(f"a pickle of more than {MAX_OPCODES:,} opcodes")
@@ -211,58 +215,58 @@ class _Machine:
                 raise RefusedError(f"the pickle opcode {opcode.name}")
         return self.stack.pop()
 
-    def mark(self, _):
+    def mark(self, _: object) -> None:
         self.outer_stacks.append(self.stack)
         self.stack = []
 
     def items(self) -> list:
-        """Take what lies above the last mark."""
+        """Remove and return what lies above the last mark."""
         items, self.stack = self.stack, self.outer_stacks.pop()
         return items
 
-    def tuple_of(self, items):
+    def tuple_of(self, items: list) -> None:
         self.stack.append(tuple(items))
 
     def last(self, count: int) -> list:
         return [self.stack.pop() for _ in range(count)][::-1]
 
-    def extend(self, items):
+    def extend(self, items: list) -> None:
         target = self.stack[-1]
         if type(target) is list:
             target.extend(items)
         elif type(target) is not _Ignored:
             raise RefusedError("items of what is no list")
 
-    def update(self, items):
+    def update(self, items: list) -> None:
         target = self.stack[-1]
         if type(target) is dict:
-            # Weights have names. A dictionary by numbers is an optimizer's, and numbers can be made to collide.
+            # Entries with numbers for keys are an optimizer's. They are left out: numbers can be made to collide.
             pairs = zip(items[::2], items[1::2], strict=True)
             target.update((name, value) for name, value in pairs if type(name) is str)
         elif type(target) is not _Ignored:
             raise RefusedError("entries of what is no dictionary")
 
-    def memoize(self, _):
+    def memoize(self, _: object) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
 
-    def put(self, index):
+    def put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
-    def get(self, index):
+    def get(self, index: int) -> None:
         self.stack.append(self.memo[index])
 
-    def name(self, module, name):
+    def name(self, module: str, name: str) -> None:
         if (module, name) not in KNOWN_NAMES:
             raise RefusedError(f"the name {shown(module)}.{shown(name)}")
         self.stack.append(_Name(module, name))
 
-    def name_on_stack(self, _):
+    def name_on_stack(self, _: object) -> None:
         module, name = self.last(2)
         if type(module) is not str or type(name) is not str:
             raise RefusedError("a name that is no text")
         self.name(module, name)
 
-    def call(self, _):
+    def call(self, _: object) -> None:
         function, arguments = self.last(2)
         if type(function) is not _Name or type(arguments) is not tuple:
             raise RefusedError("a call of what is no function")
@@ -270,13 +274,13 @@ class _Machine:
             raise RefusedError(f"a call of {function.module}.{function.name}")
         self.stack.append(CALLS[function.key](*arguments) if function.key in CALLS else _Ignored())
 
-    def set_state(self, _):
+    def set_state(self, _: object) -> None:
         target, _state = self.last(2)
-        if type(target) not in (dict, _Ignored):  # PyTorch gives a state dictionary its format's version so
+        if type(target) not in (dict, _Ignored):  # PyTorch attaches a version to state dictionaries
             raise RefusedError("a state of what has none")
         self.stack.append(target)
 
-    def storage(self, _):
+    def storage(self, _: object) -> None:
         identifier = self.stack.pop()
         if type(identifier) is not tuple or len(identifier) != 5:
             raise RefusedError("an object that is no storage")
@@ -299,7 +303,7 @@ LITERALS = {
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
     *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
-ACTIONS = {
+ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "MARK": _Machine.mark,
     "NONE": lambda machine, _: machine.stack.append(None),
     "NEWTRUE": lambda machine, _: machine.stack.append(True),
@@ -331,11 +335,11 @@ ACTIONS = {
 }
 
 
-def read_pickle(data: bytes, storage_bytes: Mapping[str, int]):
-    """The content of a PyTorch file: dictionaries, lists, tuples, numbers and text, with a `Tensor` for each tensor.
+def read_pickle(data: bytes, storage_bytes: Mapping[str, int]) -> Any:
+    """Return the content of a PyTorch file: dictionaries, lists, tuples, numbers and text, and `Tensor`s.
 
-    data: the pickle; storage_bytes: how many bytes the file holds of each storage. A dictionary keeps the entries
-    whose key is a text. Raises RefusedError for everything that a file of tensors does not need.
+    data: the pickle; storage_bytes: the bytes of each storage in the file. Dictionaries keep the entries whose key is a
+    text. Raises RefusedError for everything that a file of tensors does not need.
     """
     try:
         return _Machine(storage_bytes).run(data)

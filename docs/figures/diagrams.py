@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from concertormer_jax.ops import blocks as windows
+from concertormer_jax.ops import blocks as block_ops
 from concertormer_jax.ops import image as image_ops
 from concertormer_jax.ops import tlc
 from docs.figures.drawing import INK, KEY, QUERY, THIRD, arrow, box, canvas, figure, finished, picture
@@ -125,8 +125,9 @@ def partition_and_shift(photo: np.ndarray) -> Image.Image:
     """Blocks, shifted blocks, and the mask of what meets over the border. photo: uint8 [32, 32, 3]."""
     side, half = len(photo), BLOCK_PX // 2
     count = side // BLOCK_PX
-    blocks = windows.cut(windows.Grid(count, count, BLOCK_PX), jnp.asarray(photo)[None], True)
-    rolled = np.asarray(windows.merge(blocks, BLOCK_PX, side, side))[0]
+    grid = block_ops.Grid(count, count, BLOCK_PX)
+    shifted = block_ops.split_blocks(grid, jnp.asarray(photo, jnp.float32)[None], True)
+    rolled = np.asarray(block_ops.unpartition(shifted, grid))[0].astype(np.uint8)
     drawn, axes = figure(11, 3.3, 4)
     for panel, image, title in (
         (axes[0], photo, "blocks of 8x8 pixels\n"),
@@ -142,7 +143,7 @@ def partition_and_shift(photo: np.ndarray) -> Image.Image:
             panel.axvline(edge, color="white", lw=1.4)
     axes[1].axhspan(side - half, side, color=QUERY, alpha=0.42, lw=0)
     axes[1].axvspan(side - half, side, color=KEY, alpha=0.42, lw=0)
-    crosses = np.asarray(windows.crosses_border(count, count, BLOCK_PX))
+    crosses = np.asarray(block_ops.crosses_border(grid)).reshape(count, count, BLOCK_PX**2, BLOCK_PX**2)
     for panel, (row, column), title in (
         (axes[2], (0, count - 1), "mask of a block at the right border"),
         (axes[3], (count - 1, count - 1), "mask of the block in the corner"),

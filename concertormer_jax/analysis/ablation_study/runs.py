@@ -1,18 +1,20 @@
-"""One run of the comparison: a form of the network trained from one seed and scored on the held-out pictures."""
+"""One run of the ablation study: a variant is trained from one seed and scored on the held-out pictures."""
 
 import dataclasses
 import json
 import time
 from pathlib import Path
 
-import numpy as np
+from ml_collections import ConfigDict
 
+from concertormer_jax.data.sources import Sample, Source
 from concertormer_jax.evaluation.evaluator import evaluate
 from concertormer_jax.evaluation.scores import EvaluationSet
 from concertormer_jax.models import ABLATIONS, Concertormer, variant_name
 from concertormer_jax.models.costs import Cost, costs_of, total
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text
+from concertormer_jax.runtime.paths import AnyPath
 from concertormer_jax.training.data import sources_from
 from concertormer_jax.training.setup import module_from
 from concertormer_jax.training.trainer import train
@@ -27,7 +29,9 @@ _HEADS = ("encoder_heads", "middle_heads", "decoder_heads")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run came to. scores and input_scores: the mean of each of `METRICS`; seconds: of training and scoring."""
+    """The result of a run. scores, input_scores: mean of each of `METRICS`, of the restored pictures and the inputs;
+    seconds: of training and scoring.
+    """
 
     variant: str
     seed: int
@@ -38,12 +42,12 @@ class Result:
 
 
 class MiddleCrops:
-    """The middles of pictures as a source for `EvaluationSet`: `crop_px` x `crop_px` pixels of each."""
+    """The middle `crop_px` x `crop_px` pixels of every picture, as a source for `EvaluationSet`."""
 
-    def __init__(self, source, crop_px: int):
+    def __init__(self, source: Source, crop_px: int):
         self._source, self._crop_px = source, crop_px
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._source)
 
     def name(self, index: int) -> str:
@@ -52,15 +56,17 @@ class MiddleCrops:
     def size(self, index: int) -> tuple[int, int]:
         return self._crop_px, self._crop_px
 
-    def whole(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        return tuple(middle_crop(image, self._crop_px) for image in self._source.whole(index))
+    def whole(self, index: int) -> Sample:
+        degraded, target = self._source.whole(index)
+        return middle_crop(degraded, self._crop_px), middle_crop(target, self._crop_px)
 
 
-def config_of(config, variant: str, seed: int):
-    """`config` with the network in the form `variant`, of the same sizes, to be trained from `seed`.
+def config_of(config: ConfigDict, variant: str, seed: int) -> ConfigDict:
+    """Return `config` with the network changed to the ablation `variant` of the same size, and with `seed`.
 
-    The form has one head at every level where its entry in `ABLATIONS` has. The only checkpoint is the last, so that
-    nothing is chosen by the held-out pictures. Raises UserError for an unknown form and a config of another network.
+    Where the entry of `variant` in `ABLATIONS` has one head at every level, the network has so too. The only checkpoint
+    is the last, so that the held-out pictures choose nothing. Raises UserError for an unknown variant and for a config
+    of another network.
     """
     if variant not in ABLATIONS:
         raise UserError(f"--variants: {variant!r} is unknown; choose from {', '.join(ABLATIONS)}")
@@ -80,15 +86,15 @@ def config_of(config, variant: str, seed: int):
     return changed
 
 
-def cost_of(config, variant: str) -> Cost:
-    """Parameters and MACs, for a picture of `COUNTED_PX`, of the form `variant` at the sizes of `config`."""
+def cost_of(config: ConfigDict, variant: str) -> Cost:
+    """Return the cost, for a picture of `COUNTED_PX`, of the ablation `variant` at the size of `config`."""
     module = module_from(config_of(config, variant, 0).model)
     parts = costs_of(module, COUNTED_PX, COUNTED_PX).values()
     return total(cost for stage in parts for cost in stage.values())
 
 
-def finished(folder) -> Result | None:
-    """The result that lies in `folder`, None if there is none yet."""
+def finished(folder: AnyPath) -> Result | None:
+    """Return the result in `folder`, None if the run is not finished."""
     path = Path(folder, "result.json")
     if not path.exists():
         return None
@@ -98,10 +104,10 @@ def finished(folder) -> Result | None:
         raise UserError(f"{path} is damaged; remove it to score this run again") from error
 
 
-def run(config, variant: str, seed: int, folder) -> Result:
-    """Train and score one form from one seed in `folder`, or go on with what lies there.
+def run(config: ConfigDict, variant: str, seed: int, folder: AnyPath) -> Result:
+    """Train and score one variant from one seed in `folder`, or go on with an interrupted run there.
 
-    Raises UserError and Stopped like `training.loop.train` and `evaluation.evaluator.evaluate`.
+    Raises UserError and Stopped like `trainer.train` and `evaluator.evaluate`.
     """
     start = time.perf_counter()
     config = config_of(config, variant, seed)

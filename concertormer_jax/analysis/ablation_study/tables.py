@@ -1,31 +1,32 @@
-"""The chart of the comparison: PSNR against MACs, every seed a dot."""
+"""The results of the ablation study: statistics over the seeds, as a table, as JSON and as a chart."""
 
 import dataclasses
 import json
 from collections.abc import Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 from scipy.stats import t as student
 
 from concertormer_jax.analysis.ablation_study.runs import COUNTED_PX, METRICS, Result
+from concertormer_jax.models import Network
 from concertormer_jax.models.costs import Cost
 from concertormer_jax.runtime.charts import pyplot
 from concertormer_jax.runtime.files import written_atomically
+from concertormer_jax.runtime.paths import AnyPath
 from concertormer_jax.training.setup import module_from
 
-# From the runs to a table: means over the seeds, how far the seeds spread, and what stands out of that spread.
-
 PSNR, SSIM = METRICS
-REFERENCE = "full"  # the form with which the others are compared
+REFERENCE = "full"  # the variant with which the others are compared
 CONFIDENCE = 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One form over its seeds.
+    """One variant over its seeds: a value for each.
 
-    gain: PSNR above the inputs in dB, of every seed; ssim: of the restored pictures, likewise.
-    difference: in PSNR from `REFERENCE`, of every seed that both have.
+    psnr (in dB), ssim: of the restored pictures; gain: their PSNR minus that of the inputs; difference: PSNR minus that
+    of `REFERENCE`, for the seeds that both have.
     """
 
     variant: str
@@ -38,10 +39,10 @@ class Row:
 
     @property
     def stands_out(self) -> bool | None:
-        """Whether the mean difference from the reference is beyond the spread of the seeds; None if none can be told.
+        """Whether 0 lies outside the 95 % confidence interval of the mean difference; None with fewer than two seeds.
 
-        That is, 0 lies outside its 95 % confidence interval (Student's t over the seeds' differences, which are paired:
-        one seed shows both forms the same crops in the same order). It takes two seeds.
+        The interval is Student's t over the differences of the seeds. These are paired: one seed gives both variants
+        the same crops in the same order.
         """
         if self.variant == REFERENCE or len(self.difference) < 2:
             return None
@@ -49,19 +50,19 @@ class Row:
 
     @property
     def half_interval(self) -> float:
-        """Half the width of that interval, in dB."""
+        """Half the width of the confidence interval, in dB: t * deviation / sqrt(n)."""
         count = len(self.difference)
         quantile = float(student.ppf((1 + CONFIDENCE) / 2, count - 1))
         return quantile * deviation(self.difference) / count**0.5
 
 
 def deviation(values: Sequence[float]) -> float:
-    """The standard deviation over seeds, as estimated from a sample."""
+    """Return the sample standard deviation over seeds, with n - 1 in the denominator."""
     return float(np.std(values, ddof=1))
 
 
 def rows(results: Sequence[Result], costs: dict[str, Cost]) -> list[Row]:
-    """A row for every form in `costs` that has results, in that order."""
+    """Return a row for every variant in `costs` that has results, in that order."""
     by_variant = {
         variant: {result.seed: result for result in results if result.variant == variant} for variant in costs
     }
@@ -87,8 +88,8 @@ def rows(results: Sequence[Result], costs: dict[str, Cost]) -> list[Row]:
     return table
 
 
-def results_json(table: Sequence[Row], results: Sequence[Result], config) -> str:
-    """Everything as JSON: the config, a summary of every form, and every run."""
+def results_json(table: Sequence[Row], results: Sequence[Result], config: ConfigDict) -> str:
+    """Return the config, a summary of every variant, and every run as JSON."""
     content = {
         "config": json.loads(config.to_json_best_effort()),
         "counted_px": COUNTED_PX,
@@ -111,8 +112,8 @@ def results_json(table: Sequence[Row], results: Sequence[Result], config) -> str
     return json.dumps(content, indent=2) + "\n"
 
 
-def markdown(table: Sequence[Row], results: Sequence[Result], config) -> str:
-    """The table with what was run above it and what it can and cannot show below it."""
+def markdown(table: Sequence[Row], results: Sequence[Result], config: ConfigDict) -> str:
+    """Return the table, with a description of the runs above it, and what it can and cannot show below it."""
     one, module = results[0], module_from(config.model)
     crops = sum(steps * batch for steps, batch in zip(config.stages.steps, config.stages.batch, strict=True))
     sides = ", ".join(str(side) for side in config.stages.crop_px)
@@ -135,11 +136,11 @@ def markdown(table: Sequence[Row], results: Sequence[Result], config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _blocks(module):
+def _blocks(module: Network) -> str:
     return ", ".join(map(str, (*module.encoder_blocks, module.middle_blocks, *module.decoder_blocks)))
 
 
-def _line(row):
+def _line(row: Row) -> str:
     outcome = {None: "", True: "yes", False: "no"}[row.stands_out]
     against = ""
     if row.variant != REFERENCE and row.difference:
@@ -158,7 +159,7 @@ def _line(row):
     return f"| {' | '.join(cells)} |"
 
 
-def _conclusion(table, crops):
+def _conclusion(table: Sequence[Row], crops: int) -> list[str]:
     compared = [row for row in table if row.stands_out is not None]
     out = [row.variant for row in compared if row.stands_out]
     sentences = [
@@ -193,21 +194,21 @@ def _conclusion(table, crops):
     return "\n\n".join(sentences).splitlines()
 
 
-def _spread(values, form):
+def _spread(values: Sequence[float], form: str) -> str:
     text = format(_mean(values), form)
     return f"{text} ± {deviation(values):.3f}" if len(values) > 1 else text
 
 
-def _mean(values):
+def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def draw(table: Sequence[Row], path) -> None:
+def draw(table: Sequence[Row], path: AnyPath) -> None:
     """Write the chart of `table` to `path`, a PNG.
 
-    To the left PSNR against MACs, the forms numbered. To the right, in the order of the numbers, every seed's
-    difference from `REFERENCE` of the same seed (where some form has none, the PSNR itself). A bar is the mean plus and
-    minus the standard deviation over the seeds. Raises UserError without matplotlib.
+    The left half shows PSNR against MACs, with a number for each variant; the right half, in the order of the numbers,
+    the difference of every seed from `REFERENCE` with the same seed, or the PSNR if some variant has no difference. A
+    bar is the mean plus and minus the standard deviation over the seeds. Raises UserError without matplotlib.
     """
     plt = pyplot("the chart")
     paired = all(row.difference for row in table)
@@ -242,5 +243,5 @@ def draw(table: Sequence[Row], path) -> None:
     plt.close(figure)
 
 
-def _bar(values):
+def _bar(values: Sequence[float]) -> float | None:
     return deviation(values) if len(values) > 1 else None

@@ -1,11 +1,13 @@
 """Synthetic degradations of sharp photographs, by name.
 
-A degradation is a frozen dataclass with `margin_px` and a call `(sharp uint8 [H + 2 margin_px, W + 2 margin_px, 3],
-rng) -> uint8 [H, W, 3]`, aligned with the middle of `sharp`: the caller crops with that margin. First the light changes
-(blur, rain), then the sensor adds its noise, both in linear light; then the picture is stored, possibly as a JPEG.
+A degradation is a frozen dataclass with `margin_px` and a call (sharp uint8 [H + 2 margin_px, W + 2 margin_px, 3],
+rng) -> uint8 [H, W, 3], aligned with the middle of `sharp`: the caller cuts crops that are larger by this margin. The
+call first changes the light (blur, rain) and then adds the sensor's noise, both in linear light; then it stores the
+picture in 8 bits, possibly as a JPEG.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +22,13 @@ _BLURS = ("shake", "frames")
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """One of several degradations, drawn for every picture with equal chances; one that is named twice has two."""
+    """Draws one of `choices` for every picture with equal chance; one that is listed twice has twice the chance."""
 
     choices: tuple[Camera, ...]
 
     @property
     def margin_px(self) -> int:
-        """Pixels that the call takes off each side: as many as the widest of the choices."""
+        """Pixels that the call takes off each side: the largest margin of the choices."""
         return max(choice.margin_px for choice in self.choices)
 
     def __call__(self, sharp: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -36,6 +38,9 @@ class OneOf:
         return chosen(sharp[spare : sharp.shape[0] - spare, spare : sharp.shape[1] - spare], rng)
 
 
+Degradation = Camera | OneOf
+
+
 def make_degradation(
     names: str,
     *,
@@ -43,14 +48,14 @@ def make_degradation(
     max_length_px: float = CameraShake.max_length_px,
     shot_noise: float = Camera.shot_noise,
     read_noise: float = Camera.read_noise,
-    jpeg_quality: tuple[int, ...] = Camera.jpeg_quality,
-) -> Camera | OneOf:
-    """Return the degradation that `names` says: one of `DEGRADATIONS`, or several separated by commas, for `OneOf`.
+    jpeg_quality: tuple[int, int] | tuple[()] = Camera.jpeg_quality,
+) -> Degradation:
+    """Return the degradation named `names`, of `DEGRADATIONS`, or for several names between commas one `OneOf` these.
 
-    min_length_px, max_length_px: of the path of a blur, unused by the others; the rest as in `Camera`.
-    Raises UserError for an unknown name and values that make no sense.
+    min_length_px, max_length_px: of the path of a blur, in pixels; other degradations do not use them. The rest as in
+    `Camera`. Raises UserError for an unknown name and for values out of range.
     """
-    sensor = {"shot_noise": shot_noise, "read_noise": read_noise, "jpeg_quality": tuple(jpeg_quality)}
+    sensor: dict[str, Any] = {"shot_noise": shot_noise, "read_noise": read_noise, "jpeg_quality": tuple(jpeg_quality)}
     path = {"min_length_px": min_length_px, "max_length_px": max_length_px}
     choices = []
     for name in map(str.strip, names.split(",")):

@@ -1,4 +1,4 @@
-"""Blur by a camera that moves during the exposure, in linear light."""
+"""Blur by a camera that moves during the exposure, computed in linear light."""
 
 import dataclasses
 import math
@@ -9,28 +9,28 @@ import scipy.fft
 
 from concertormer_jax.data.degrade.sensor import Camera
 
-_PUSHES = 64  # of the hand during one exposure
-_FRAME_COUNTS = (7, 9, 11, 13)  # of GoPro's blurred pictures
+_PUSHES = 64  # steps of the random walk during one exposure
+_FRAME_COUNTS = (7, 9, 11, 13)  # that GoPro's blurred pictures are means of
 
 
 @dataclasses.dataclass(frozen=True)
 class CameraShake(Camera):
     """Motion blur of a shaken camera.
 
-    The length of a blur (twice the farthest that the path of a point is from its centroid, in pixels) is drawn
-    uniformly between the two bounds.
+    The length of a blur, twice the largest distance in pixels of a point's path from its centroid, is drawn uniformly
+    between the two bounds.
     """
 
     min_length_px: float = 3.0
     max_length_px: float = 14.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _require_lengths(self)
 
     @property
     def margin_px(self) -> int:
-        """Pixels that the call takes off each side: the reach of the longest path, and one for its interpolation."""
+        """Pixels that the call takes off each side: half the longest path, and one for the interpolation."""
         return math.ceil(self.max_length_px / 2) + 1
 
     def kernel(self, rng: np.random.Generator) -> np.ndarray:
@@ -44,18 +44,18 @@ class CameraShake(Camera):
 
 @dataclasses.dataclass(frozen=True)
 class FrameAverage(Camera):
-    """Blur as the GoPro set has it: the mean, in linear light, of frames that a moving camera took one after the other.
+    """Blur as in the GoPro set: the mean, in linear light, of consecutive frames of a moving camera.
 
-    7, 9, 11 or 13 frames are shifted along a path whose farthest point is half a length from the middle frame, drawn
-    uniformly between the two bounds, and turned about the centre, at most by `max_turn_px` at the corners. The middle
-    frame is the sharp picture.
+    7, 9, 11 or 13 frames are shifted along a path and turned about the centre; the middle one is the sharp picture. The
+    length of the path, twice the largest shift from the middle frame in pixels, is drawn uniformly between the two
+    bounds, the largest turn between 0 and `max_turn_px` pixels at the corners.
     """
 
     min_length_px: float = 3.0
     max_length_px: float = 14.0
     max_turn_px: float = 3.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _require_lengths(self)
         if self.max_turn_px < 0:
@@ -63,7 +63,7 @@ class FrameAverage(Camera):
 
     @property
     def margin_px(self) -> int:
-        """Pixels that the call takes off each side: the farthest that a corner moves, and one for interpolation."""
+        """Pixels that the call takes off each side: the farthest that a corner moves, and one for the interpolation."""
         return math.ceil(self.max_length_px / 2 + self.max_turn_px) + 1
 
     def light(self, linear: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -87,8 +87,8 @@ class FrameAverage(Camera):
         return total / count
 
 
-def _from_the_middle(path, count):
-    """`count` evenly spaced points of a path, relative to the middle one; the farthest at a distance of 1."""
+def _from_the_middle(path: np.ndarray, count: int) -> np.ndarray:
+    """`count` evenly spaced points of a path, relative to the middle one and scaled to a largest distance of 1."""
     points = path[np.linspace(0, len(path) - 1, count).round().astype(int)]
     points = points - points[count // 2]
     return points / np.linalg.norm(points, axis=1).max()
@@ -97,17 +97,17 @@ def _from_the_middle(path, count):
 def shake_path(length_px: float, rng: np.random.Generator) -> np.ndarray:
     """Draw the path of a point during the exposure: [N, 2] (y, x) in pixels at equal times, centroid 0.
 
-    A random walk with inertia: the velocity decays towards 0 and is pushed at random, so that paths range from almost
-    straight (much inertia) to knotted (little). Its farthest point is `length_px` / 2 from the centroid.
+    It is a random walk with inertia: v[t] = inertia * v[t - 1] + noise, so that paths range from almost straight (much
+    inertia) to knotted (little). The farthest point is `length_px` / 2 from the centroid.
     """
     inertia = rng.uniform(0.7, 0.98)
     pushes = rng.standard_normal((_PUSHES, 2))
     velocity = np.empty_like(pushes)
-    velocity[0] = pushes[0] / math.sqrt(1 - inertia**2)  # the spread that the walk settles at
+    velocity[0] = pushes[0] / math.sqrt(1 - inertia**2)  # the stationary distribution
     for step in range(1, _PUSHES):
         velocity[step] = inertia * velocity[step - 1] + pushes[step]
     corners = np.cumsum(velocity, axis=0)
-    # Points in between, dense enough that the rasterised path has no gaps.
+    # Interpolation makes the points so dense that the rasterised path has no gaps.
     times = np.linspace(0, _PUSHES - 1, 8 * _PUSHES)
     path = np.stack([np.interp(times, np.arange(_PUSHES), corners[:, axis]) for axis in (0, 1)], axis=1)
     path -= path.mean(axis=0)
@@ -115,9 +115,10 @@ def shake_path(length_px: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def rasterised(path: np.ndarray, radius_px: int) -> np.ndarray:
-    """Return the share of its time that a path ([N, 2], within `radius_px` - 1 of 0) spends at each pixel: [K, K].
+    """Return the share of its time that a path spends at each pixel: float32 [K, K] of sum 1, K = 2 radius_px + 1.
 
-    K = 2 radius_px + 1; float32, sum 1. Each point is shared among its four neighbours, which keeps the centroid.
+    path: [N, 2], within `radius_px` - 1 of 0. Bilinear weights spread each point over four pixels, which keeps the
+    centroid.
     """
     size = 2 * radius_px + 1
     corner = np.floor(path).astype(np.int64)
@@ -135,7 +136,7 @@ def correlated(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Correlate float32 [H, W, C] with `kernel` [K, K] where it fits: float32 [H - K + 1, W - K + 1, C]."""
     size = kernel.shape[0]
     height, width = image.shape[:2]
-    # A circular transform of the image's own size is enough: what wraps around falls outside the valid region.
+    # The transform wraps around at the image's size, which reaches only positions that are cut off.
     shape = (scipy.fft.next_fast_len(height, real=True), scipy.fft.next_fast_len(width, real=True))
     planes = np.ascontiguousarray(np.moveaxis(image, 2, 0))
     spectrum = scipy.fft.rfft2(planes, shape) * np.conj(scipy.fft.rfft2(kernel, shape))
@@ -143,7 +144,7 @@ def correlated(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(result, 0, 2))
 
 
-def _require_lengths(degradation):
+def _require_lengths(degradation: "CameraShake | FrameAverage") -> None:
     low, high = degradation.min_length_px, degradation.max_length_px
     if not 0 <= low <= high:
         raise ValueError(f"0 <= min_length_px <= max_length_px, got {low} and {high}.")

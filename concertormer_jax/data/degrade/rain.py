@@ -1,4 +1,4 @@
-"""Rain: a veil of far drops and streaks of near ones, in linear light."""
+"""Rain: a veil of far drops and streaks of near ones, computed in linear light."""
 
 import dataclasses
 import math
@@ -9,11 +9,11 @@ from scipy.ndimage import gaussian_filter
 from concertormer_jax.data.degrade.motion_blur import correlated, rasterised
 from concertormer_jax.data.degrade.sensor import Camera
 
-_SLANT_RADIANS = math.radians(35)  # of all streaks of a picture against the vertical, at most
-_SPREAD_RADIANS = math.radians(6)  # of one layer's streaks against the others
+_SLANT_RADIANS = math.radians(35)  # largest angle between a picture's streaks and the vertical
+_SPREAD_RADIANS = math.radians(6)  # largest deviation of one layer's streaks from that angle
 _DARKEST_SKY = 0.1
-# Each layer: streaks of (shortest, longest) pixels, the deviation of their width in pixels, (least, greatest) opacity,
-# and its share of all streaks.
+# Each layer: (shortest, longest) streak in pixels, standard deviation across a streak in pixels, (least, greatest)
+# opacity, share of all streaks.
 _LAYERS = (
     ((8, 16), 0.4, (0.1, 0.3), 0.6),  # far: many, short, thin and faint
     ((14, 28), 0.6, (0.2, 0.6), 0.3),
@@ -23,18 +23,18 @@ _LAYERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Rain(Camera):
-    """Streaks before a scene that is dimmed and lightened by a veil.
+    """Streaks before a scene behind a veil.
 
-    The light of the scene loses the share of the veil, drawn from [0, max_veil], to the light of the sky; then streaks
-    of three depths let through what their opacity leaves and add their own light. The number of streaks per 1,000
-    pixels is drawn between the two bounds, evenly in its logarithm.
+    Veil: light = (1 - v) * scene + v * sky, with v drawn from [0, max_veil]. Then for each of three layers of streaks,
+    the farthest first: light = (1 - opacity) * light + opacity * streak. The number of streaks per 1,000 pixels is
+    drawn between the two bounds, uniformly in its logarithm.
     """
 
     min_streaks: float = 0.5
     max_streaks: float = 12.0
     max_veil: float = 0.08
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.min_streaks <= self.max_streaks or not 0 <= self.max_veil < 1:
             raise ValueError(
@@ -50,7 +50,7 @@ class Rain(Camera):
         density = math.exp(rng.uniform(math.log(self.min_streaks), math.log(self.max_streaks))) / 1000
         slant = rng.uniform(-_SLANT_RADIANS, _SLANT_RADIANS)
         streak_light = min(1, sky * rng.uniform(1, 1.5))  # a drop gathers light from a wide field of view
-        for lengths, width, opacities, share in _LAYERS:  # the farthest first: the nearer ones stand before them
+        for lengths, width, opacities, share in _LAYERS:
             opacity = streaks(
                 linear.shape[:2],
                 share * density,
@@ -65,12 +65,19 @@ class Rain(Camera):
 
 
 def streaks(
-    shape, density: float, *, length_px: float, width_px: float, angle: float, opacities, rng: np.random.Generator
+    shape: tuple[int, ...],
+    density: float,
+    *,
+    length_px: float,
+    width_px: float,
+    angle: float,
+    opacities: tuple[float, float],
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Draw one layer of parallel streaks as opacity in [0, 1): float32 [H, W] for `shape` (H, W).
 
     density: streaks per pixel; width_px: standard deviation across; angle: radians from the vertical; opacities:
-    (least, greatest) of a single streak in its middle. Where streaks cross, what they let through multiplies.
+    (least, greatest) of a single streak in its middle. Where streaks cross, their transparencies multiply.
     """
     radius = math.ceil(length_px / 2 + 3 * width_px) + 1
     along = np.linspace(-length_px / 2, length_px / 2, 8 * math.ceil(length_px))
@@ -79,6 +86,6 @@ def streaks(
     line /= line.max()
     wide = (shape[0] + 2 * radius, shape[1] + 2 * radius)
     drops = (rng.random(wide, np.float32) < density) * rng.uniform(*opacities, wide).astype(np.float32)
-    # Sums of -log(1 - opacity) along the streaks: what is let through multiplies where they cross.
+    # A sum of -log(1 - opacity) is a product of transparencies.
     depth = correlated(-np.log1p(-drops)[:, :, None], line)[:, :, 0]
     return -np.expm1(-np.maximum(depth, 0))

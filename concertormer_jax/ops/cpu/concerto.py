@@ -1,0 +1,173 @@
+"""Concerto self-attention on a CPU.
+
+A product for each block runs on a single core, and XLA shares such products out among the cores only where many of its
+operations are ready at once. So large spatial groups attend with one half of the queries beside the other, and channel
+groups with one half of the heads beside the other. The channel groups multiply all heads of a half at once.
+
+Sums are products with ones, and small parameters are copied before the loops that use them: see `cpu.workarounds`.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from concertormer_jax.ops.blocks import Grid, merge_blocks, split_blocks
+from concertormer_jax.ops.cpu.workarounds import materialize, sum_as_matmul
+from concertormer_jax.ops.reference import CONCERTO, AttentionWeights
+from concertormer_jax.ops.shared import attention
+from concertormer_jax.ops.shared.attention import (
+    Arithmetic,
+    Channel,
+    Spatial,
+    attend,
+    minus_chosen_maxima,
+    plain_attention,
+)
+from concertormer_jax.ops.shared.cdc import CDC, cdc_of, mask_maps, unmasked
+from concertormer_jax.ops.shared.groups import (
+    INSIDE_BLOCKS,
+    LAYOUTS,
+    Parameters,
+    for_every_channel,
+    mean_of_map,
+    parameters_by_group,
+    positions_first,
+    sca_gate,
+    separate_heads,
+)
+from concertormer_jax.ops.shared.projection import project, project_channels_first
+from concertormer_jax.ops.shared.taps import cdc_over_blocks
+
+LARGE = 2**20  # numbers in the queries of a group, from which on two halves of them are faster
+BY_QUERIES = ("ripieno_spatial", "concertino_spatial")  # their results are in parts of queries, the others' of heads
+
+ARITHMETIC = Arithmetic(sum_as_matmul, partial(sum_as_matmul, axis=-1), minus_chosen_maxima)
+SPATIAL = Spatial(ARITHMETIC)
+
+transposed_attention = partial(attention.transposed_attention, SPATIAL)
+
+Parts = list[Float[Array, "..."]]  # of a group's result
+
+
+def concerto_attention(
+    x: Float[Array, "b H W C"],
+    y: Float[Array, "b H W D"],
+    weights: AttentionWeights,
+    shifted: Bool[Array, ""] | bool,
+    *,
+    heads: int,
+    groups: Sequence[str] = CONCERTO,
+    block: int = 8,
+) -> Float[Array, "b H W h"]:
+    """`ops.concerto.concerto_attention`."""
+    grid = Grid(x.shape[1] // block, x.shape[2] // block, block)
+    x_across = split_blocks(grid, x, shifted)  # bpnC
+    y_across = x_across if y is x else split_blocks(grid, y, shifted)
+    x_inside = x_across.swapaxes(1, 2)  # bnpC
+    y_inside = x_inside if y is x else y_across.swapaxes(1, 2)
+    if weights.temperature is not None:
+        weights = weights._replace(temperature=materialize(weights.temperature))
+
+    results = []
+    for own in parameters_by_group(weights, groups, x.dtype):
+        with jax.named_scope(own.group):
+            cdc = cdc_of(
+                own.group, groups, own.cdc, own.temperature, partial(cdc_over_blocks, grid, materialize=materialize)
+            )
+
+            def masked(queries, cdc=cdc, group=own.group):
+                return cdc if unmasked(group, shifted) else cdc.then(partial(mask_maps, grid, queries=queries), shifted)
+
+            features = (x_inside, y_inside) if own.group in INSIDE_BLOCKS else (x_across, y_across)
+            results.append(_ATTEND[own.group](*features, own, heads, masked))
+
+    output = jnp.concatenate([_joined(*result) for result in zip(groups, results, strict=True)], axis=-1)
+    if weights.sca_kernel is not None:
+        with jax.named_scope("sca"):
+            means = [_mean(*result) for result in zip(groups, results, strict=True)]
+            output = output * sca_gate(weights, means, output.dtype)
+    return merge_blocks(grid, output, shifted)
+
+
+# Each takes features that give the queries and features that give keys and values, [b, n, p, C] for what attends inside
+# blocks and [b, p, n, C] for the others, and the group's CDC, with the mask of the given queries.
+
+Masked = Callable[[slice], CDC]
+
+
+def _ripieno_spatial(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
+    q, k, v = (separate_heads(part, heads) for part in _projected(x, y, own))
+    parts = _halves_of_queries(q)
+    return [attend(SPATIAL, q[..., part, :], k, v, own.temperature, masked(part)) for part in parts]
+
+
+def _between_channels(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
+    """Logits of the parts are joined for CDC, which mixes all heads."""
+    count = 2 if heads % 2 == 0 else 1
+
+    def project_parts(features, kernel):
+        return [project(features, part) for part in jnp.split(kernel, count, axis=1)]
+
+    q, k, v = _projected(x, y, own, project_parts)
+    kind = Channel(ARITHMETIC, heads // count)
+    temperatures = jnp.split(own.temperature, count)
+    logits = [attention.logits(kind, *part) for part in zip(q, k, temperatures, strict=True)]
+    together = logits[0] if count == 1 else jnp.concatenate(logits, axis=-3)
+    weights = attention.softmax_numerators(ARITHMETIC, v[0].dtype, together, masked(slice(None)))
+    apart = [weights] if count == 1 else jnp.split(weights.reshape(together.shape), count, axis=-3)
+    return [attention.mix(kind, *part) for part in zip(apart, v, strict=True)]
+
+
+def _concertino_spatial(x, y, own: Parameters, _, masked: Masked) -> Parts:
+    q, k, v = _projected(x, y, own, partial(project_channels_first, materialize=materialize))
+    temperature, cdc = for_every_channel(own.temperature, masked(slice(None)), q)
+    return [attend(SPATIAL, q[..., part, :], k, v, temperature, cdc) for part in _halves_of_queries(q)]
+
+
+def _window(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
+    q, k, v = (separate_heads(part, heads) for part in _projected(x, y, own))
+    return [plain_attention(q, k, v, masked(slice(None)))]
+
+
+def _transposed(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
+    q, k, v = _projected(x, y, own)
+    pixels = (part.reshape(len(part), -1, part.shape[-1]) for part in (q, k, v))
+    return [attend(Channel(ARITHMETIC, heads), *pixels, own.temperature, masked(slice(None))).reshape(q.shape)]
+
+
+_ATTEND = {
+    "ripieno_spatial": _ripieno_spatial,
+    "ripieno_channel": _between_channels,
+    "concertino_channel": _between_channels,
+    "concertino_spatial": _concertino_spatial,
+    "window": _window,
+    "transposed": _transposed,
+}
+
+
+@jax.named_scope("projections")
+def _projected(x, y, own, project=project):
+    """q, k and v."""
+    return project(x, own.to_q), project(y, own.to_k), project(y, own.to_v)
+
+
+def _halves_of_queries(q):
+    """Slices of the queries, the last axis but one: two where there are many numbers."""
+    count = q.shape[-2]
+    size = count // 2 if q.size >= LARGE else count
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+
+def _joined(group: str, parts: Parts) -> Float[Array, "b p n mc"]:
+    """The result of a group as blocks of a map."""
+    blocks = [positions_first(LAYOUTS[group], part) for part in parts]
+    return jnp.concatenate(blocks, axis=1 if group in BY_QUERIES else -1)
+
+
+def _mean(group: str, parts: Parts) -> Float[Array, "b mc"]:
+    """The mean of a group's result over the map."""
+    means = [mean_of_map(LAYOUTS[group], part) for part in parts]
+    return sum(means) / len(means) if group in BY_QUERIES else jnp.concatenate(means, axis=-1)

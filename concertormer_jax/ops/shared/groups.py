@@ -1,0 +1,102 @@
+"""What the groups of heads take and return: their parameters, and the axes of their results.
+
+Letters as in `ops.reference`: b batch, n blocks, p positions in a block, m heads, c channels of a head. Every group has
+projections of its own, which write the layout that its attention reads.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from concertormer_jax.ops.reference import GROUPS, AttentionWeights, wide
+from concertormer_jax.ops.shared.cdc import CDC
+
+INSIDE_BLOCKS = ("ripieno_spatial", "ripieno_channel", "window")  # they take [b, n, p, C], the others [b, p, n, C]
+
+
+class Layout(NamedTuple):
+    """axes: of a group's result; c counts the channels of all heads where there is no m.
+
+    summed: the axis, n or p, over which a matrix product sums the result as it lies.
+    """
+
+    axes: str
+    summed: str
+
+
+LAYOUTS = {
+    "ripieno_spatial": Layout("bnmpc", "n"),
+    "ripieno_channel": Layout("bnpc", "n"),
+    "concertino_channel": Layout("bpnc", "p"),
+    "concertino_spatial": Layout("cbpn", "n"),
+    "window": Layout("bnmpc", "n"),
+    "transposed": Layout("bpnc", "p"),
+}
+
+
+class Parameters(NamedTuple):
+    """Of one group. temperature: None for `window`; cdc: None for none."""
+
+    group: str
+    to_q: Float[Array, "C mc"]
+    to_k: Float[Array, "D mc"]
+    to_v: Float[Array, "D mc"]
+    temperature: Float[Array, "m 1"] | None
+    cdc: Float[Array, "_ _ _ t"] | None
+
+
+def parameters_by_group(weights: AttentionWeights, groups: Sequence[str], dtype) -> Iterator[Parameters]:
+    """The parts of `weights` that belong to each group, the projections as `dtype`."""
+    count = len(groups)
+    to_q = jnp.split(weights.to_q.astype(dtype), count, axis=1)
+    to_kv = jnp.split(weights.to_kv.astype(dtype), 2 * count, axis=1)
+    tempered = [group for group in groups if GROUPS[group].normalised_over is not None]
+    for index, group in enumerate(groups):
+        temperature = weights.temperature[tempered.index(group)][:, None] if group in tempered else None
+        yield Parameters(group, to_q[index], to_kv[index], to_kv[count + index], temperature, weights.cdc.get(group))
+
+
+def separate_heads(features: Float[Array, "b n p mc"], heads: int) -> Float[Array, "b n m p c"]:
+    """What spatial attention inside blocks reads."""
+    return features.reshape(*features.shape[:3], heads, -1).swapaxes(2, 3)
+
+
+def for_every_channel(
+    temperature: Float[Array, "m 1"], cdc: CDC, q: Float[Array, "mc b p n"]
+) -> tuple[Float[Array, "mc b 1"], CDC]:
+    """Temperature and CDC of `concertino_spatial`, whose attention reads features with the channels first."""
+
+    def channels_first(logits, *parameters):
+        return cdc.function(logits.swapaxes(0, 1), *parameters).swapaxes(0, 1)
+
+    channels, batch = q.shape[:2]
+    temperature = jnp.repeat(temperature, channels // len(temperature), axis=0)[:, None]
+    return jnp.broadcast_to(temperature, (channels, batch, 1)), cdc._replace(function=channels_first)
+
+
+def positions_first(layout: Layout, result: Float[Array, "..."]) -> Float[Array, "b p n mc"]:
+    """The result of a group as blocks of a map."""
+    heads = "m" if "m" in layout.axes else ""
+    blocks = jnp.einsum(f"{layout.axes}->bpn{heads}c", result)
+    return blocks.reshape(*blocks.shape[:3], -1)
+
+
+def mean_of_map(layout: Layout, result: Float[Array, "..."]) -> Float[Array, "b mc"]:
+    """The mean of a group's result over positions and blocks, in float32 at least.
+
+    It is taken first over one axis by a product with ones, several times faster than such a sum.
+    """
+    axes, summed = layout
+    ones = jnp.ones([result.shape[axes.index(axis)] for axis in ("b", summed)], result.dtype)
+    heads, other = "m" if "m" in axes else "", "p" if summed == "n" else "n"
+    einsum = f"b{summed},{axes}->b{heads}{other}c"
+    sums = jnp.einsum(einsum, ones, result, preferred_element_type=wide(result), precision="highest")
+    return sums.mean(axis=-2).reshape(len(ones), -1) / ones.shape[1]
+
+
+def sca_gate(weights: AttentionWeights, means: list[Float[Array, "b _"]], dtype) -> Float[Array, "b 1 1 h"]:
+    """What simplified channel attention multiplies the blocks of a map with. means: of every group's result."""
+    gate = jnp.concatenate(means, axis=-1) @ weights.sca_kernel + weights.sca_bias
+    return gate.astype(dtype)[:, None, None]

@@ -1,0 +1,161 @@
+"""Concerto self-attention on a TPU: products for each head, which are written apart at no cost, of all queries."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from concertormer_jax.ops.blocks import Grid
+from concertormer_jax.ops.reference import CONCERTO, AttentionWeights
+from concertormer_jax.ops.shared import attention
+from concertormer_jax.ops.shared.attention import (
+    Arithmetic,
+    Spatial,
+    attend,
+    exponentials,
+    maxima_of_rows,
+    plain_attention,
+    product,
+    sum_over,
+)
+from concertormer_jax.ops.shared.cdc import CDC, cdc_of, mask_maps, unmasked
+from concertormer_jax.ops.shared.groups import (
+    INSIDE_BLOCKS,
+    LAYOUTS,
+    Parameters,
+    for_every_channel,
+    mean_of_map,
+    parameters_by_group,
+    positions_first,
+    sca_gate,
+    separate_heads,
+)
+from concertormer_jax.ops.shared.projection import project, project_channels_first
+from concertormer_jax.ops.tpu.blocks import merge_blocks, split_blocks
+from concertormer_jax.ops.tpu.cdc import cdc_over_blocks, mask_rows
+
+
+def concerto_attention(
+    x: Float[Array, "b H W C"],
+    y: Float[Array, "b H W D"],
+    weights: AttentionWeights,
+    shifted: Bool[Array, ""] | bool,
+    *,
+    heads: int,
+    groups: Sequence[str] = CONCERTO,
+    block: int = 8,
+) -> Float[Array, "b H W h"]:
+    """`ops.concerto.concerto_attention`."""
+    grid = Grid(x.shape[1] // block, x.shape[2] // block, block)
+    x_across = split_blocks(grid, x, shifted)  # bpnC
+    y_across = x_across if y is x else split_blocks(grid, y, shifted)
+    x_inside = x_across.swapaxes(1, 2)  # bnpC
+    y_inside = x_inside if y is x else y_across.swapaxes(1, 2)
+
+    results = []
+    for own in parameters_by_group(weights, groups, x.dtype):
+        with jax.named_scope(own.group):
+            cdc = cdc_of(own.group, groups, own.cdc, own.temperature, partial(cdc_over_blocks, grid))
+            if not unmasked(own.group, shifted):
+                mask = partial(mask_maps, grid) if own.cdc is None else partial(mask_rows, grid, heads)
+                cdc = cdc.then(mask, shifted)
+            features = (x_inside, y_inside) if own.group in INSIDE_BLOCKS else (x_across, y_across)
+            results.append(_ATTEND[own.group](*features, own, heads, cdc))
+
+    by_group = [(LAYOUTS[group], result) for group, result in zip(groups, results, strict=True)]
+    output = jnp.concatenate([positions_first(*result) for result in by_group], axis=-1)
+    if weights.sca_kernel is not None:
+        with jax.named_scope("sca"):
+            means = [mean_of_map(*result) for result in by_group]
+            output = output * sca_gate(weights, means, output.dtype)
+    return merge_blocks(grid, output, shifted)
+
+
+def sum_weights(maps: Float[Array, "*batch q k"]) -> Float[Array, "*batch q"]:
+    """Sums over the last axis by a product with ones: a TPU adds across its lanes several times slower.
+
+    Of one column of ones its compiler would make a sum again.
+    """
+    return product("...ab,bk->...ak", maps, jnp.ones((maps.shape[-1], 8), maps.dtype))[..., 0]
+
+
+def numerators(
+    cdc: Callable[..., Array],
+    dtype: Any,
+    after: Float[Array, "..."],
+    logits: Float[Array, "*batch q k"],
+    parameters: tuple[Array, ...],
+    bounded: Bool[Array, ""],
+) -> Float[Array, "..."]:
+    """`Arithmetic.numerators`: a TPU computes CDC and exponential in one loop, and chooses between two results.
+
+    Behind the barrier the result stays in the shape of `after` and as `dtype`. Without it, the exponentials would be
+    computed twice, for their sum and for their product with the values, of float32 maps whose short axes are padded.
+    """
+    without_maximum = jax.lax.optimization_barrier(jnp.exp(after).astype(dtype))
+
+    def with_maximum(_, logits, parameters):
+        rows = cdc(logits, *parameters).reshape(logits.shape)
+        return exponentials(rows, maxima_of_rows(rows), after.shape, dtype)
+
+    return jax.lax.cond(bounded, lambda result, *_: result, with_maximum, without_maximum, logits, parameters)
+
+
+SPATIAL = Spatial(Arithmetic(sum_over, sum_weights, numerators))
+
+transposed_attention = partial(attention.transposed_attention, SPATIAL)
+
+
+# Each takes features that give the queries and features that give keys and values, [b, n, p, C] for what attends inside
+# blocks and [b, p, n, C] for the others. The axes of the results are in `shared.groups.LAYOUTS`.
+
+
+def _ripieno_spatial(x, y, own: Parameters, heads: int, cdc: CDC):
+    q, k, v = (separate_heads(part, heads) for part in _projected(x, y, own))
+    return attend(SPATIAL, q, k, v, own.temperature, cdc)
+
+
+def _between_channels(x, y, own: Parameters, heads: int, cdc: CDC):
+    q, k, v = _projected(x, y, own)
+    mixed = attend(SPATIAL, *(_heads_first(part, heads) for part in (q, k, v)), own.temperature, cdc)
+    return jnp.moveaxis(mixed, -1, -3).reshape(v.shape)
+
+
+def _heads_first(features, heads):
+    """[..., K, m c] to [..., m, c, K]."""
+    return jnp.moveaxis(features.reshape(*features.shape[:-1], heads, -1), -3, -1)
+
+
+def _concertino_spatial(x, y, own: Parameters, _, cdc: CDC):
+    q, k, v = _projected(x, y, own, project_channels_first)
+    return attend(SPATIAL, q, k, v, *for_every_channel(own.temperature, cdc, q))
+
+
+def _window(x, y, own: Parameters, heads: int, cdc: CDC):
+    return plain_attention(*(separate_heads(part, heads) for part in _projected(x, y, own)), cdc)
+
+
+def _transposed(x, y, own: Parameters, heads: int, cdc: CDC):
+    q, k, v = _projected(x, y, own)
+    pixels = (_heads_first(part.reshape(len(part), -1, part.shape[-1]), heads) for part in (q, k, v))
+    mixed = attend(SPATIAL, *pixels, own.temperature, cdc)
+    return jnp.moveaxis(mixed, -1, -3).reshape(q.shape)
+
+
+_ATTEND = {
+    "ripieno_spatial": _ripieno_spatial,
+    "ripieno_channel": _between_channels,
+    "concertino_channel": _between_channels,
+    "concertino_spatial": _concertino_spatial,
+    "window": _window,
+    "transposed": _transposed,
+}
+
+
+@jax.named_scope("projections")
+def _projected(x, y, own, project=project):
+    """q, k and v."""
+    return project(x, own.to_q), project(y, own.to_k), project(y, own.to_v)
