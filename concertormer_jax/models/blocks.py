@@ -1,5 +1,6 @@
 """The Concertormer block: Concerto self-attention and gated-dconv MLP in a single stage, and a stack of such blocks."""
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.models.architecture import Architecture, torch_uniform
-from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
+from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention, attention_weights
 from concertormer_jax.ops import gdmlp
 from concertormer_jax.ops.convolution import project
-from concertormer_jax.ops.reference import MLPWeights
+from concertormer_jax.ops.dispatch import form
+from concertormer_jax.ops.reference import AttentionWeights, MLPWeights
 
 NORM_EPSILON = 1e-6
 
@@ -30,11 +32,37 @@ def feed_forward_channels(features: int, expansion: int) -> int:
     return features * expansion * (2 + expansion) // 3
 
 
+class NormWeights(nn.Module):
+    """The parameters of `layer_norm` for so many channels: scale and bias."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+        shape = (self.features,)
+        return self.param("scale", nn.initializers.ones, shape), self.param("bias", nn.initializers.zeros, shape)
+
+
+class AttentionParameters(nn.Module):
+    """The parameters of a `ConcertoSelfAttention` of the published architecture."""
+
+    inputs: int
+    features: int
+    heads: int
+
+    @nn.compact
+    def __call__(self) -> AttentionWeights:
+        a = Architecture()
+        form = (self.features, self.heads, a.groups, a.communication, a.sca, a.block_px)
+        return attention_weights(self.param, self.inputs, self.inputs, *form)
+
+
 class Block(nn.Module):
     """One block: x + CSA-gdMLP(norm(x), keys), the keys being norm(x) in all but the first block of a cross stage.
 
     (Paper, section 3.) `architecture` tells its parts. `tlc_window` is the side in pixels of this level's windows for
     the attention, None for the whole map. `implementation`: of the attention and the MLP, see `ops.dispatch.form`.
+    `tiled`: how blocks run on features in tiles, None for on maps.
     """
 
     features: int
@@ -44,6 +72,7 @@ class Block(nn.Module):
     tlc_window: int | None = None
     dtype: Any = jnp.float32
     implementation: str | None = None
+    tiled: Any = None
 
     @nn.compact
     def __call__(
@@ -59,23 +88,31 @@ class Block(nn.Module):
         where `first` is true. Both booleans may be traced.
         """
         width, hidden = self.features, self.features * self.expansion
-        inputs = layer_norm("norm")(x).astype(self.dtype)
 
         def pointwise(name, inputs, outputs):
             return self.param(name, torch_uniform(inputs), (inputs, outputs)).astype(self.dtype)
 
+        def mlp_weights(hidden, attended):
+            to_uz = pointwise("to_uz", width, 2 * hidden)
+            dw_u = self.param("dw_u", torch_uniform(9), (3, 3, hidden)).astype(self.dtype)
+            to_hidden = pointwise("project", hidden, hidden) if attended else None
+            return MLPWeights(to_uz, dw_u, to_hidden, pointwise("project_out", hidden, width))
+
+        if self.tiled is not None:
+            norm = NormWeights(width, name="norm")()
+            attention = AttentionParameters(width, hidden, self.heads, name="attention")()
+            mlp = mlp_weights(hidden, True)
+            return self.tiled.block(x, keys, first, norm, attention, mlp, shifted)
+
+        inputs = layer_norm("norm")(x).astype(self.dtype)
         attended = self._attend(inputs, shifted, keys, first) if self.architecture.groups else None
         if self.architecture.two_stage:
             x = x + project(attended, pointwise("attention_out", hidden, width))
             inputs, attended = layer_norm("norm_mlp")(x).astype(self.dtype), None
             hidden = feed_forward_channels(self.features, self.expansion)
 
-        to_uz = pointwise("to_uz", width, 2 * hidden)
-        dw_u = self.param("dw_u", torch_uniform(9), (3, 3, hidden)).astype(self.dtype)
-        to_hidden = None if attended is None else pointwise("project", hidden, hidden)
-        to_output = pointwise("project_out", hidden, width)
         with jax.named_scope("gdmlp"):
-            weights = MLPWeights(to_uz, dw_u, to_hidden, to_output)
+            weights = mlp_weights(hidden, attended is not None)
             return gdmlp.gated_mlp(x, inputs, attended, weights, implementation=self.implementation)
 
     def _attend(self, inputs, shifted, keys, first):
@@ -117,6 +154,10 @@ class Stage(nn.Module):
         """y makes the first a cross block, whose keys and values come from it."""
         keys = None if y is None else layer_norm("norm2")(y).astype(self.dtype)
 
+        tiled = self._tiled(x)
+        if tiled is not None:
+            x, keys = tiled.enter(x), None if keys is None else tiled.enter(keys)
+
         def apply(block, x, position):
             shifted = position % 2 == 1 if self.architecture.shift else False
             return block(x, shifted, keys, position == 0), None
@@ -125,5 +166,15 @@ class Stage(nn.Module):
             apply = nn.remat(apply, prevent_cse=False)
         scan = nn.scan(apply, variable_axes={"params": 0, LOGITS: 0}, split_rngs={"params": True})
         fields = ("features", "heads", "expansion", "architecture", "tlc_window", "dtype", "implementation")
-        block = Block(**{field: getattr(self, field) for field in fields}, name="blocks")
-        return scan(block, x, jnp.arange(self.blocks))[0]
+        block = Block(**{field: getattr(self, field) for field in fields}, tiled=tiled, name="blocks")
+        x = scan(block, x, jnp.arange(self.blocks))[0]
+        return x if tiled is None else tiled.leave(x, last_shifted=self.architecture.shift and self.blocks % 2 == 0)
+
+    def _tiled(self, x):
+        """How this stage's blocks run on features in tiles; None for on maps, as all but the published blocks do."""
+        a, published = self.architecture, Architecture()
+        others = dataclasses.replace(a, shift=published.shift, skip=published.skip, multiscale_input=True)
+        if others != published or self.tlc_window is not None or self.is_mutable_collection(LOGITS):
+            return None
+        hidden = self.features * self.expansion
+        return form("tiled_blocks", self.implementation)(*x.shape[1:], hidden, self.heads, self.dtype)

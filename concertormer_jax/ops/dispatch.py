@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 
-import jax
-
 from concertormer_jax.ops import cpu, gpu, reference, tpu
+from concertormer_jax.ops.platform import platform, traced_for
 
-# The platform ("cpu", "gpu", "tpu") that is traced for, where it is not this process's own: `with traced_for("tpu"):`.
-traced_for = jax.make_user_context(default_value=None)
+__all__ = ["FORMS", "IMPLEMENTATIONS", "form", "require_implementation", "traced_for"]
+
+
+
+def _not_tiled(*_) -> None:
+    """Blocks run on maps."""
+
 
 FORMS: dict[str, dict[str, Callable]] = {
     "concerto_attention": {
@@ -46,6 +50,12 @@ FORMS: dict[str, dict[str, Callable]] = {
         "gpu": gpu.convolve_to_few,
         "tpu": tpu.convolve_to_few,
     },
+    "tiled_blocks": {
+        "reference": _not_tiled,
+        "cpu": _not_tiled,
+        "gpu": _not_tiled,
+        "tpu": tpu.tiled_blocks,
+    },
 }
 IMPLEMENTATIONS = tuple(FORMS["concerto_attention"])
 
@@ -60,7 +70,7 @@ def form(operation: str, implementation: str | None) -> Callable:
     """
     forms = FORMS[operation]
     if implementation is None:
-        return forms.get(traced_for.value or jax.default_backend(), forms["gpu"])
+        return forms.get(platform(), forms["gpu"])
     require_implementation(implementation)
     return forms[implementation]
 

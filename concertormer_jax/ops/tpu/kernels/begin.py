@@ -23,7 +23,7 @@ def move_and_normalise(tiles: Tiles, x, scale, bias, was_shifted, shifted):
         move = shifted[0] - was_shifted[0]  # 1: right and down, -1: back, 0: not at all
         lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
         column = jax.lax.rem(lane, jnp.int32(tiles.columns))
-        from_next = jnp.where(move > 0, lane < tiles.columns, lane >= LANES - tiles.columns)
+        from_next = jnp.where(move > 0, lane, LANES - 1 - lane) < tiles.columns
         from_other_side = (column + move < 0) | (column + move >= tiles.columns)
 
         def write(y, x_in_tile, down, right):

@@ -1,40 +1,127 @@
 """A block of the network on features in tiles."""
 
+from functools import partial
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
+from concertormer_jax.ops import reference
 from concertormer_jax.ops.reference import AttentionWeights, MLPWeights
+from concertormer_jax.ops.shared.gdmlp import gated_mlp as gated_mlp_of_map
+from concertormer_jax.ops.tpu.concerto import concerto_attention
 from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise
 from concertormer_jax.ops.tpu.kernels.concertino import concertino
 from concertormer_jax.ops.tpu.kernels.mlp import gated_mlp
 from concertormer_jax.ops.tpu.kernels.ripieno import cdc_matrix, ripieno
-from concertormer_jax.ops.tpu.kernels.tiles import Tiles
+from concertormer_jax.ops.tpu.kernels.softmax import LARGEST
+from concertormer_jax.ops.tpu.kernels.tiles import HALF, Tiles, enter, leave, tiles_of
 
 
-def block(tiles: Tiles, x, keys, first, norm, attention: AttentionWeights, mlp: MLPWeights, was_shifted, shifted, heads):
-    """`ops.reference.block` of x [P, C, N]; keys: likewise, those of the normalised x where `first` is false, or None."""
+class TiledBlocks(NamedTuple):
+    """How a stage's blocks run on features in tiles [b, P, C, N]."""
+
+    tiles: Tiles
+    heads: int
+
+    def enter(self, maps: jax.Array) -> jax.Array:
+        """[b, H, W, C] to tiles."""
+        return enter(self.tiles, maps)
+
+    def leave(self, features: jax.Array, last_shifted: bool) -> jax.Array:
+        """The inverse of `enter`, after a last block that was shifted or not."""
+        maps = leave(self.tiles, features)
+        return reference.shift(maps, HALF) if last_shifted else maps
+
+    def block(
+        self,
+        x: jax.Array,
+        keys: jax.Array | None,
+        first: jax.Array | bool,
+        norm: tuple[jax.Array, jax.Array],
+        attention: AttentionWeights,
+        mlp: MLPWeights,
+        shifted: jax.Array | bool,
+    ) -> jax.Array:
+        """`ops.reference.block`; keys: those of the first block, None for no others than those of the normalised x.
+
+        shifted: whether this block is; then the one before it is not, and the other way round. False for never.
+        """
+        was_shifted = False if shifted is False else ~(first | shifted)
+        return _block(self.tiles, self.heads, x, keys, first, norm, attention, mlp, was_shifted, shifted)
+
+
+def tiled_blocks(height: int, width: int, channels: int, hidden: int, heads: int, dtype) -> TiledBlocks | None:
+    """Of a stage whose maps have so many pixels and channels; None where the kernels do not take them.
+
+    hidden: channels of the attention's result, in the four groups of the published network, with blocks of 8x8 pixels.
+    """
+    tiles = tiles_of(height, width, channels, hidden, heads, dtype)
+    return None if tiles is None else TiledBlocks(tiles, heads)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _block(tiles, heads, x, keys, first, norm, attention, mlp, was_shifted, shifted):
+    """The derivatives are those of the same on the map."""
+
+    def of_picture(picture):
+        return _of_picture(tiles, heads, *picture, first, norm, attention, mlp, was_shifted, shifted)
+
+    pictures = (x, keys)
+    return of_picture(jax.tree.map(lambda a: a[0], pictures))[None] if len(x) == 1 else jax.lax.map(of_picture, pictures)
+
+
+def _of_picture(tiles, heads, x, keys, first, norm, attention, mlp, was_shifted, shifted):
     was_shifted, shifted = (jnp.asarray(flag, jnp.int32).reshape(1) for flag in (was_shifted, shifted))
     x, features = move_and_normalise(tiles, x, *norm, was_shifted, shifted)
     keys = features if keys is None else jnp.where(first, keys, features)
-    temperature = attention.temperature
-    cdc = attention.cdc
     projections = attention.to_q.astype(x.dtype), attention.to_kv.astype(x.dtype)
 
+    def tempered(group, axes):
+        """The group's CDC, with the temperatures of the heads that it takes."""
+        temperature = attention.temperature[reference.CONCERTO.index(group)]
+        return attention.cdc[group] * jnp.expand_dims(temperature, axes)
+
+    def bounded(*kernels):
+        """Whether exponentials of logits, of which one before CDC is a cosine, stay finite."""
+        largest = [jnp.abs(kernel).sum(axis=axes).max() for kernel, axes in kernels]
+        return (jnp.stack(largest) <= LARGEST).astype(jnp.int32)
+
+    inside = [tempered(group, -1) for group in ("ripieno_spatial", "ripieno_channel")]  # [3, 3, s, t]
     blocks = tiles.rows // tiles.fold, tiles.columns
-    inside = [cdc["ripieno_spatial"] * temperature[0][:, None], cdc["ripieno_channel"] * temperature[1][:, None]]
-    largest = [jnp.abs(kernel).sum(axis=(0, 1, 2)).max() for kernel in inside]
-    bounded = (jnp.stack(largest) <= LARGEST).astype(jnp.int32)
     matrices = [cdc_matrix(blocks, heads, kernel) for kernel in inside]
-    in_blocks, sums_in = ripieno(tiles, features, keys, *projections, *matrices, heads, shifted, bounded)
+    flags = shifted, bounded(*((kernel, (0, 1, 2)) for kernel in inside))
+    in_blocks, sums_in_blocks = ripieno(tiles, features, keys, *projections, *matrices, heads, *flags)
 
-    channel = cdc["concertino_channel"] * temperature[2][:, None, None, None]  # spqt
-    spatial = cdc["concertino_spatial"] * temperature[3][:, None, None, None]  # scdt
-    between = channel.transpose(3, 2, 0, 1), spatial.transpose(3, 2, 0, 1)
-    matrices = [matrix.reshape(matrix.shape[0] * matrix.shape[1], -1) for matrix in between]
-    across, sums_across = concertino(tiles, features, keys, *projections, *matrices, heads)
+    between = [tempered(group, (1, 2, 3)) for group in ("concertino_channel", "concertino_spatial")]
+    flags = bounded((between[0], (0, 1)), (between[1], (0, 1)))
+    between = [between[0].transpose(3, 2, 0, 1), between[1].transpose(3, 2, 0, 1)]  # of spqt and scdt: out, then in
+    matrices = [kernel.reshape(kernel.shape[0] * kernel.shape[1], -1) for kernel in between]
+    across, sums_across = concertino(tiles, features, keys, *projections, *matrices, heads, flags)
 
-    sums = jnp.concatenate([sums_in, sums_across], axis=0)
-    return gated_mlp(tiles, x, features, in_blocks, across, sums, shifted, mlp, attention.sca_kernel, attention.sca_bias)
+    sums = jnp.concatenate([sums_in_blocks, sums_across], axis=0)
+    sca = attention.sca_kernel, attention.sca_bias
+    return gated_mlp(tiles, x, features, in_blocks, across, sums, shifted, mlp, *sca)
 
 
-LARGEST = 29.0  # up to which bound of logits neither exponentials nor their sums leave float32 and bfloat16
+def _forward(tiles, heads, *given):
+    return _block(tiles, heads, *given), given
+
+
+def _backward(tiles, heads, given, gradient):
+    x, keys, first, norm, attention, mlp, was_shifted, shifted = given
+
+    def on_map(x, keys, norm, attention, mlp):
+        x = reference.shift(leave(tiles, x), jnp.where(was_shifted, HALF, 0))
+        features = reference.layer_norm(x.astype(reference.wide(x)), *norm).astype(x.dtype)
+        keys = features if keys is None else jnp.where(first, leave(tiles, keys), features)
+        attended = concerto_attention(features, keys, attention, shifted, heads=heads)
+        result = gated_mlp_of_map(x, features, attended, mlp)
+        return enter(tiles, reference.shift(result, -jnp.where(shifted, HALF, 0)))
+
+    _, derivative = jax.vjp(on_map, x, keys, norm, attention, mlp)
+    x, keys, norm, attention, mlp = derivative(gradient)
+    return x, keys, None, norm, attention, mlp, None, None
+
+
+_block.defvjp(_forward, _backward)

@@ -129,14 +129,15 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
                     total += jnp.where(upper, roll(total, -tiles.columns), roll(total, tiles.columns))
                 scales[kind, :, lanes] = _inverse(total)
 
-        def feature_rows(rows, pair, unused):
+        def feature_rows(rows, pair, ones):
             """Of a projection [2 G, lanes of both members]: [128, 128] of the channels of a pair and 128 blocks."""
             found = []
+            unused = [jnp.full((SLOT - per_head, LANES), float(filled), wide) for filled in (ones, False)]
             for member in range(2):
                 head = 2 * pair + member if heads > 1 else 0
                 lanes = slice(0, LANES) if heads > 1 else slice(member * LANES, (member + 1) * LANES)
-                for start in (head * per_head, group + head * per_head):
-                    found += [rows[start : start + per_head, lanes], unused]
+                for start, rest in zip((head * per_head, group + head * per_head), unused, strict=True):
+                    found += [rows[start : start + per_head, lanes], rest]
             return jnp.concatenate(found, axis=0)
 
         def normalised(rows, scale):
@@ -161,11 +162,10 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
                         if kind < 2:
                             rows = normalised(rows, jnp.concatenate([scales[kind, :, own] for own in lanes], axis=1))
                         projected.append(rows)
-                    unused = jnp.full((SLOT - per_head, LANES), float(kind == 2), wide)
                     for n, both in enumerate(chosen):
                         lanes = slice(n * len(both) * LANES, (n + 1) * len(both) * LANES)
                         for pair in range(pairs):
-                            packed = words.pack([feature_rows(rows[:, lanes], pair, unused) for rows in projected], dtype)
+                            packed = words.pack([feature_rows(rows[:, lanes], pair, kind == 2) for rows in projected], dtype)
                             at = pl.ds(i * stride_in + both[0] * LANES, LANES)
                             qkv[kind * pairs + pair, at] = packed.T
 

@@ -43,27 +43,41 @@ class Tiles(NamedTuple):
         return BLOCK // self.height
 
 
-def tiles_of(height: int, width: int) -> Tiles | None:
-    """The tiles of a map of height x width pixels, None where none fit the lanes."""
+def tiles_of(height: int, width: int, channels: int, hidden: int, heads: int, dtype) -> Tiles | None:
+    """The tiles of a stage whose maps have so many pixels and channels, None where the kernels cannot take them.
+
+    hidden: channels of the attention's result, in four groups with `heads` heads each.
+    """
     columns = width // BLOCK
-    if height % BLOCK or width % BLOCK or LANES % columns:
+    per_head, rest = divmod(hidden, 4 * heads)
+    served = not (height % BLOCK or width % BLOCK or LANES % columns or per_head % 8 or channels % 16 or rest)
+    if not served or per_head > 24 or (heads > 1 and heads % 2) or hidden // 4 > LANES:
         return None
-    for tile in (BLOCK, HALF):
-        if (height // tile) * columns % LANES == 0:
-            return Tiles(height // tile, columns, tile)
-    return None
+    found = [Tiles(height // tile, columns, tile) for tile in (BLOCK, HALF)]
+    found = [tiles for tiles in found if tiles.count % (LANES if heads > 1 else 2 * LANES) == 0]
+    return found[0] if found and vmem_bytes(found[0], hidden, dtype) <= VMEM_BYTES else None
+
+
+def vmem_bytes(tiles: Tiles, hidden: int, dtype) -> int:
+    """About what the attention inside blocks, which takes most, keeps at once."""
+    pixels = tiles.pixels * tiles.count
+    size = jnp.dtype(dtype).itemsize
+    features = hidden * pixels * size * 5 // 2  # padded queries, keys and values, and what has been attended
+    maps = hidden // 96 * pixels * (56 * 4 + 24 * 2 * size) * LANES // 64  # of positions and channels, padded
+    return features + maps
 
 
 def enter(tiles: Tiles, features: jax.Array) -> jax.Array:
-    """[H, W, C] to [P, C, N]."""
-    cut = features.reshape(tiles.rows, tiles.height, tiles.columns, BLOCK, -1)
-    return cut.transpose(1, 3, 4, 0, 2).reshape(tiles.pixels, -1, tiles.count)
+    """[b, H, W, C] to [b, P, C, N]."""
+    cut = features.reshape(len(features), tiles.rows, tiles.height, tiles.columns, BLOCK, -1)
+    return cut.transpose(0, 2, 4, 5, 1, 3).reshape(len(features), tiles.pixels, -1, tiles.count)
 
 
 def leave(tiles: Tiles, features: jax.Array) -> jax.Array:
     """The inverse of `enter`."""
-    cut = features.reshape(tiles.height, BLOCK, -1, tiles.rows, tiles.columns)
-    return cut.transpose(3, 0, 4, 1, 2).reshape(tiles.rows * tiles.height, tiles.columns * BLOCK, -1)
+    cut = features.reshape(len(features), tiles.height, BLOCK, -1, tiles.rows, tiles.columns)
+    height, width = tiles.rows * tiles.height, tiles.columns * BLOCK
+    return cut.transpose(0, 4, 1, 5, 2, 3).reshape(len(features), height, width, -1)
 
 
 def call(kernel, outputs, *inputs, scalars=(), scratch=(), aliases=None, name):

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from concertormer_jax.ops.dispatch import traced_for
+from concertormer_jax.ops.platform import platform
 
 
 def interpreted() -> bool:
     """Whether kernels are interpreted, as what is traced for is no TPU."""
-    return (traced_for.value or jax.default_backend()) != "tpu"
+    return platform() != "tpu"
 
 
 def per_word(dtype) -> int:
