@@ -152,11 +152,15 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b H W C"], y: Float[Array, "b H W C"] | None = None) -> Float[Array, "b H W C"]:
         """y makes the first a cross block, whose keys and values come from it."""
-        keys = None if y is None else layer_norm("norm2")(y).astype(self.dtype)
-
         tiled = self._tiled(x)
         if tiled is not None:
-            x, keys = tiled.enter(x), None if keys is None else tiled.enter(keys)
+            x = tiled.enter(x)
+        if y is None:
+            keys = None
+        elif tiled is None:
+            keys = layer_norm("norm2")(y).astype(self.dtype)
+        else:
+            keys = tiled.layer_norm(tiled.enter(y), *NormWeights(self.features, name="norm2")())
 
         def apply(block, x, position):
             shifted = position % 2 == 1 if self.architecture.shift else False

@@ -12,10 +12,11 @@ from concertormer_jax.ops.shared.gdmlp import gated_mlp as gated_mlp_of_map
 from concertormer_jax.ops.tpu.concerto import concerto_attention
 from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise
 from concertormer_jax.ops.tpu.kernels.concertino import concertino
+from concertormer_jax.ops.tpu.kernels.cut import enter, enter_kernel, leave, leave_kernel
 from concertormer_jax.ops.tpu.kernels.mlp import gated_mlp
 from concertormer_jax.ops.tpu.kernels.ripieno import cdc_matrix, ripieno
 from concertormer_jax.ops.tpu.kernels.softmax import LARGEST
-from concertormer_jax.ops.tpu.kernels.tiles import HALF, Tiles, enter, leave, tiles_of
+from concertormer_jax.ops.tpu.kernels.tiles import HALF, LANES, Tiles, tiles_of
 
 
 class TiledBlocks(NamedTuple):
@@ -26,12 +27,16 @@ class TiledBlocks(NamedTuple):
 
     def enter(self, maps: jax.Array) -> jax.Array:
         """[b, H, W, C] to tiles."""
-        return enter(self.tiles, maps)
+        return _enter(self.tiles, maps)
 
     def leave(self, features: jax.Array, last_shifted: bool) -> jax.Array:
         """The inverse of `enter`, after a last block that was shifted or not."""
-        maps = leave(self.tiles, features)
-        return reference.shift(maps, HALF) if last_shifted else maps
+        return _leave(self.tiles, last_shifted, features)
+
+    def layer_norm(self, features: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        """Over the channels of every pixel."""
+        wide = features.swapaxes(2, 3).astype(reference.wide(features))
+        return reference.layer_norm(wide, scale, bias).swapaxes(2, 3).astype(features.dtype)
 
     def block(
         self,
@@ -60,15 +65,44 @@ def tiled_blocks(height: int, width: int, channels: int, hidden: int, heads: int
     return None if tiles is None else TiledBlocks(tiles, heads)
 
 
+def _of_each(function, arrays):
+    """`function` of each picture's arrays; of a single one without a loop."""
+    if len(jax.tree.leaves(arrays)[0]) > 1:
+        return jax.lax.map(function, arrays)
+    return jax.tree.map(lambda a: a[None], function(jax.tree.map(lambda a: a[0], arrays)))
+
+
+# Of the kernels' derivatives, those of the same without kernels are taken.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _enter(tiles, maps):
+    return _of_each(partial(enter_kernel, tiles), maps) if maps.shape[-1] <= LANES else enter(tiles, maps)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _leave(tiles, shifted, features):
+    if features.shape[2] > LANES:
+        return leave(tiles, features, shifted)
+    return _of_each(partial(leave_kernel, tiles, shifted=shifted), features)
+
+
+_enter.defvjp(
+    lambda tiles, maps: (_enter(tiles, maps), None),
+    lambda tiles, _, gradient: (_leave(tiles, False, gradient),),
+)
+_leave.defvjp(
+    lambda tiles, shifted, features: (_leave(tiles, shifted, features), None),
+    lambda tiles, shifted, _, gradient: (_enter(tiles, reference.shift(gradient, -HALF) if shifted else gradient),),
+)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _block(tiles, heads, x, keys, first, norm, attention, mlp, was_shifted, shifted):
-    """The derivatives are those of the same on the map."""
-
     def of_picture(picture):
         return _of_picture(tiles, heads, *picture, first, norm, attention, mlp, was_shifted, shifted)
 
-    pictures = (x, keys)
-    return of_picture(jax.tree.map(lambda a: a[0], pictures))[None] if len(x) == 1 else jax.lax.map(of_picture, pictures)
+    return _of_each(of_picture, (x, keys))
 
 
 def _of_picture(tiles, heads, x, keys, first, norm, attention, mlp, was_shifted, shifted):
@@ -112,9 +146,9 @@ def _backward(tiles, heads, given, gradient):
     x, keys, first, norm, attention, mlp, was_shifted, shifted = given
 
     def on_map(x, keys, norm, attention, mlp):
-        x = reference.shift(leave(tiles, x), jnp.where(was_shifted, HALF, 0))
+        x = reference.shift(leave(tiles, x, False), jnp.where(was_shifted, HALF, 0))
         features = reference.layer_norm(x.astype(reference.wide(x)), *norm).astype(x.dtype)
-        keys = features if keys is None else jnp.where(first, leave(tiles, keys), features)
+        keys = features if keys is None else jnp.where(first, leave(tiles, keys, False), features)
         attended = concerto_attention(features, keys, attention, shifted, heads=heads)
         result = gated_mlp_of_map(x, features, attended, mlp)
         return enter(tiles, reference.shift(result, -jnp.where(shifted, HALF, 0)))

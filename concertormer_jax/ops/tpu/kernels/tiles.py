@@ -7,6 +7,7 @@ The neighbour of a pixel is another matrix, but at a tile's border, where it is 
 Tiles are the attention's blocks, or the upper and lower halves of these where the blocks do not fill the lanes.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,8 @@ from concertormer_jax.ops.tpu.kernels.words import interpreted
 LANES = 128
 BLOCK = 8  # pixels, the side of a block
 HALF = BLOCK // 2  # by which a shifted block is moved
-VMEM_BYTES = 100 * 2**20  # of the 128 MiB of a core
+VMEM_BYTES = 100 * 2**20  # of the 128 MiB of a core, for what a kernel keeps
+SPILLS = 4 * 2**20  # bytes, for registers
 
 
 class Tiles(NamedTuple):
@@ -67,34 +69,33 @@ def vmem_bytes(tiles: Tiles, hidden: int, dtype) -> int:
     return features + maps
 
 
-def enter(tiles: Tiles, features: jax.Array) -> jax.Array:
-    """[b, H, W, C] to [b, P, C, N]."""
-    cut = features.reshape(len(features), tiles.rows, tiles.height, tiles.columns, BLOCK, -1)
-    return cut.transpose(0, 2, 4, 5, 1, 3).reshape(len(features), tiles.pixels, -1, tiles.count)
+def call(kernel, outputs, *inputs, scalars=(), scratch=(), name):
+    """`kernel`(*scalars, *inputs, *outputs, *scratch), all in VMEM but the scalars, which are int32 [k] in SMEM.
 
-
-def leave(tiles: Tiles, features: jax.Array) -> jax.Array:
-    """The inverse of `enter`."""
-    cut = features.reshape(len(features), tiles.height, BLOCK, -1, tiles.rows, tiles.columns)
-    height, width = tiles.rows * tiles.height, tiles.columns * BLOCK
-    return cut.transpose(0, 4, 1, 5, 2, 3).reshape(len(features), height, width, -1)
-
-
-def call(kernel, outputs, *inputs, scalars=(), scratch=(), aliases=None, name):
-    """`kernel`(*scalars, *inputs, *outputs, *scratch), all in VMEM but the scalars, which are int32 [k] in SMEM."""
+    outputs, scratch: (shape, type) of each.
+    """
     specs = [pl.BlockSpec(memory_space=pltpu.SMEM)] * len(scalars)
     specs += [pl.BlockSpec(memory_space=pltpu.VMEM)] * len(inputs)
+    if not interpreted():  # else each kernel would have a copy of its own
+        inputs = [pltpu.with_memory_space_constraint(array, pltpu.VMEM) for array in inputs]
     return pl.pallas_call(
         kernel,
         out_shape=[pltpu.VMEM(shape, dtype) for shape, dtype in outputs],
         in_specs=specs,
         out_specs=[pl.BlockSpec(memory_space=pltpu.VMEM)] * len(outputs),
         scratch_shapes=[pltpu.VMEM(shape, dtype) for shape, dtype in scratch],
-        input_output_aliases=aliases or {},
         interpret=interpreted(),
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=SPILLS + sum(_bytes(*each) for each in scratch)),
         name=name,
     )(*scalars, *inputs)
+
+
+def _bytes(shape, dtype):
+    """In VMEM, where matrices have multiples of 128 columns, and of 16 rows of two bytes or 8 of four."""
+    size = jnp.dtype(dtype).itemsize
+    *matrices, rows, columns = shape
+    rows_of_tile = 32 // size
+    return math.prod(matrices) * -(-rows // rows_of_tile) * rows_of_tile * -(-columns // LANES) * LANES * size
 
 
 def dot(a: jax.Array, b: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.Array:
