@@ -5,7 +5,7 @@ import argparse
 import pytest
 from command_lines import parse_all, sentence_of
 
-from concertormer_jax.commands.flags import number, parse_arguments, whole
+from concertormer_jax.commands.flags import make_parser, number, parse_arguments, whole
 
 TRAIN = "concertormer_jax.commands.train"
 DEMO = "--config=configs/demo.py"
@@ -107,7 +107,7 @@ def test_wrong_flags_are_one_sentence():
 
 @pytest.mark.parametrize("words", [["--size="], ["--size", ""], [""], ["--size=3", "--nothing"], ["--size=x"], []])
 def test_argparse_refuses_with_one_sentence(words, capsys):
-    parser = argparse.ArgumentParser()
+    parser = make_parser(None)
     parser.add_argument("--size", type=whole(1, 9), required=True)
     assert parse_arguments(parser, ["--size=9"]).size == 9
     with pytest.raises(SystemExit) as stopped:

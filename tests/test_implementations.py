@@ -28,7 +28,7 @@ from concertormer_jax.ops.tpu import concerto as tpu
 FAST = IMPLEMENTATIONS[1:]
 CONCERTO = concerto.CONCERTO
 RIPIENO, CONCERTINO = CONCERTO[:2], CONCERTO[2:]
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.04}  # of the largest number
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}  # of the largest number
 
 every_form = pytest.mark.parametrize("implementation", FAST)
 every_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

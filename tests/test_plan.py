@@ -1,4 +1,4 @@
-"""The flight plan: what is counted, what is said, and the command from end to end."""
+"""The plan of a run: what is counted, what is said, and the command from end to end."""
 
 import json
 import os

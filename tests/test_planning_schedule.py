@@ -170,7 +170,7 @@ def test_what_is_not_found_is_said(tmp_path):
     found, program, runs = golden("stages", tmp_path)
     assert found.missing == ("fusion.25", "fusion.28")
     summed = schedule_report.summed(program, runs, found, top=3)
-    text = schedule_report.describe(summed, schedule_report.roofline(summed, 1e9, 1e6, V5E), images=1)
+    text = schedule_report.describe(summed, schedule_report.roofline(summed, 1e9, 1e6, V5E.peak), images=1)
     assert "whose schedule was not found: fusion.25, fusion.28" in text
 
 
@@ -183,9 +183,9 @@ def test_the_largest_limit_binds():
         (197e12, 0, "the matrix units", 1.0),
         (197e12, 2 * 819e9, "main memory", 2.0),
     ):
-        limits = schedule_report.roofline(summed, flops, size, V5E)
-        assert (limits.binds, limits.step_s) == (binds, pytest.approx(seconds))
-    text = schedule_report.describe(summed, limits, images=4)
+        bounds = schedule_report.roofline(summed, flops, size, V5E.peak)
+        assert (bounds.binds, bounds.step_s) == (binds, pytest.approx(seconds))
+    text = schedule_report.describe(summed, bounds, images=4)
     assert "main memory 2000.00 ms: main memory binds" in text and "2.0 images/s" in text
     assert "waiting for main memory" in text
 

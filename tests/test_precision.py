@@ -17,6 +17,7 @@ from concertormer_jax.evaluation.scores import EvaluationSet
 from concertormer_jax.inference import compiled
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.ops.dispatch import traced_for
+from concertormer_jax.runtime import trace_cache
 from concertormer_jax.weights.checkpoints import LoadedModel
 
 WITHOUT_ATTENTION = {"groups": (), "skip": "sum"}  # quick to trace
@@ -58,7 +59,11 @@ def restored(model, **options):
 def precisions(text):
     """What the products of a StableHLO program ask for; first those of its convolutions, then those of matrices."""
     lines = [line for line in text.splitlines() if re.search(r"stablehlo\.(dot_general|convolution)\b", line)]
-    asked = [("convolution" in line, "/".join(re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", line))) for line in lines]
+    asked = [
+        # A program that was stored leaves out what is the default.
+        ("convolution" in line, "/".join(re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", line)) or "DEFAULT/DEFAULT")
+        for line in lines
+    ]
     return [[what for is_convolution, what in asked if is_convolution is wanted] for wanted in (True, False)]
 
 
@@ -95,6 +100,19 @@ def test_nothing_is_asked_for_a_network_in_bfloat16():
     plain = jax.jit(compiled.restore_floats(module)).lower(model.params, images).as_text()
     assert precisions(str(program.value)) == precisions(plain)
     assert "DEFAULT/DEFAULT" in precisions(plain)[0]
+
+
+def test_a_trace_serves_for_its_own_precision_alone(tmp_path):
+    trace_cache.set_cache_dir(tmp_path / "traces")
+    try:
+        for setting in ("highest", "default", "highest"):
+            with pytest.raises(Lowered) as program:
+                restored(loaded(**WITHOUT_ATTENTION), precision=setting)
+            convolutions, _ = precisions(str(program.value))
+            assert set(convolutions) == {f"{setting.upper()}/{setting.upper()}"}
+        assert len(list((tmp_path / "traces").iterdir())) == 2
+    finally:
+        trace_cache.set_cache_dir(None)
 
 
 def test_the_process_setting_is_left_as_it_was():

@@ -124,7 +124,7 @@ class Evaluates:
     ("attack", "name"),
     [
         (lambda victim: RunsACommand(f"touch {victim}"), f"{os.system.__module__}.system"),
-        (lambda victim: Evaluates(f"open({str(victim)!r}, 'w')"), "builtins.eval"),
+        (lambda victim: Evaluates(f"__import__('pathlib').Path({str(victim)!r}).touch()"), "builtins.eval"),
     ],
 )
 def test_a_malicious_pickle_is_refused_and_not_run(tmp_path, path, attack, name):

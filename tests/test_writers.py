@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from unittest.mock import MagicMock
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training import writers
 from concertormer_jax.training.schedule import make_phases
-from concertormer_jax.training.writers import Interval, Writer, duration
+from concertormer_jax.training.writers import Interval, Writer, append_line, duration
 
 
 def lines(workdir):
@@ -59,6 +60,20 @@ def test_what_is_whole_is_appended_to_and_not_written_anew(tmp_path):
     write(tmp_path, 3, 3)
     assert (tmp_path / "metrics.jsonl").stat().st_ino == before.st_ino
     assert (tmp_path / "metrics.jsonl").stat().st_size > before.st_size
+
+
+def test_a_line_for_which_there_is_no_space_is_left_out_whole(tmp_path):
+    path, before = tmp_path / "metrics.jsonl", b'{"step": 1}\n'
+    path.write_bytes(before)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match="free some space there") as error:
+            append_line(path, '{"step": 2}')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error.value.filename == str(path)
+    assert path.read_bytes() == before
 
 
 def test_the_file_is_whole_while_lines_are_dropped(tmp_path, monkeypatch):

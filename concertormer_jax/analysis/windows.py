@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from concertormer_jax.data.images import list_images
+from concertormer_jax.data.images import images_by_name
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import AnyPath, local_path
 from concertormer_jax.weights.checkpoints import LoadedModel
@@ -91,10 +91,4 @@ def named_pictures(source: AnyPath) -> dict[str, Path]:
         return {source.stem: source}
     if not source.exists():
         raise UserError(f"{source}: no such picture or folder; check the path.")
-    named: dict[str, Path] = {}
-    for path in list_images(source):
-        name = path.relative_to(source).with_suffix("").as_posix().replace("/", "-")
-        if name in named:
-            raise UserError(f"{path}: {named[name].name} has the same name; remove one of the two.")
-        named[name] = path
-    return named
+    return images_by_name(source, lambda name: name.replace("/", "-"))

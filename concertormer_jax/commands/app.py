@@ -4,12 +4,11 @@ Drop a photograph, see it before and after under a slider, choose how strongly, 
 served on the loopback address; no picture and no request leaves the machine.
 """
 
-import argparse
 import html
 import webbrowser
 from functools import partial
 
-from concertormer_jax.commands.flags import parse_arguments, running, whole
+from concertormer_jax.commands.flags import make_parser, parse_arguments, running, whole
 from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.pages.app import Studio, make_server
@@ -21,7 +20,7 @@ PORT = 7860
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or converted weights")
     parser.add_argument("--port", type=whole(0, 65535), default=PORT, help=f"default: {PORT}; 0 for any that is free")
     parser.add_argument("--tlc", default="auto", metavar="auto|off|N", help="window of the test-time local converter")

@@ -11,10 +11,9 @@ all of them see. Every process restores and scores its share of the pictures, an
 `python evaluate.py --predictions=DIR --data=DATA` scores pictures that other software restored, by the same protocol.
 """
 
-import argparse
 from pathlib import Path
 
-from concertormer_jax.commands.flags import parse_arguments, running, whole
+from concertormer_jax.commands.flags import make_parser, parse_arguments, running, whole
 from concertormer_jax.data.prepared import PREFIX
 from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
@@ -36,7 +35,7 @@ BUNDLED_PHOTOS = bundled("photos/test")
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--ckpt", metavar="DIR", help="training folder, checkpoint or weights file")
     parser.add_argument("--predictions", metavar="DIR", help="pictures to score in place of a network's, by name")
     parser.add_argument("--data", metavar="DATA", help="default: the bundled test photographs, blurred into pairs/")

@@ -44,17 +44,10 @@ def running() -> Generator[None]:
         yield
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose `error` raises, where argparse prints several lines."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def make_parser(description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:
     """Return a parser that prints `description` (a module's docstring) and `epilog` as they are."""
     formatter = argparse.RawDescriptionHelpFormatter
-    return _Parser(description=description, epilog=epilog, formatter_class=formatter)
+    return argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=formatter)
 
 
 def analysis_parser(description: str | None, image_help: str, least_crop_px: int) -> argparse.ArgumentParser:
@@ -76,6 +69,11 @@ def analysis_parser(description: str | None, image_help: str, least_crop_px: int
 def parse_arguments(parser: argparse.ArgumentParser, arguments: Iterable[object] | None = None) -> argparse.Namespace:
     """Parse `arguments`, by default those of the process. A mistake, such as an empty one, ends it with a sentence."""
     given = sys.argv[1:] if arguments is None else [str(argument) for argument in arguments]
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+    parser.error = refuse  # argparse itself would print several lines
     with errors.reported():
         require_no_empty(given)
         return parser.parse_args(given)

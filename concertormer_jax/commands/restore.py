@@ -3,10 +3,9 @@
 A video, or a GIF with OUT a GIF or a video, is restored frame by frame.
 """
 
-import argparse
 import sys
 
-from concertormer_jax.commands.flags import parse_arguments, running
+from concertormer_jax.commands.flags import make_parser, parse_arguments, running
 from concertormer_jax.data.images import READABLE
 from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
 from concertormer_jax.inference.restorer import Restorer
@@ -53,7 +52,7 @@ def _closing_lines(work: Plan, outcome: Outcome) -> list[str]:
 
 
 def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
     parser.add_argument("input", metavar="IN", help=f"a picture ({READABLE}), a folder of them, or a video")
     parser.add_argument("output", metavar="OUT", help="the result's name, whose suffix decides its format, or a folder")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from concertormer_jax.data.cache import image_sizes
-from concertormer_jax.data.images import list_images
+from concertormer_jax.data.images import images_by_name, list_images
 from concertormer_jax.data.listing import walk
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import AnyPath
@@ -218,7 +218,7 @@ def matched(place: PairFolder) -> tuple[dict[str, Path], dict[str, Path]]:
     side are left out (blur_1 and gt_1), they are those of `without_side`. Raises UserError if a side holds no pictures,
     or two of one name.
     """
-    inputs, targets = (_by_name(side, list_images(side)) for side in (place.input, place.target))
+    inputs, targets = images_by_name(place.input), images_by_name(place.target)
     if inputs.keys() != targets.keys():
         plain_inputs, plain_targets = (
             {without_side(name).lower(): path for name, path in side.items()} for side in (inputs, targets)
@@ -279,16 +279,6 @@ def _pairs_in(place: PairFolder, source: Path) -> list[Pair]:
             )
     prefix = place.path.relative_to(source)
     return [Pair((prefix / name).as_posix(), path, targets[name]) for name, path in inputs.items()]
-
-
-def _by_name(folder: Path, pictures: Iterable[Path]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
-    for path in pictures:
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in named:
-            raise UserError(f"{path}: {named[name].name} has the same name; remove one of the two.")
-        named[name] = path
-    return named
 
 
 def _require_one_split(folder: Path, pictures: Iterable[Path]) -> None:

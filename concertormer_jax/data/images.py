@@ -9,7 +9,7 @@ import logging
 import os
 import stat
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -247,6 +247,20 @@ def list_images(folder: AnyPath) -> list[Path]:
         suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
         raise UserError(f"{folder}: holds no pictures; expected files that end in {suffixes}.")
     return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def images_by_name(folder: AnyPath, name_of: Callable[[str], str] = str) -> dict[str, Path]:
+    """Return `list_images(folder)` by name: the path below `folder` without extension, changed by `name_of`.
+
+    Raises UserError like `list_images`, and if two pictures have the same name.
+    """
+    named: dict[str, Path] = {}
+    for path in list_images(folder):
+        name = name_of(path.relative_to(folder).with_suffix("").as_posix())
+        if name in named:
+            raise UserError(f"{path}: {named[name].name} has the same name; remove one of the two.")
+        named[name] = path
+    return named
 
 
 def picture_names(files: Iterable[os.DirEntry]) -> list[str]:

@@ -71,7 +71,7 @@ def first_page(file: BinaryIO) -> Page:
 def decode(page: tifffile.TiffPage) -> Tiff:
     """Decode a page. Raises UserError like `first_page` for what cannot be read exactly."""
     _require_known(page)
-    assert page.dtype is not None  # which it is not for unsigned integers of 1 to 16 bits
+    assert page.dtype is not None  # tifffile knows the types that `_require_known` accepts
     needed = 3 * int(np.prod(page.shaped)) * page.dtype.itemsize  # planes, channels side by side, turned picture
     require_memory(needed, f"decoding {page.imagewidth}x{page.imagelength} pixels")
     samples, notes = _stored(page), []

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from concertormer_jax.data.cache import image_sizes
-from concertormer_jax.data.images import list_images
+from concertormer_jax.data.images import images_by_name
 from concertormer_jax.evaluation.scores import EvaluationSet
 from concertormer_jax.runtime.errors import UserError
 
@@ -33,12 +33,7 @@ def find_predictions(folder, pairs: EvaluationSet) -> list[Path]:
     missing, belongs to no pair, shares its name with another, or has another size than its target.
     """
     folder = Path(folder)
-    found = {}
-    for path in list_images(folder):
-        name = _flat(path.relative_to(folder).with_suffix("").as_posix())
-        if name in found:
-            raise UserError(f"{path}: {found[name].name} has the same name; remove one of the two.")
-        found[name] = path
+    found = images_by_name(folder, _flat)
     wanted = [_flat(name) for name in pairs.names]
     if missing := [name for name in wanted if name not in found]:
         raise UserError(

@@ -15,6 +15,7 @@ from concertormer_jax.inference.compiled import CompiledPerShape, precision_for,
 from concertormer_jax.inference.sizes import overlap_px, tile_setting, tlc_window
 from concertormer_jax.inference.tiles import TiledAxis, tile_grid
 from concertormer_jax.ops.image import padded_size
+from concertormer_jax.runtime import threads
 from concertormer_jax.runtime.devices import explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import user_path
@@ -238,7 +239,8 @@ class Restorer:
         return self._restore(self._params, jax.device_put(np.stack(pixels), self.device))
 
     def _finished(self, batch, results):
-        restored, finite, shifts = jax.device_get(results)
+        # In another thread, so that a signal does not wait for the device.
+        restored, finite, shifts = threads.run(lambda: jax.device_get(results)).result()
         if not finite.all():
             raise UserError("--ckpt: the network's output is not finite; its weights are damaged or diverged.")
         yield from zip(batch, restored, shifts, strict=False)  # without those that filled the batch up

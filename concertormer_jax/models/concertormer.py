@@ -78,7 +78,7 @@ class Concertormer(nn.Module):
     encoder_heads: tuple[int, ...]
     middle_heads: int
     decoder_heads: tuple[int, ...]
-    expansion: int = 2
+    expansion: int | float = 2  # a whole number
     unshuffle: int = 1
     architecture: Architecture = Architecture()
     tlc_window: int | None = None

@@ -125,16 +125,16 @@ def starting_state(
 
     Raises UserError if `init_from` cannot be loaded or is of another network, and if no device can hold the state.
     """
-    seed, whole = np.uint32(seed), replicated(mesh)
+    drawn_from, whole = np.uint32(seed), replicated(mesh)
     drawing = lower_cached(
-        training.initialise, seed, fingerprint=training.fingerprint, out_shardings=whole, **run_once_options()
+        training.initialise, drawn_from, fingerprint=training.fingerprint, out_shardings=whole, **run_once_options()
     )
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), drawing.out_info)
     _require_memory_for(shapes)
     if checkpoints.latest_step() is not None:
         restored = checkpoints.restore(shapes, training.module)
         return shapes, lambda: restored
-    drawn = run_in_background(drawing, seed)
+    drawn = run_in_background(drawing, drawn_from)
     if not init_from:
         return shapes, drawn.result
     loaded = load_model(user_path(init_from, "config.init_from"))

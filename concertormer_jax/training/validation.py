@@ -57,7 +57,7 @@ class Validation:
             return output.astype(jnp.uint8), jnp.where(batch["real"], psnr, 0).sum()
 
         self._restore, self._fingerprint = restore, fingerprint
-        self._compiled = None
+        self._compiled: jax.stages.Compiled | None = None
         self._log = log
 
     def __len__(self) -> int:
@@ -79,12 +79,13 @@ class Validation:
         }
         return place_batch(self._mesh, local)
 
-    def _compile(self, params) -> None:
+    def _compile(self, params) -> jax.stages.Compiled:
         self._log("compiling the validation ...")
         start = time.perf_counter()
         lowered = lower_cached(self._restore, params, self._batch(0), fingerprint=self._fingerprint)
-        self._compiled = compile_interruptibly(lowered)
+        compiled = compile_interruptibly(lowered)
         self._log(f"compiled in {time.perf_counter() - start:.1f} s")
+        return compiled
 
     def __call__(self, params, pictures: int) -> tuple[float, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
         """The mean PSNR in dB of the outputs, clipped and rounded to 8 bits, and examples.
@@ -93,7 +94,7 @@ class Validation:
         host.
         """
         if self._compiled is None:
-            self._compile(params)
+            self._compiled = self._compile(params)
         total, shown = 0.0, []
         for first in range(0, len(self._crops), self._devices):
             output, psnr = self._compiled(params, self._batch(first))
