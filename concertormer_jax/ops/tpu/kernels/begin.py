@@ -10,16 +10,23 @@ from concertormer_jax.ops.tpu.kernels import words
 from concertormer_jax.ops.tpu.kernels.tiles import BLOCK, HALF, LANES, Tiles, call
 
 
-def move_and_normalise(tiles: Tiles, x, scale, bias, was_shifted, shifted):
+def move_and_normalise(tiles: Tiles, x, scale, bias, was_shifted, shifted, keys=None, first=None):
     """x and its layer norm over the channels, both [P, C, N], of a map whose first tile begins elsewhere.
 
     x: [P, C, N]; scale, bias: [C]; was_shifted, shifted: int32 [1], whether the first tile begins HALF pixels below
     and to the right of the map's corner, in x and in what is returned. The map goes on at its other side.
+    keys: features of the same shape, for a third result: these where first (int32 [1]) is 1, else the layer norm.
     """
     parts = tiles.count // LANES
-    dtype, wide = x.dtype, jnp.float32
+    dtype = x.dtype
+    chosen = () if keys is None else (keys,)
 
-    def kernel(was_shifted, shifted, x, scale, bias, moved, features):
+    def kernel(was_shifted, shifted, *refs):
+        if chosen:
+            first, x, scale, bias, keys, moved, features, used = refs
+            from_keys = jnp.full((1, LANES), first[0]) == 1
+        else:
+            x, scale, bias, moved, features = refs
         move = shifted[0] - was_shifted[0]  # 1: right and down, -1: back, 0: not at all
         lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
         column = jax.lax.rem(lane, jnp.int32(tiles.columns))
@@ -48,11 +55,11 @@ def move_and_normalise(tiles: Tiles, x, scale, bias, was_shifted, shifted):
                 tile = words.rows(tile, dtype)
                 lanes = slice(t * LANES, (t + 1) * LANES)
                 moved[target, :, lanes] = tile
-                centred = tile.astype(wide)
-                centred -= centred.mean(axis=0, keepdims=True)
-                deviation = jnp.square(centred).mean(axis=0, keepdims=True)
-                normal = centred * jax.lax.rsqrt(deviation + NORM_EPSILON) * scale[...] + bias[...]
-                features[target, :, lanes] = normal.astype(dtype)
+                normal = _layer_norm(tile, scale, bias)
+                features[target, :, lanes] = normal
+                if chosen:
+                    both = (words.from_rows(given) for given in (keys[target, :, lanes], normal))
+                    used[target, :, lanes] = words.rows(jnp.where(from_keys, *both), dtype)
 
         for down, rows in ((False, tiles.height - HALF), (True, HALF)):
             for right in (False, True):
@@ -61,9 +68,35 @@ def move_and_normalise(tiles: Tiles, x, scale, bias, was_shifted, shifted):
                 def _(i, down=down, right=right):
                     write(jax.lax.div(i, HALF), jax.lax.rem(i, HALF), down, right)
 
-    wanted = ((x.shape, dtype), (x.shape, dtype))
-    columns = (jnp.broadcast_to(values.astype(wide)[:, None], (len(values), LANES)) for values in (scale, bias))
-    return call(kernel, wanted, x, *columns, scalars=(was_shifted, shifted), name="move_and_normalise")
+    wanted = [(x.shape, dtype)] * (2 + len(chosen))
+    scalars = (was_shifted, shifted, first) if chosen else (was_shifted, shifted)
+    return call(kernel, wanted, x, _column(scale), _column(bias), *chosen, scalars=scalars, name="move_and_normalise")
+
+
+def normalise(tiles: Tiles, x, scale, bias):
+    """The layer norm of x [P, C, N] over the channels; scale, bias: [C]."""
+
+    def kernel(x, scale, bias, features):
+        @pl.loop(0, tiles.pixels)
+        def _(p):
+            for start in range(0, tiles.count, LANES):
+                lanes = slice(start, start + LANES)
+                features[p, :, lanes] = _layer_norm(x[p, :, lanes], scale, bias)
+
+    return call(kernel, [(x.shape, x.dtype)], x, _column(scale), _column(bias), name="normalise")[0]
+
+
+def _column(values):
+    """[C] to [C, 128], as float32."""
+    return jnp.broadcast_to(values.astype(jnp.float32)[:, None], (len(values), LANES))
+
+
+def _layer_norm(tile, scale, bias):
+    """Of [C, 128]."""
+    centred = tile.astype(jnp.float32)
+    centred -= centred.mean(axis=0, keepdims=True)
+    deviation = jnp.square(centred).mean(axis=0, keepdims=True)
+    return (centred * jax.lax.rsqrt(deviation + NORM_EPSILON) * scale[...] + bias[...]).astype(tile.dtype)
 
 
 def _position(number, step, crosses, size):

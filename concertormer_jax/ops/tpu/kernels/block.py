@@ -10,7 +10,7 @@ from concertormer_jax.ops import reference
 from concertormer_jax.ops.reference import AttentionWeights, MLPWeights
 from concertormer_jax.ops.shared.gdmlp import gated_mlp as gated_mlp_of_map
 from concertormer_jax.ops.tpu.concerto import concerto_attention
-from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise
+from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise, normalise
 from concertormer_jax.ops.tpu.kernels.concertino import concertino
 from concertormer_jax.ops.tpu.kernels.cut import enter, enter_kernel, leave, leave_kernel
 from concertormer_jax.ops.tpu.kernels.mlp import gated_mlp
@@ -35,8 +35,7 @@ class TiledBlocks(NamedTuple):
 
     def layer_norm(self, features: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
         """Over the channels of every pixel."""
-        wide = features.swapaxes(2, 3).astype(reference.wide(features))
-        return reference.layer_norm(wide, scale, bias).swapaxes(2, 3).astype(features.dtype)
+        return _layer_norm(self.tiles, features, scale, bias)
 
     def block(
         self,
@@ -97,6 +96,22 @@ _leave.defvjp(
 )
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _layer_norm(tiles, features, scale, bias):
+    return _of_each(lambda one: normalise(tiles, one, scale, bias), features)
+
+
+def _layer_norm_backward(tiles, given, gradient):
+    def plain(features, scale, bias):
+        wide = features.swapaxes(2, 3).astype(reference.wide(features))
+        return reference.layer_norm(wide, scale, bias).swapaxes(2, 3).astype(features.dtype)
+
+    return jax.vjp(plain, *given)[1](gradient)
+
+
+_layer_norm.defvjp(lambda tiles, *given: (_layer_norm(tiles, *given), given), _layer_norm_backward)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _block(tiles, heads, x, keys, first, norm, attention, mlp, was_shifted, shifted):
     def of_picture(picture):
@@ -106,9 +121,9 @@ def _block(tiles, heads, x, keys, first, norm, attention, mlp, was_shifted, shif
 
 
 def _of_picture(tiles, heads, x, keys, first, norm, attention, mlp, was_shifted, shifted):
-    was_shifted, shifted = (jnp.asarray(flag, jnp.int32).reshape(1) for flag in (was_shifted, shifted))
-    x, features = move_and_normalise(tiles, x, *norm, was_shifted, shifted)
-    keys = features if keys is None else jnp.where(first, keys, features)
+    first, was_shifted, shifted = (jnp.asarray(flag, jnp.int32).reshape(1) for flag in (first, was_shifted, shifted))
+    x, features, *others = move_and_normalise(tiles, x, *norm, was_shifted, shifted, keys, first)
+    keys = others[0] if others else features
     projections = attention.to_q.astype(x.dtype), attention.to_kv.astype(x.dtype)
 
     def tempered(group, axes):

@@ -35,14 +35,12 @@ def enter_kernel(tiles: Tiles, maps: jax.Array) -> jax.Array:
     rows_of_part = LANES // tiles.columns
 
     def kernel(maps, out):
-        pixels = maps.bitcast(jnp.int32)
-
         @pl.loop(0, tiles.height)
         def _(y):
             for word in range(BLOCK // in_word):
                 for part in range(tiles.count // LANES):
                     rows = [(part * rows_of_part + row) * tiles.height + y for row in range(rows_of_part)]
-                    found = [words.read(pixels.at[row], word, tiles.columns, BLOCK // in_word) for row in rows]
+                    found = [words.read_words(maps.at[row], word, tiles.columns, BLOCK // in_word) for row in rows]
                     for j, features in enumerate(words.unpack(jnp.concatenate(found, axis=0).T, dtype)):
                         lanes = slice(part * LANES, (part + 1) * LANES)
                         out[y * BLOCK + word * in_word + j, :, lanes] = features.astype(dtype)
@@ -60,8 +58,6 @@ def leave_kernel(tiles: Tiles, features: jax.Array, shifted: bool) -> jax.Array:
     step = HALF if shifted else 0
 
     def kernel(features, out):
-        pixels = out.bitcast(jnp.int32)
-
         @pl.loop(0, tiles.height)
         def _(y):
             for word in range(BLOCK // in_word):
@@ -75,7 +71,7 @@ def leave_kernel(tiles: Tiles, features: jax.Array, shifted: bool) -> jax.Array:
                         at = (part * rows_of_part + row) * tiles.height + y + step
                         found = turned[row * tiles.columns : (row + 1) * tiles.columns]
                         found = pltpu.roll(found, 1, 0) if beyond else found
-                        words.write(pixels.at[jax.lax.rem(at, jnp.int32(height))], start, BLOCK // in_word, found)
+                        words.write_words(out.at[jax.lax.rem(at, jnp.int32(height))], start, BLOCK // in_word, found)
 
     shape = height, tiles.columns * BLOCK, features.shape[1]
     return call(kernel, [(shape, dtype)], features, name="leave_tiles")[0]

@@ -65,6 +65,22 @@ def write(ref, start, stride: int, values: jax.Array) -> None:
         ref[pl.ds(start, len(values), stride=stride)] = values
 
 
+def read_words(ref, start: int, count: int, stride: int) -> jax.Array:
+    """`read` of the words of a matrix in `ref`, whose rows are features."""
+    if interpreted():
+        return from_rows(ref[...])[start : start + (count - 1) * stride + 1 : stride]
+    return read(ref.bitcast(jnp.int32), start, count, stride)
+
+
+def write_words(ref, start: int, stride: int, values: jax.Array) -> None:
+    """The inverse of `read_words`."""
+    if interpreted():
+        around = slice(start, start + (len(values) - 1) * stride + 1, stride)
+        ref[...] = rows(from_rows(ref[...]).at[around].set(values), ref.dtype)
+    else:
+        write(ref.bitcast(jnp.int32), start, stride, values)
+
+
 def stride_to_read(size: int) -> int:
     """The least number of rows from `size` on from which every k-th is read in two loads, k being a multiple of 8.
 
