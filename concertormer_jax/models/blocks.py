@@ -1,6 +1,6 @@
 """The Concertormer block: Concerto self-attention and gated-dconv MLP in a single stage, and a stack of such blocks."""
 
-import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.models.architecture import Architecture, torch_uniform
-from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention, attention_weights
+from concertormer_jax.models.concerto_attention import CDC_PARAMETERS, LOGITS, ConcertoSelfAttention
 from concertormer_jax.ops import gdmlp
 from concertormer_jax.ops.convolution import project
 from concertormer_jax.ops.dispatch import form
@@ -32,37 +32,11 @@ def feed_forward_channels(features: int, expansion: int) -> int:
     return features * expansion * (2 + expansion) // 3
 
 
-class NormWeights(nn.Module):
-    """The parameters of `layer_norm` for so many channels: scale and bias."""
-
-    features: int
-
-    @nn.compact
-    def __call__(self) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
-        shape = (self.features,)
-        return self.param("scale", nn.initializers.ones, shape), self.param("bias", nn.initializers.zeros, shape)
-
-
-class AttentionParameters(nn.Module):
-    """The parameters of a `ConcertoSelfAttention` of the published architecture."""
-
-    inputs: int
-    features: int
-    heads: int
-
-    @nn.compact
-    def __call__(self) -> AttentionWeights:
-        a = Architecture()
-        form = (self.features, self.heads, a.groups, a.communication, a.sca, a.block_px)
-        return attention_weights(self.param, self.inputs, self.inputs, *form)
-
-
 class Block(nn.Module):
     """One block: x + CSA-gdMLP(norm(x), keys), the keys being norm(x) in all but the first block of a cross stage.
 
     (Paper, section 3.) `architecture` tells its parts. `tlc_window` is the side in pixels of this level's windows for
     the attention, None for the whole map. `implementation`: of the attention and the MLP, see `ops.dispatch.form`.
-    `tiled`: how blocks run on features in tiles, None for on maps.
     """
 
     features: int
@@ -72,7 +46,6 @@ class Block(nn.Module):
     tlc_window: int | None = None
     dtype: Any = jnp.float32
     implementation: str | None = None
-    tiled: Any = None
 
     @nn.compact
     def __call__(
@@ -88,31 +61,23 @@ class Block(nn.Module):
         where `first` is true. Both booleans may be traced.
         """
         width, hidden = self.features, self.features * self.expansion
+        inputs = layer_norm("norm")(x).astype(self.dtype)
 
         def pointwise(name, inputs, outputs):
             return self.param(name, torch_uniform(inputs), (inputs, outputs)).astype(self.dtype)
 
-        def mlp_weights(hidden, attended):
-            to_uz = pointwise("to_uz", width, 2 * hidden)
-            dw_u = self.param("dw_u", torch_uniform(9), (3, 3, hidden)).astype(self.dtype)
-            to_hidden = pointwise("project", hidden, hidden) if attended else None
-            return MLPWeights(to_uz, dw_u, to_hidden, pointwise("project_out", hidden, width))
-
-        if self.tiled is not None:
-            norm = NormWeights(width, name="norm")()
-            attention = AttentionParameters(width, hidden, self.heads, name="attention")()
-            mlp = mlp_weights(hidden, True)
-            return self.tiled.block(x, keys, first, norm, attention, mlp, shifted)
-
-        inputs = layer_norm("norm")(x).astype(self.dtype)
         attended = self._attend(inputs, shifted, keys, first) if self.architecture.groups else None
         if self.architecture.two_stage:
             x = x + project(attended, pointwise("attention_out", hidden, width))
             inputs, attended = layer_norm("norm_mlp")(x).astype(self.dtype), None
             hidden = feed_forward_channels(self.features, self.expansion)
 
+        to_uz = pointwise("to_uz", width, 2 * hidden)
+        dw_u = self.param("dw_u", torch_uniform(9), (3, 3, hidden)).astype(self.dtype)
+        to_hidden = None if attended is None else pointwise("project", hidden, hidden)
+        to_output = pointwise("project_out", hidden, width)
         with jax.named_scope("gdmlp"):
-            weights = mlp_weights(hidden, attended is not None)
+            weights = MLPWeights(to_uz, dw_u, to_hidden, to_output)
             return gdmlp.gated_mlp(x, inputs, attended, weights, implementation=self.implementation)
 
     def _attend(self, inputs, shifted, keys, first):
@@ -154,13 +119,11 @@ class Stage(nn.Module):
         """y makes the first a cross block, whose keys and values come from it."""
         tiled = self._tiled(x)
         if tiled is not None:
-            x = tiled.enter(x)
-        if y is None:
-            keys = None
-        elif tiled is None:
-            keys = layer_norm("norm2")(y).astype(self.dtype)
-        else:
-            keys = tiled.layer_norm(tiled.enter(y), *NormWeights(self.features, name="norm2")())
+            params = self.variables["params"]
+            norm = None if y is None else (params["norm2"]["scale"], params["norm2"]["bias"])
+            return tiled(x, y, norm, block_weights(params["blocks"]), self.architecture.shift, self.heads)
+
+        keys = None if y is None else layer_norm("norm2")(y).astype(self.dtype)
 
         def apply(block, x, position):
             shifted = position % 2 == 1 if self.architecture.shift else False
@@ -170,15 +133,25 @@ class Stage(nn.Module):
             apply = nn.remat(apply, prevent_cse=False)
         scan = nn.scan(apply, variable_axes={"params": 0, LOGITS: 0}, split_rngs={"params": True})
         fields = ("features", "heads", "expansion", "architecture", "tlc_window", "dtype", "implementation")
-        block = Block(**{field: getattr(self, field) for field in fields}, tiled=tiled, name="blocks")
-        x = scan(block, x, jnp.arange(self.blocks))[0]
-        return x if tiled is None else tiled.leave(x, last_shifted=self.architecture.shift and self.blocks % 2 == 0)
+        block = Block(**{field: getattr(self, field) for field in fields}, name="blocks")
+        return scan(block, x, jnp.arange(self.blocks))[0]
 
     def _tiled(self, x):
-        """How this stage's blocks run on features in tiles; None for on maps, as all but the published blocks do."""
-        a, published = self.architecture, Architecture()
-        others = dataclasses.replace(a, shift=published.shift, skip=published.skip, multiscale_input=True)
-        if others != published or self.tlc_window is not None or self.is_mutable_collection(LOGITS):
+        """The form that computes this stage at once; None where its blocks have to run one after another."""
+        a = self.architecture
+        published = Architecture(shift=a.shift, multiscale_input=a.multiscale_input, skip=a.skip)
+        stores = self.is_initializing() or self.is_mutable_collection(LOGITS)
+        if a != published or self.tlc_window is not None or stores:
             return None
         hidden = self.features * self.expansion
-        return form("tiled_blocks", self.implementation)(*x.shape[1:], hidden, self.heads, self.dtype)
+        return form("tiled_stage", self.implementation)(x.shape[1:], hidden, self.heads, x.dtype)
+
+
+def block_weights(params: Mapping[str, Any]) -> tuple[tuple, AttentionWeights, MLPWeights]:
+    """The weights (norm, attention, mlp) that `ops.reference.block` takes, from the parameters of a published `Block`."""
+    attention = params["attention"]
+    cdc = {group: attention[name] for group, name in CDC_PARAMETERS.items()}
+    projections = attention["to_q"], attention["to_kv"], attention["temperature"]
+    weights = AttentionWeights(*projections, cdc, attention["sca_kernel"], attention["sca_bias"])
+    mlp = MLPWeights(params["to_uz"], params["dw_u"], params["project"], params["project_out"])
+    return (params["norm"]["scale"], params["norm"]["bias"]), weights, mlp

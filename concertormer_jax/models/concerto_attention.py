@@ -132,8 +132,19 @@ class ConcertoSelfAttention(nn.Module):
         return tlc.on_windows(attend, (x, keys), self.tlc_window, implementation=self.implementation)
 
     def _weights(self, query_inputs: int, key_inputs: int) -> reference.AttentionWeights:
-        return attention_weights(
-            self.param, query_inputs, key_inputs, self.features, self.heads, self.groups, self.communication, self.sca, self.block_px
+        heads, hidden = self.heads, self.features
+        tempered = sum(group != concerto.WINDOW for group in self.groups)
+
+        def pointwise(name, inputs, outputs):
+            return self.param(name, torch_uniform(inputs), (inputs, outputs))
+
+        return reference.AttentionWeights(
+            to_q=pointwise("to_q", query_inputs, hidden),
+            to_kv=pointwise("to_kv", key_inputs, 2 * hidden),
+            temperature=self.param("temperature", nn.initializers.ones, (tempered, heads)) if tempered else None,
+            cdc={group: self._cdc(group) for group in groups_with_cdc(self.groups, self.communication)},
+            sca_kernel=pointwise("sca_kernel", hidden, hidden) if self.sca else None,
+            sca_bias=self.param("sca_bias", torch_uniform(hidden), (hidden,)) if self.sca else None,
         )
 
     def _sow(self, x, keys, weights, shifted):
@@ -145,41 +156,14 @@ class ConcertoSelfAttention(nn.Module):
                 both = tuple(logits.reshape(len(x), -1, *logits.shape[3:]) for logits in both)
             self.sow(LOGITS, group, both, init_fn=tuple, reduce_fn=lambda _, pair: pair)
 
-
-def attention_weights(
-    param: Callable,
-    query_inputs: int,
-    key_inputs: int,
-    features: int,
-    heads: int,
-    groups: tuple[str, ...],
-    communication: str,
-    sca: bool,
-    block_px: int,
-) -> reference.AttentionWeights:
-    """The parameters of an attention, made by param(name, initialiser, shape); see `ConcertoSelfAttention`."""
-    tempered = sum(group != concerto.WINDOW for group in groups)
-
-    def pointwise(name, inputs, outputs):
-        return param(name, torch_uniform(inputs), (inputs, outputs))
-
-    def cdc(group):
+    def _cdc(self, group):
         name = CDC_PARAMETERS[group]
         if group.startswith("ripieno"):
-            return param(name, torch_uniform(9 * heads), (3, 3, heads, heads))
-        channels = features // (len(groups) * heads)
-        size = block_px**2 if group == "concertino_channel" else channels
-        fan_in = size * size * heads  # PyTorch's for the shape (heads, size, size, heads)
-        return param(name, torch_kaiming_normal(fan_in), (heads, size, size, heads))
-
-    return reference.AttentionWeights(
-        to_q=pointwise("to_q", query_inputs, features),
-        to_kv=pointwise("to_kv", key_inputs, 2 * features),
-        temperature=param("temperature", nn.initializers.ones, (tempered, heads)) if tempered else None,
-        cdc={group: cdc(group) for group in groups_with_cdc(groups, communication)},
-        sca_kernel=pointwise("sca_kernel", features, features) if sca else None,
-        sca_bias=param("sca_bias", torch_uniform(features), (features,)) if sca else None,
-    )
+            return self.param(name, torch_uniform(9 * self.heads), (3, 3, self.heads, self.heads))
+        channels = self.features // (len(self.groups) * self.heads)
+        size = self.block_px**2 if group == "concertino_channel" else channels
+        fan_in = size * size * self.heads  # PyTorch's for the shape (heads, size, size, heads)
+        return self.param(name, torch_kaiming_normal(fan_in), (self.heads, size, size, self.heads))
 
 
 def weights_alone(call: Callable, arguments: tuple, keywords: dict, context: nn.module.InterceptorContext) -> Any:

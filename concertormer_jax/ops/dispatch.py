@@ -8,9 +8,8 @@ from concertormer_jax.ops.platform import platform, traced_for
 __all__ = ["FORMS", "IMPLEMENTATIONS", "form", "require_implementation", "traced_for"]
 
 
-
-def _not_tiled(*_) -> None:
-    """Blocks run on maps."""
+def _no_stage(*_) -> None:
+    """A stage has no form of its own: its blocks run one after another."""
 
 
 FORMS: dict[str, dict[str, Callable]] = {
@@ -50,11 +49,11 @@ FORMS: dict[str, dict[str, Callable]] = {
         "gpu": gpu.convolve_to_few,
         "tpu": tpu.convolve_to_few,
     },
-    "tiled_blocks": {
-        "reference": _not_tiled,
-        "cpu": _not_tiled,
-        "gpu": _not_tiled,
-        "tpu": tpu.tiled_blocks,
+    "tiled_stage": {
+        "reference": _no_stage,
+        "cpu": _no_stage,
+        "gpu": _no_stage,
+        "tpu": tpu.tiled_stage,
     },
 }
 IMPLEMENTATIONS = tuple(FORMS["concerto_attention"])

@@ -1,10 +1,10 @@
-"""The operations as a TPU runs them best; all but the attention are the shared forms. Blocks of maps that fit have kernels."""
+"""The operations as a TPU runs them best; all but the attention and the stages with kernels are the shared forms."""
 
 from concertormer_jax.ops.shared.gdmlp import gated_mlp
 from concertormer_jax.ops.shared.taps import convolve_to_few, depthwise_3x3
 from concertormer_jax.ops.shared.tlc import on_windows
 from concertormer_jax.ops.tpu.concerto import concerto_attention, transposed_attention
-from concertormer_jax.ops.tpu.kernels.block import tiled_blocks
+from concertormer_jax.ops.tpu.kernels.stage import tiled_stage
 
 __all__ = [
     "concerto_attention",
@@ -12,6 +12,6 @@ __all__ = [
     "depthwise_3x3",
     "gated_mlp",
     "on_windows",
-    "tiled_blocks",
+    "tiled_stage",
     "transposed_attention",
 ]

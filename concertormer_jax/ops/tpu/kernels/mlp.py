@@ -81,7 +81,9 @@ def depthwise(tiles: Tiles, u, mixed, taps, channels, part, shifted):
         return roll(jnp.where(lane >= LANES - tiles.columns, other, load(end, x)), tiles.columns)
 
     def below(x):
-        return roll(jnp.where(lane < tiles.columns, load(0, x, jax.lax.rem(part + 1, parts)), load(0, x)), -tiles.columns)
+        return roll(
+            jnp.where(lane < tiles.columns, load(0, x, jax.lax.rem(part + 1, parts)), load(0, x)), -tiles.columns
+        )
 
     def left_of(first):
         return jnp.where(column == 0, roll(first, 1 - tiles.columns), roll(first, 1))

@@ -150,7 +150,9 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
         @pl.loop(0, tiles.pixels // in_word)
         def _(i):
             sources = [(x, query_weights, 0), (y, other_weights, 0), (y, other_weights, 4 * group)]
-            pairs_of_parts = [[t, t + parts // 2] for t in range(parts // 2)] if heads == 1 else [[t] for t in range(parts)]
+            pairs_of_parts = (
+                [[t, t + parts // 2] for t in range(parts // 2)] if heads == 1 else [[t] for t in range(parts)]
+            )
             for start in range(0, len(pairs_of_parts), AT_ONCE // len(pairs_of_parts[0])):
                 chosen = pairs_of_parts[start : start + AT_ONCE // len(pairs_of_parts[0])]
                 for kind, (features, projection, row) in enumerate(sources):
@@ -165,7 +167,9 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
                     for n, both in enumerate(chosen):
                         lanes = slice(n * len(both) * LANES, (n + 1) * len(both) * LANES)
                         for pair in range(pairs):
-                            packed = words.pack([feature_rows(rows[:, lanes], pair, kind == 2) for rows in projected], dtype)
+                            packed = words.pack(
+                                [feature_rows(rows[:, lanes], pair, kind == 2) for rows in projected], dtype
+                            )
                             at = pl.ds(i * stride_in + both[0] * LANES, LANES)
                             qkv[kind * pairs + pair, at] = packed.T
 
@@ -173,7 +177,9 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
             """The words of a pair's features [64 / w, 128]."""
             row, column = jax.lax.div(unit, jnp.int32(tiles.columns)), jax.lax.rem(unit, jnp.int32(tiles.columns))
             starts = [(row * tiles.fold + f) * tiles.columns + column for f in range(tiles.fold)]
-            found = [words.read(qkv.at[kind * pairs + pair], start, tiles.pixels // in_word, stride_in) for start in starts]
+            found = [
+                words.read(qkv.at[kind * pairs + pair], start, tiles.pixels // in_word, stride_in) for start in starts
+            ]
             return jnp.concatenate(found, axis=0)
 
         def place(pair, member, unit):
@@ -196,7 +202,11 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
 
         def side_by_side(upper, lower, member):
             """The lanes of a member in two parts of rows, those of the upper first."""
-            return jnp.where(first_side, upper, roll(lower, SIDE)) if member == 0 else jnp.where(first_side, roll(upper, SIDE), lower)
+            return (
+                jnp.where(first_side, upper, roll(lower, SIDE))
+                if member == 0
+                else jnp.where(first_side, roll(upper, SIDE), lower)
+            )
 
         half = POSITIONS // in_word // 2
 
@@ -274,7 +284,9 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
         def _(i):
             for band in every_band:
                 found = spatial_logits(i, band)
-                found = [[jnp.where(side, rows, -jnp.inf).max(axis=1, keepdims=True) for side in sides] for rows in found]
+                found = [
+                    [jnp.where(side, rows, -jnp.inf).max(axis=1, keepdims=True) for side in sides] for rows in found
+                ]
                 write(band, i, 0, [jnp.where(first_side, *largest) for largest in found])
 
         @pl.loop(0, SPATIAL_ROWS // in_word)
@@ -366,7 +378,9 @@ def ripieno(tiles: Tiles, x, y, to_q, to_kv, spatial_cdc, channel_cdc, heads, sh
                                 result = turned[source : source + per_head]
                                 if kind == 0:
                                     share = 1 / turned[source + SLOT - SUMS : source + SLOT]
-                                    result = jnp.concatenate([part * share for part in jnp.split(result, per_head // 8)])
+                                    result = jnp.concatenate(
+                                        [part * share for part in jnp.split(result, per_head // 8)]
+                                    )
                                 out[i * in_word + j, channels, part * LANES : (part + 1) * LANES] = result.astype(dtype)
                                 sums[channels] += result
 
@@ -396,7 +410,9 @@ def _across_border(blocks, heads) -> np.ndarray:
     second_half = np.arange(BLOCK) >= BLOCK // 2
     places = np.divmod(np.arange(POSITIONS), BLOCK)
     across = [second_half[place][:, None] != second_half[place] for place in places[::-1]]
-    return np.stack([np.concatenate([pairs[:SPATIAL_ROWS], pairs[SPATIAL_ROWS:]], axis=1) for pairs in across]).astype(np.float32)
+    return np.stack([np.concatenate([pairs[:SPATIAL_ROWS], pairs[SPATIAL_ROWS:]], axis=1) for pairs in across]).astype(
+        np.float32
+    )
 
 
 def _inverse(squared):
