@@ -148,7 +148,7 @@ class Stage(nn.Module):
 
 
 def block_weights(params: Mapping[str, Any]) -> tuple[tuple, AttentionWeights, MLPWeights]:
-    """The weights (norm, attention, mlp) that `ops.reference.block` takes, from the parameters of a published `Block`."""
+    """Return what `ops.reference.block` takes (norm, attention, mlp), from the parameters of a published `Block`."""
     attention = params["attention"]
     cdc = {group: attention[name] for group, name in CDC_PARAMETERS.items()}
     projections = attention["to_q"], attention["to_kv"], attention["temperature"]

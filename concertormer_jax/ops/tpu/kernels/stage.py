@@ -1,4 +1,4 @@
-"""A stage of the network on features in tiles: its blocks are kernels, between which features do not change their layout."""
+"""A stage of the network on features in tiles: kernels, between which features do not change their layout."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from concertormer_jax.ops.platform import single_device_kind
 from concertormer_jax.ops.reference import CONCERTO, AttentionWeights
+from concertormer_jax.ops.tpu.kernels import words
 from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise, normalise
 from concertormer_jax.ops.tpu.kernels.concertino import concertino
 from concertormer_jax.ops.tpu.kernels.cut import enter, leave
@@ -23,10 +24,11 @@ LARGE_VMEM = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")  # chips with 
 def tiled_stage(shape: tuple[int, int, int], hidden: int, heads: int, dtype: Any) -> Callable | None:
     """The form of a stage of published blocks for maps of `shape` (H, W, C); None where the kernels cannot take them.
 
-    hidden: channels of the attention's result. The form has no derivatives and runs on one device, and so is for what is
-    traced as `single_device_kind` says.
+    hidden: channels of the attention's result. The form has no derivatives and runs on a single device, whose kind
+    `single_device_kind` tells. On a TPU it is for bfloat16: float32 takes too much of VMEM.
     """
-    if single_device_kind.value not in LARGE_VMEM:
+    served = single_device_kind.value in LARGE_VMEM and (dtype == jnp.bfloat16 or words.interpreted())
+    if not served:
         return None
     tiles = tiles_of(*shape, hidden, heads, dtype)
     return None if tiles is None else partial(_stage, tiles)
@@ -35,7 +37,7 @@ def tiled_stage(shape: tuple[int, int, int], hidden: int, heads: int, dtype: Any
 def _stage(tiles: Tiles, x, y, norm, weights, shift: bool, heads: int):
     """The stage of maps x [b, H, W, C] whose first block takes keys from y, likewise, unless it is None.
 
-    norm: scale and bias for y; weights: those of `ops.reference.block`, (norm, attention, mlp), of all blocks on a first
+    norm: scale and bias for y; weights: those of `ops.reference.block` (norm, attention, mlp), of all blocks on a first
     axis; shift: whether every other block is shifted.
     """
     count = len(jax.tree.leaves(weights)[0])
@@ -86,7 +88,7 @@ def _block(tiles: Tiles, x, keys, position, weights, shift: bool, heads: int):
 
 
 def _tempered(attention: AttentionWeights, group: str, axes):
-    """The group's CDC with the temperatures of the heads that it takes, which lie along the axis that is not in `axes`."""
+    """The group's CDC times the temperatures of the heads that it takes, which lie on the axis not in `axes`."""
     return attention.cdc[group] * jnp.expand_dims(attention.temperature[CONCERTO.index(group)], axes)
 
 
