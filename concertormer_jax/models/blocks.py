@@ -143,8 +143,8 @@ class Stage(nn.Module):
         stores = self.is_initializing() or self.is_mutable_collection(LOGITS)
         if a != published or self.tlc_window is not None or stores:
             return None
-        hidden = self.features * self.expansion
-        return form("tiled_stage", self.implementation)(x.shape[1:], hidden, self.heads, x.dtype)
+        of_shape = form("tiled_stage", self.implementation)
+        return of_shape and of_shape(x.shape[1:], self.features * self.expansion, self.heads, x.dtype)
 
 
 def block_weights(params: Mapping[str, Any]) -> tuple[tuple, AttentionWeights, MLPWeights]:

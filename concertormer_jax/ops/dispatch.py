@@ -8,11 +8,7 @@ from concertormer_jax.ops.platform import platform, traced_for
 __all__ = ["FORMS", "IMPLEMENTATIONS", "form", "require_implementation", "traced_for"]
 
 
-def _no_stage(*_) -> None:
-    """A stage has no form of its own: its blocks run one after another."""
-
-
-FORMS: dict[str, dict[str, Callable]] = {
+FORMS: dict[str, dict[str, Callable | None]] = {
     "concerto_attention": {
         "reference": reference.concerto_attention,
         "cpu": cpu.concerto_attention,
@@ -50,17 +46,23 @@ FORMS: dict[str, dict[str, Callable]] = {
         "tpu": tpu.convolve_to_few,
     },
     "tiled_stage": {
-        "reference": _no_stage,
-        "cpu": _no_stage,
-        "gpu": _no_stage,
+        "reference": None,
+        "cpu": None,
+        "gpu": None,
         "tpu": tpu.tiled_stage,
+    },
+    "convolve": {
+        "reference": None,
+        "cpu": None,
+        "gpu": None,
+        "tpu": tpu.convolve,
     },
 }
 IMPLEMENTATIONS = tuple(FORMS["concerto_attention"])
 
 
-def form(operation: str, implementation: str | None) -> Callable:
-    """The function that computes `operation`; all forms compute the same.
+def form(operation: str, implementation: str | None) -> Callable | None:
+    """The function that computes `operation`, None for what its caller does without one; all compute the same.
 
     implementation: one of `IMPLEMENTATIONS`; None for that of the platform that is traced for, and of the default
     backend where no other is named. Only that form is traced, as tracing is slow: a program that is traced for one
