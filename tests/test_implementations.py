@@ -332,6 +332,22 @@ def test_depthwise_kernel_gradient_of_bfloat16_is_added_in_float32(implementatio
     assert gradient[1, 1, 0] == 64 * 64
 
 
+@pytest.mark.parametrize("shape, stride", [((3, 3, 3, 8), 1), ((2, 2, 8, 4), 2), ((1, 1, 8, 4), 1), ((3, 3, 20, 4), 1)])
+def test_convolutions_of_a_tpu(shape, stride):
+    features, kernel = random_arrays((2, 8, 6, shape[2]), shape)
+    padding = "SAME" if stride == 1 else "VALID"
+
+    def plain(features, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(features, kernel, (stride, stride), padding, dimension_numbers=dimensions)
+
+    def ours(features, kernel):
+        return form("convolve", "tpu")(features, kernel, stride)
+
+    expected = value_and_gradients(plain, (features, kernel))
+    assert_same(value_and_gradients(ours, (features, kernel)), expected, 1e-5)
+
+
 # Which form is taken.
 
 

@@ -4,7 +4,7 @@ A map [H, W, C] becomes [P, C, N]: N tiles of P pixels, both row by row. Pixels 
 products need no transposition: a projection multiplies them from the left, what attends across blocks contracts lanes.
 The neighbour of a pixel is another matrix, but at a tile's border, where it is the same matrix moved by some lanes.
 
-Tiles are the attention's blocks, or the upper and lower halves of these where the blocks do not fill the lanes.
+Tiles are the attention's blocks, or the upper and lower halves of these where the blocks fill half of the lanes.
 """
 
 import math
@@ -55,9 +55,11 @@ def tiles_of(height: int, width: int, channels: int, hidden: int, heads: int, dt
     served = not (height % BLOCK or width % BLOCK or LANES % columns or per_head % 8 or channels % 16 or rest)
     if not served or per_head > 24 or (heads > 1 and heads % 2) or hidden // 4 > LANES:
         return None
-    found = [Tiles(height // tile, columns, tile) for tile in (BLOCK, HALF)]
-    found = [tiles for tiles in found if tiles.count % (LANES if heads > 1 else 2 * LANES) == 0]
-    return found[0] if found and vmem_bytes(found[0], hidden, dtype) <= VMEM_BYTES else None
+    tiles = Tiles(height // BLOCK, columns, BLOCK)
+    if heads > 1 and 2 * tiles.count == LANES:
+        tiles = Tiles(height // HALF, columns, HALF)
+    fills = tiles.count % (LANES if heads > 1 else 2 * LANES) == 0
+    return tiles if fills and vmem_bytes(tiles, hidden, dtype) <= VMEM_BYTES else None
 
 
 def vmem_bytes(tiles: Tiles, hidden: int, dtype) -> int:
