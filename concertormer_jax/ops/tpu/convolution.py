@@ -4,7 +4,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from concertormer_jax.ops.image import pixel_unshuffle
 from concertormer_jax.ops.reference import wide
 
 FEW = 16  # channels, which would leave most of the lanes empty: they are better planes
@@ -16,7 +15,7 @@ def convolve(
     """With zero padding that keeps the size for stride 1, none otherwise; H and W are multiples of the stride."""
     size, _, inputs, outputs = kernel.shape
     if size == stride:
-        return pixel_unshuffle(features, size) @ kernel.transpose(2, 0, 1, 3).reshape(-1, outputs)
+        return _convolve_cells(features, kernel)
     if size == 3 and stride == 1 and inputs <= FEW:
         padded = jnp.pad(features.transpose(0, 3, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1)))
         planes = jnp.stack([_neighbour(padded, y, x) for y in range(3) for x in range(3)])
@@ -25,6 +24,18 @@ def convolve(
     return lax.conv_general_dilated(
         features, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
+
+
+def _convolve_cells(features, kernel):
+    """Of cells of k x k pixels: a product for each of their rows, whose pixels lie side by side."""
+    size, _, inputs, outputs = kernel.shape
+    batch, height, width = features.shape[:3]
+    rows = features.reshape(batch, height // size, size, width // size, size * inputs)
+    products = (
+        jnp.einsum("bhwc,cd->bhwd", rows[:, :, row], own, preferred_element_type=wide(features))
+        for row, own in enumerate(kernel.reshape(size, -1, outputs))
+    )
+    return sum(products).astype(features.dtype)
 
 
 def convolve_to_few(features: Float[Array, "b H W C"], kernel: Float[Array, "3 3 C D"]) -> Float[Array, "b H W D"]:

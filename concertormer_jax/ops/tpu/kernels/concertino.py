@@ -1,4 +1,6 @@
-"""The Concertino: attention across blocks, between the channels of each position and the positions of each channel.
+"""The Concertino: attention across blocks, between channels at each position, and between positions in each channel.
+
+(Paper, section 3.)
 
 Logits lie on the lanes with several queries side by side: channels c, c + 8, c + 16, each with its keys in 32 lanes, or
 positions p and p + 32, each with 64 keys.
@@ -10,13 +12,10 @@ from jax.experimental import pallas as pl
 
 from concertormer_jax.ops.tpu.kernels import words
 from concertormer_jax.ops.tpu.kernels.softmax import numerators
-from concertormer_jax.ops.tpu.kernels.tiles import BLOCK, LANES, Tiles, call, dot, roll
+from concertormer_jax.ops.tpu.kernels.tiles import AT_ONCE, BLOCK, LANES, ROWS, Tiles, call, dot, inverse_norm, roll
 
 POSITIONS = BLOCK * BLOCK
-ROWS = 8  # sublanes of a register
 SLOT = 32  # lanes of a channel's logits
-AT_ONCE = 4  # products that keep the four matrix units of a v5e busy
-SMALLEST_SQUARED_NORM = 1e-24
 
 
 def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads, bounded):
@@ -97,7 +96,7 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
             for j in range(in_word):
                 for f in range(tiles.fold):
                     q2, k2 = squares[j]
-                    scale = _inverse(sum_over_lanes(q2, f)[:, :group]) * _inverse(sum_along_lanes(k2, f))
+                    scale = inverse_norm(sum_over_lanes(q2, f)[:, :group]) * inverse_norm(sum_along_lanes(k2, f))
                     scaled = jnp.pad(logits[j][f] * scale, ((0, 0), (0, LANES - group)))
                     position = f * tiles.pixels + i * in_word + j
                     for head in range(heads):
@@ -120,7 +119,7 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
         def write_spatial(c):
             q, k = (of_half(words.rows(of_channel(c, n), dtype), 0) for n in range(2))
             q2, k2 = (_over_parts(jnp.square(part.astype(wide))) for part in (q, k))
-            scale = _inverse(sum_over_lanes(q2, 0)[:, :POSITIONS]) * _inverse(sum_along_lanes(k2, 0))
+            scale = inverse_norm(sum_over_lanes(q2, 0)[:, :POSITIONS]) * inverse_norm(sum_along_lanes(k2, 0))
             maps = jnp.pad(dot(q, k, (1, 1)) * scale, ((0, 0), (0, LANES - POSITIONS)))
             upper, lower = jnp.split(maps, 2, axis=0)
             words.write(spatial_maps, c, stride_channels, jnp.where(lane < POSITIONS, upper, roll(lower, POSITIONS)))
@@ -220,7 +219,3 @@ def _unrolled(count, times, function):
 
 def _over_parts(features):
     return sum(features[:, start : start + LANES] for start in range(0, features.shape[1], LANES))
-
-
-def _inverse(squared):
-    return jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))

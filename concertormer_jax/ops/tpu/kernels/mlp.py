@@ -4,10 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from concertormer_jax.ops.tpu.kernels.tiles import BLOCK, HALF, LANES, Tiles, call, dot, roll
-
-AT_ONCE = 4  # products that keep the four matrix units of a v5e busy
-ROWS = 8  # channels in one register, which has as many sublanes
+from concertormer_jax.ops.tpu.kernels.tiles import AT_ONCE, BLOCK, HALF, LANES, ROWS, Tiles, call, dot, roll
 
 
 def gated_mlp(tiles: Tiles, x, features, ripieno, concertino, sums, shifted, mlp, sca_kernel, sca_bias):

@@ -26,7 +26,6 @@ SIDE = LANES // 2  # lanes of a member of a pair, and of a query's logits
 SLOT = SIDE // 2  # lanes of a group's channels in it
 SPATIAL_ROWS, CHANNEL_ROWS = POSITIONS // 2, SLOT // 2  # rows of a map's logits, two of which lie side by side
 LOGITS = SPATIAL_ROWS + CHANNEL_ROWS
-AT_ONCE = 4  # products that keep the four matrix units of a v5e busy
 UNITS = 8  # pairs whose products do not wait for one another
 
 

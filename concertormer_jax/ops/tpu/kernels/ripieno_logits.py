@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
-from concertormer_jax.ops.reference import SMALLEST_SQUARED_NORM
 from concertormer_jax.ops.tpu.kernels import words
 from concertormer_jax.ops.tpu.kernels.ripieno_layout import (
-    AT_ONCE,
     LOGITS,
     POSITIONS,
     SIDE,
@@ -18,9 +16,7 @@ from concertormer_jax.ops.tpu.kernels.ripieno_layout import (
     for_each_pair,
     lane_numbers,
 )
-from concertormer_jax.ops.tpu.kernels.tiles import LANES, dot, roll
-
-ROWS = 8  # sublanes of a register
+from concertormer_jax.ops.tpu.kernels.tiles import AT_ONCE, LANES, ROWS, dot, inverse_norm, roll
 
 
 def project(layout: Layout, scratch: Scratch, x, y, to_q, to_kv) -> None:
@@ -79,7 +75,7 @@ def _scales(layout, scratch, x, y):
             if tiles.fold == 2:
                 upper = jax.lax.rem(jax.lax.div(lane, jnp.int32(tiles.columns)), 2) == 0
                 total += jnp.where(upper, roll(total, -tiles.columns), roll(total, tiles.columns))
-            scratch.scales[kind, :, lanes] = _inverse(total)
+            scratch.scales[kind, :, lanes] = inverse_norm(total)
 
 
 def _normalised(layout, rows, scales):
@@ -87,7 +83,7 @@ def _normalised(layout, rows, scales):
     parts = []
     for head in range(layout.heads):
         own = rows[head * layout.per_head : (head + 1) * layout.per_head]
-        parts.append(own * _inverse(jnp.square(own).sum(axis=0, keepdims=True)))
+        parts.append(own * inverse_norm(jnp.square(own).sum(axis=0, keepdims=True)))
     return jnp.concatenate([*parts, rows[layout.group :] * scales], axis=0)
 
 
@@ -146,7 +142,3 @@ def write_logits(layout: Layout, scratch: Scratch) -> None:
             scratch.logits[pl.ds(pl.multiple_of(place, ROWS), LOGITS)] = jnp.concatenate(maps, axis=0)
 
     for_each_pair(layout, scratch, turn, multiply)
-
-
-def _inverse(squared):
-    return jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))

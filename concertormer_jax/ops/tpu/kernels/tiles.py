@@ -15,9 +15,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from concertormer_jax.ops.reference import SMALLEST_SQUARED_NORM
 from concertormer_jax.ops.tpu.kernels.words import interpreted
 
 LANES = 128
+ROWS = 8  # sublanes of a register
+AT_ONCE = 4  # products that keep the four matrix units of a v5e busy
 BLOCK = 8  # pixels, the side of a block
 HALF = BLOCK // 2  # by which a shifted block is moved
 VMEM_BYTES = 100 * 2**20  # of the 128 MiB of a core, for what a kernel keeps
@@ -103,6 +106,11 @@ def _bytes(shape, dtype):
 def dot(a: jax.Array, b: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.Array:
     """The product of matrices, contracted over these axes, in float32."""
     return jax.lax.dot_general(a, b, (((over[0],), (over[1],)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def inverse_norm(squared: jax.Array) -> jax.Array:
+    """1 / the root of sums of squares, as `ops.reference.normalise` has it."""
+    return jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))
 
 
 def roll(features: jax.Array, lanes: int) -> jax.Array:
