@@ -28,12 +28,14 @@ class CompiledPerShape:
 
     log: called with a line before and after each compilation.
     precision: of all products of float32 that do not ask for their own, convolutions included; one of `PRECISIONS`, or
-    None for what the process has set.
+    None for what the process has set. The default is float32.
     fingerprint: of all that `function` depends on (`trace_cache.fingerprint`); None: its traces are not cached.
     jit_options: for `jax.jit`. The shapes and shardings of `params` must not change between calls.
     """
 
-    def __init__(self, function, log=print, *, precision=None, fingerprint: str | None = None, **jit_options):
+    def __init__(
+        self, function, log=print, *, precision: str | None = "highest", fingerprint: str | None = None, **jit_options
+    ):
         self._lower = partial(lower_cached, function, fingerprint=fingerprint, **jit_options)
         self._precision = precision
         self._compiled = {}

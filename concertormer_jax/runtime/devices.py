@@ -81,7 +81,7 @@ def compile_interruptibly(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
 
 
 def join_hosts() -> None:
-    """Join the other processes of a training on several hosts. Raises UserError where JAX finds no cluster."""
+    """Join the processes of the other hosts. Raises UserError where JAX finds no cluster."""
     try:
         jax.distributed.initialize()
     except (ValueError, KeyError, TypeError) as error:  # environment variables of a cluster are missing
