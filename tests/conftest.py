@@ -1,6 +1,7 @@
 """One set-up for all tests: eight faked devices, and programs compiled once for the whole session."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -21,6 +22,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, which some of them send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax  # after the environment that it reads
 from browser import browser  # noqa: F401  (a fixture of several files)
