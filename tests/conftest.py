@@ -23,9 +23,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-# A shell that runs the tests in the background has them ignore Ctrl-C, which some of them send.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 import jax  # after the environment that it reads
 from browser import browser  # noqa: F401  (a fixture of several files)
 from jaxtyping import install_import_hook
@@ -34,6 +31,9 @@ from jaxtyping import install_import_hook
 install_import_hook(["concertormer_jax.ops", "concertormer_jax.models"], "beartype.beartype")
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, which some of them send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = (
     "test_golden.py",
