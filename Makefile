@@ -1,13 +1,14 @@
-# make demo   set up, train on bundled photographs, evaluate, restore; about ten minutes on two cores
-# make test   set up, lint and test
-# make lint   style and types alone
+# make demo         set up, restore and score bundled photographs, train for a minute, make a page
+# make train-demo   set up, train a network from nothing and score it; about ten minutes on two cores
+# make test         set up, lint and test
+# make lint         style and types alone
 
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 
-.PHONY: demo test test-short lint
+.PHONY: demo train-demo test test-short lint
 
 $(VENV)/ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, and $(PYTHON) is " + \
@@ -16,16 +17,23 @@ $(VENV)/ready: requirements.txt pyproject.toml
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
 	touch $@
 
+# Of the weights that come with this software: their scores, one minute of training that goes on from them, a page.
 demo: $(VENV)/ready
+	$(RUN) evaluate.py --output=$(DEMO)/evaluation
+	$(RUN) -m concertormer_jax restore $(DEMO)/evaluation/pairs/input $(DEMO)/restored --compare
+	$(RUN) train.py --config=configs/pocket.py:finetune --workdir=$(DEMO)/finetuned
+	@echo; cat $(DEMO)/evaluation/results.md; echo
+	@echo "Before and after, in any browser: $(DEMO)/evaluation/comparison.html"
+	@if [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || [ "$$(uname)" = Darwin ]; then \
+	  $(RUN) -m webbrowser -t "file://$(abspath $(DEMO))/evaluation/comparison.html"; fi
+
+# From nothing: trains the smallest network on bundled photographs and scores it on others.
+train-demo: $(VENV)/ready
 	$(RUN) train.py --config=configs/demo.py --workdir=$(DEMO)
-	$(RUN) -m concertormer_jax synthesize photos/test $(DEMO)/data
-	$(RUN) evaluate.py --ckpt=$(DEMO) --data=$(DEMO)/data --output=$(DEMO)/evaluation/tlc-off --tlc=off
-	$(RUN) evaluate.py --ckpt=$(DEMO) --data=$(DEMO)/data --output=$(DEMO)/evaluation/tlc-auto --tlc=auto
-	$(RUN) -m concertormer_jax restore --ckpt=$(DEMO) $(DEMO)/data/input/sklearn_china.png $(DEMO)/restored.png --compare
-	@echo
-	@cat $(DEMO)/evaluation/tlc-off/results.md; tail -n 1 $(DEMO)/evaluation/tlc-auto/results.md
-	@echo
-	@echo "Pictures: $(DEMO)/evaluation/tlc-off/worst_ten.png, $(DEMO)/samples/, and before and after in $(DEMO)/"
+	$(RUN) evaluate.py --ckpt=$(DEMO) --output=$(DEMO)/evaluation/tlc-off --tlc=off
+	$(RUN) evaluate.py --ckpt=$(DEMO) --output=$(DEMO)/evaluation/tlc-auto --tlc=auto
+	@echo; cat $(DEMO)/evaluation/tlc-off/results.md; tail -n 1 $(DEMO)/evaluation/tlc-auto/results.md; echo
+	@echo "Before and after, in any browser: $(DEMO)/evaluation/tlc-off/comparison.html"
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

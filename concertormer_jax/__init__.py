@@ -1,7 +1,7 @@
 """Concertormer (ICCV 2025) in JAX and Flax: image deblurring, deraining and denoising.
 
 import concertormer_jax
-restorer = concertormer_jax.load("runs/gopro")     # a training folder, a checkpoint or a weights file
+restorer = concertormer_jax.load()                 # the bundled weights; or a training folder, a weights file
 sharp = restorer(blurred).rgb                      # float32 [H, W, 3] in [0, 1]
 
 module = concertormer_jax.create("lite")           # a Flax module: module.apply({"params": params}, images)

@@ -1,6 +1,6 @@
 """A few minutes on two cores: a small network learns to undo camera shake on the bundled photographs.
 
-make demo
+make train-demo
 """
 
 from configs import common

@@ -10,14 +10,19 @@ weights that count are their moving average. The third lets the learning rate fa
 of those of the second: the length of the training need not be known before. PHOTOS holds sharp photographs, GOPRO and
 REDS pairs in input/ and target/. Hardware: one CPU core or more, or a GPU. docs/weights.md says what was trained for
 how long.
+
+    python train.py --config=configs/pocket.py:finetune --workdir=runs/mine --config.data.source=FOLDER
+
+goes on from the weights that come with this software, for a minute on two cores (--config.stages.steps=2000, longer).
 """
 
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import BUNDLED_WEIGHTS
 from configs import common
 
 
 def get_config(part: str = "constant"):
-    """part: "short", "constant" or "decay"."""
+    """part: "short", "constant", "decay" or "finetune"."""
     config = common.get_config()
     config.model.variant = "pocket"
     config.model.remat = False
@@ -41,6 +46,16 @@ def get_config(part: str = "constant"):
         config.optimizer.learning_rate = 2e-3
         config.optimizer.constant_steps = 499
         return config
+    if part == "finetune":
+        config.init_from = BUNDLED_WEIGHTS
+        config.data.degradation = "shake"
+        config.data.blur_max_px = 14.0
+        config.stages.steps = (25,)
+        config.optimizer.learning_rate = 1e-4
+        config.train.ema_decay = 0.0
+        config.validation.images = 4
+        config.run.log_every_steps = 5
+        return config
     config.data.degradation = "shake,shake,frames,frames,noise"
     config.data.blur_max_px = 24.0
     if part == "constant":
@@ -49,5 +64,5 @@ def get_config(part: str = "constant"):
     elif part == "decay":
         config.stages.steps = (2_000,)
     else:
-        raise UserError(f"configs/pocket.py:{part} is unknown; choose short, constant or decay")
+        raise UserError(f"configs/pocket.py:{part} is unknown; choose short, constant, decay or finetune")
     return config

@@ -190,7 +190,7 @@ def test_unknown_form_is_refused_before_anything_is_made(tmp_path):
 
 
 def test_without_matplotlib_there_are_tables_and_a_note(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command.charts, "installed", lambda: False)
+    monkeypatch.setattr(command.outputs, "charts_installed", lambda: False)
     monkeypatch.setattr(command.runs, "finished", lambda folder: result("full", 0, 25.0))
     (tmp_path / "runs" / "full-0").mkdir(parents=True)
     command.compare(evidence.get_config(), ["full"], [0], tmp_path)

@@ -87,12 +87,7 @@ def only_the_decoder(monkeypatch):
     monkeypatch.setattr(concertormer, "Stage", make)
 
 
-QUICK = ("full", "gdmlp", "window", "two_stage")  # the others are made of the same parts
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in ABLATIONS]
-)
+@pytest.mark.parametrize("name", ABLATIONS)
 def test_recipe_trains_two_steps_when_shrunk(name, monkeypatch):
     only_the_decoder(monkeypatch)
     size = 2 * create(name).architecture.block_px

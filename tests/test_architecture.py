@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from tiny_network import random_images, random_params, tiny_network
 
-from concertormer_jax.models import ABLATIONS, Architecture, create, parameter_shapes, settings_of, variant_name
+from concertormer_jax.models import ABLATIONS, Architecture, costs, create, parameter_shapes, settings_of, variant_name
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.ops.concerto import GROUPS
 from concertormer_jax.ops.dispatch import traced_for
-from concertormer_jax.planning import arithmetic
 from concertormer_jax.runtime.errors import UserError
 
 BARE = {"communication": "none", "sca": False}
@@ -81,7 +80,7 @@ def test_products_of_every_group_grow_linearly_in_the_number_of_pixels(group):
     def flops(size):
         images = jax.ShapeDtypeStruct((1, size, size, 8), jnp.float32)
         with traced_for("gpu"):  # a CPU takes products for some sums
-            return arithmetic.flops(jax.jit(stage.apply).trace(shapes, images).jaxpr)
+            return costs.flops(jax.jit(stage.apply).trace(shapes, images).jaxpr)
 
     small, medium, large = map(flops, (16, 32, 64))
     assert large - medium == 4 * (medium - small) > 0

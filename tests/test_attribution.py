@@ -12,7 +12,7 @@ from PIL import Image
 from tiny_network import random_images, random_params, tiny_network
 
 from concertormer_jax.analysis import windows
-from concertormer_jax.analysis.lam import (
+from concertormer_jax.analysis.attribution import (
     PathIntegral,
     blurred,
     diffusion_index,

@@ -10,7 +10,7 @@ from light_network import leave_out_blocks
 from concertormer_jax.data.degrade.motion_blur import CameraShake, FrameAverage
 from concertormer_jax.data.degrade.rain import Rain
 from concertormer_jax.training import trainer
-from concertormer_jax.training.data import sources_from
+from concertormer_jax.training.setup import sources_from
 from concertormer_jax.weights.checkpoints import load_model
 from configs import common
 
@@ -26,7 +26,7 @@ ON_PHOTOGRAPHS = [
 ]
 ON_SETS = ["gopro", "realblur_r", "realblur_j", "derain", "reds", "sidd"]  # trained in test_protocols_end_to_end.py
 OTHER_NETWORKS = ["restormer", "restormer:csa"]  # trained in test_other_networks.py
-RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS, *OTHER_NETWORKS, "pocket:short", "pocket:decay"]
+RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS, *OTHER_NETWORKS, "pocket:short", "pocket:decay", "pocket:finetune"]
 DUMPS = Path(__file__).parent / "golden" / "configs"
 
 
@@ -94,7 +94,7 @@ def test_rain_is_drawn_over_photographs(tmp_path):
         ("gopro", "lite ", "released, paper, lite or synthetic"),
         ("derain", "rain", "rain13k or synthetic"),
         ("restormer", "concerto", "transposed or csa"),
-        ("pocket", "decaying", "short, constant or decay"),
+        ("pocket", "decaying", "short, constant, decay or finetune"),
     ],
 )
 def test_unknown_argument_is_refused(name, argument, known):
@@ -107,7 +107,7 @@ def test_header_says_command_hardware_and_state(recipe):
     name, colon, argument = recipe.partition(":")
     header = importlib.import_module(f"configs.{name}").__doc__
     if recipe == "demo":
-        assert "make demo" in header
+        assert "make train-demo" in header
         return
     assert f"python train.py --config=configs/{name}.py{colon}{argument} --workdir=" in header
     assert "GPU" in header

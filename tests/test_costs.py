@@ -8,10 +8,9 @@ import pytest
 from tiny_network import tiny_network
 from tiny_restormer import tiny_restormer
 
-from concertormer_jax.models import ABLATIONS, VARIANTS, create, parameter_shapes
+from concertormer_jax.models import ABLATIONS, VARIANTS, costs, create, parameter_shapes
 from concertormer_jax.models.costs import CDC, OUTSIDE, convolution, costs_of, total
 from concertormer_jax.ops.dispatch import traced_for
-from concertormer_jax.planning import arithmetic
 
 NAMES = [*VARIANTS, *ABLATIONS]
 ONE_LEVEL = {"encoder_blocks": (2,), "middle_blocks": 1, "decoder_blocks": (3,)}
@@ -91,7 +90,7 @@ def test_products_are_those_of_the_program(name):
     images = jnp.zeros((1, 256, 256, 3))
     with traced_for("gpu"):  # a CPU takes products for some sums
         program = jax.jit(lambda params: module.apply({"params": params}, images)).trace(shapes)
-    assert arithmetic.flops(program.jaxpr) / 2 == pytest.approx(whole(module).macs - depthwise, rel=0.004)
+    assert costs.flops(program.jaxpr) / 2 == pytest.approx(whole(module).macs - depthwise, rel=0.004)
 
 
 def test_communication_is_what_a_network_without_it_saves():

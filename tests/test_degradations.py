@@ -14,7 +14,7 @@ from concertormer_jax.data.degrade.sensor import Camera, encoded, jpeg_coded, li
 from concertormer_jax.data.images import list_images, read_rgb
 from concertormer_jax.data.sources import open_source
 from concertormer_jax.data.synthesize import synthesize
-from concertormer_jax.photos.contact_sheet import SHOWN
+from concertormer_jax.photos.sheets import SHOWN
 from concertormer_jax.runtime.errors import UserError
 
 QUIET = CameraShake(shot_noise=0, read_noise=0)

@@ -9,8 +9,7 @@ from PIL import Image
 from concertormer_jax.data import images
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.photos.photo_io import read_photo
-from concertormer_jax.photos.restore_plan import plan
-from concertormer_jax.photos.restoring import restore_files
+from concertormer_jax.photos.restoring import plan, restore_files
 from concertormer_jax.runtime.errors import UserError
 
 MAKER = 0x010F

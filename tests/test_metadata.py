@@ -10,7 +10,7 @@ import pytest
 import tifffile
 from PIL import ExifTags, Image, ImageCms
 
-from concertormer_jax.data import tiff_directory
+from concertormer_jax.data import tiff
 from concertormer_jax.data.images import decode_bytes, decode_file, image_size
 from concertormer_jax.data.metadata import png_chunk
 from concertormer_jax.photos import photo_io
@@ -24,15 +24,15 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
 
 
 def exif_block(order="<", orientation=6, thumbnail=True):
-    entry = tiff_directory.Entry
+    entry = tiff.Entry
     number = struct.pack(order + "H", orientation)
-    block = tiff_directory.block(
+    block = tiff.exif_block(
         {
             ExifTags.Base.Make: entry(2, len(MAKER) + 1, MAKER + b"\0"),
             ExifTags.Base.Orientation: entry(3, 1, number),
             ExifTags.Base.XResolution: entry(5, 1, struct.pack(order + "II", 300, 1)),
             ExifTags.Base.Copyright: entry(2, 6, "© me\0".encode()),
-            tiff_directory.EXIF: entry(
+            tiff.EXIF: entry(
                 4,
                 1,
                 b"",
@@ -41,7 +41,7 @@ def exif_block(order="<", orientation=6, thumbnail=True):
                     ExifTags.Base.MakerNote: entry(7, len(NOTE), NOTE),
                 },
             ),
-            tiff_directory.GPS: entry(
+            tiff.GPS: entry(
                 4, 1, b"", directory={1: entry(2, 2, b"N\0"), 2: entry(5, 3, struct.pack(order + "6I", *range(6)))}
             ),
         },
@@ -102,8 +102,8 @@ def restored(tmp_path, source, suffix):
 
 
 def entries_of(exif):
-    head = tiff_directory.header(exif)
-    return tiff_directory.read(exif, head, head.first)[0]
+    head = tiff.header(exif)
+    return tiff.read_directory(exif, head, head.first)[0]
 
 
 @pytest.mark.parametrize("order", "<>")
@@ -120,16 +120,16 @@ def test_exif_is_passed_through(tmp_path, source, target, order):
     assert decode_file(result).samples.shape == (40, 24, 3), "turned upright once"
     found, before = entries_of(kept.exif), entries_of(given)
     assert found[ExifTags.Base.Make].value == MAKER + b"\0"
-    for directory in (tiff_directory.EXIF, tiff_directory.GPS):
+    for directory in (tiff.EXIF, tiff.GPS):
         values = [{tag: entry.value for tag, entry in tags[directory].directory.items()} for tags in (found, before)]
         assert values[0] == values[1]
-    assert tiff_directory.orientation(kept.exif) == 1
+    assert tiff.orientation(kept.exif) == 1
     assert kept.icc_profile == profile()
     assert kept.xmp == xmp(1)
     assert b"thumbnail of before" not in result.read_bytes()
     with Image.open(result) as image:  # as other software sees it
         assert image.getexif()[ExifTags.Base.Orientation] == 1
-        assert image.getexif().get_ifd(tiff_directory.EXIF)[ExifTags.Base.MakerNote] == NOTE
+        assert image.getexif().get_ifd(tiff.EXIF)[ExifTags.Base.MakerNote] == NOTE
         assert image.info["icc_profile"] == profile()
     if target != ".tif":
         expected = bytearray(given)
@@ -265,15 +265,15 @@ def test_damaged_directories_are_refused_in_time():
         for place in rng.integers(0, len(block), 3):
             damaged[place] = rng.integers(256)
         try:
-            changed = tiff_directory.for_upright_picture(bytes(damaged))
+            changed = tiff.for_upright_picture(bytes(damaged))
         except ValueError:
             continue
         assert len(changed) == len(block)
 
 
 def test_entries_that_share_their_bytes_do_not_fill_the_memory():
-    entry = tiff_directory.Entry(7, 5000, bytes(5000))
-    block = bytearray(tiff_directory.block({40000 + number: entry for number in range(50)}, "<"))
+    entry = tiff.Entry(7, 5000, bytes(5000))
+    block = bytearray(tiff.exif_block({40000 + number: entry for number in range(50)}, "<"))
     (first,) = struct.unpack_from("<I", block, 18)
     for number in range(50):
         struct.pack_into("<I", block, 18 + 12 * number, first)

@@ -42,7 +42,9 @@ def deep_file(path, samples, exif=b"", icc_profile=b""):
     """Write uint16 [H, W, C] to a PNG or TIFF."""
     metadata = Metadata(exif.removeprefix(b"Exif\0\0"), icc_profile)
     parts = (
-        [into_png(photo_io.deep_png(samples), metadata)] if path.suffix == ".png" else photo_io.tiff(samples, metadata)
+        [into_png(photo_io.deep_png(samples), metadata)]
+        if path.suffix == ".png"
+        else photo_io.tiff_parts(samples, metadata)
     )
     path.write_bytes(b"".join(part if isinstance(part, bytes) else part.tobytes() for part in parts))
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import pytest
 import training_runs as runs
 
-from concertormer_jax.models import parameter_shapes
+from concertormer_jax.models import costs, parameter_shapes
 from concertormer_jax.ops.dispatch import traced_for
-from concertormer_jax.planning import advice, arithmetic, chips, compilation, report
+from concertormer_jax.planning import chips, compilation, report
 from concertormer_jax.planning.compilation import Collective, Plan, compile_apart, compile_task, too_large
 from concertormer_jax.runtime.devices import data_mesh
 from concertormer_jax.runtime.errors import UserError
@@ -53,7 +53,7 @@ def plan_of(**changes):
 
 
 def flops_of(function, *shapes):
-    return arithmetic.flops(jax.jit(function).trace(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).jaxpr)
+    return costs.flops(jax.jit(function).trace(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).jaxpr)
 
 
 def test_products_count_two_operations_for_each_cell():
@@ -138,7 +138,7 @@ def test_other_messages_are_not_about_memory():
 
 def test_suggestions_go_from_cheap_to_costly():
     config = config_with({"model.remat": False, "stages.batch": (64,)})
-    found = [s.flags for s in advice.for_training(config, target("v5e:2x4", 8), excess=3.2)]
+    found = [s.flags for s in report.suggestions_for_training(config, target("v5e:2x4", 8), excess=3.2)]
     assert found[:3] == [
         "--config.model.remat=True",
         "--config.train.accumulation=4",  # 8 images on each chip; 2 parts would not do
@@ -150,7 +150,7 @@ def test_suggestions_go_from_cheap_to_costly():
 
 def test_suggestions_do_not_repeat_what_is_set():
     settings = {"model.remat": True, "model.dtype": "bfloat16", "train.accumulation": 2, "stages.batch": (32,)}
-    found = [s.flags for s in advice.for_training(config_with(settings), target("v5e:2x4", 8), excess=1.5)]
+    found = [s.flags for s in report.suggestions_for_training(config_with(settings), target("v5e:2x4", 8), excess=1.5)]
     assert found == ["--config.train.accumulation=4", "--tpu=v5e:4x4"]
 
 
@@ -158,16 +158,16 @@ def test_suggestions_do_not_repeat_what_is_set():
 def test_suggestions_divide_the_batches_of_all_phases(batches, parts):
     stages = {"stages.batch": batches, "stages.steps": (2,) * len(batches), "stages.crop_px": (64,) * len(batches)}
     config = config_with({"model.remat": False, **stages})
-    suggestions = advice.for_training(config, target("v5e:2x4", 8), excess=1.0)
+    suggestions = report.suggestions_for_training(config, target("v5e:2x4", 8), excess=1.0)
     assert sorted({s.keys["train.accumulation"] for s in suggestions if "train.accumulation" in s.keys}) == parts
     for suggestion in suggestions:
-        chosen = advice.changed(config, suggestion)
+        chosen = report.with_suggestion(config, suggestion)
         compilation.require_trainable(chosen, chips.count(suggestion.tpu or "v5e:2x4"))
 
 
 def test_a_suggestion_changes_a_copy_of_the_config():
     config = config_with({"model.remat": False}).lock()
-    other = advice.changed(config, advice.Suggestion({"model.remat": True, "train.accumulation": 4}))
+    other = report.with_suggestion(config, report.Suggestion({"model.remat": True, "train.accumulation": 4}))
     assert (other.model.remat, other.train.accumulation) == (True, 4)
     assert (config.model.remat, config.train.accumulation) == (False, 1)
 

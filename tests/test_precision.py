@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 from PIL import Image
 from tiny_network import random_params, tiny_network
 
+from concertormer_jax.analysis.attribution import PathIntegral
+from concertormer_jax.analysis.windows import Window
 from concertormer_jax.commands import app, restore
 from concertormer_jax.commands import evaluate as evaluate_command
 from concertormer_jax.data.sources import open_source
@@ -81,6 +84,17 @@ def test_every_product_of_a_restoration_on_a_tpu_is_one_of_float32():
     convolutions, matrices = precisions(str(program.value))
     assert set(convolutions) == set(matrices) == {"HIGHEST/HIGHEST"}
     assert len(matrices) > 20
+
+
+def test_every_product_of_an_attribution_is_one_of_float32():
+    model = loaded(**WITHOUT_ATTENTION)
+    restore = Partial(lambda params, images: model.module.apply({"params": params}, images)[-1], model.params)
+    with pytest.raises(Lowered) as program:
+        PathIntegral(restore, steps=2, batch=1, log=lambda line: None)(
+            np.zeros((32, 32, 3), np.float32), Window(8, 8, 8)
+        )
+    convolutions, _ = precisions(str(program.value))
+    assert set(convolutions) == {"HIGHEST/HIGHEST"}
 
 
 def test_another_precision_is_asked_for_by_name(pairs, tmp_path):

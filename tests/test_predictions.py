@@ -10,9 +10,8 @@ from concertormer_jax.commands import evaluate as command
 from concertormer_jax.data.images import read_rgb, write_png
 from concertormer_jax.data.sources import open_source
 from concertormer_jax.evaluation.evaluator import evaluate_predictions
-from concertormer_jax.evaluation.predictions import find_predictions, predictions_folder
-from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.evaluation.scores import EvaluationSet
+from concertormer_jax.evaluation.scores import PROTOCOLS, EvaluationSet
+from concertormer_jax.evaluation.sets import find_predictions, predictions_folder
 from concertormer_jax.metrics import psnr_ssim
 from concertormer_jax.runtime.errors import UserError
 

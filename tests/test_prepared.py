@@ -21,7 +21,7 @@ from concertormer_jax.datasets.preparation import examine, prepare
 from concertormer_jax.evaluation.sets import open_evaluation_sets
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.outputs import restored_path
-from concertormer_jax.training.data import data_notes, sources_from
+from concertormer_jax.training.setup import data_notes, sources_from
 from configs import custom
 
 

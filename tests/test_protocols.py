@@ -7,7 +7,7 @@ import pytest
 import training_runs as runs
 from dataset_fixtures import write_set
 
-from concertormer_jax.evaluation.protocols import PAIRS, PROTOCOLS, protocol_named
+from concertormer_jax.evaluation.scores import PAIRS, PROTOCOLS, protocol_named
 from concertormer_jax.evaluation.sets import protocol_of_training, set_name
 from concertormer_jax.planning.compilation import evaluation_task
 from concertormer_jax.runtime.devices import data_mesh

@@ -16,7 +16,7 @@ from light_network import leave_out_blocks
 
 from concertormer_jax.commands import evaluate, prepare, table
 from concertormer_jax.data.images import read_rgb, write_png
-from concertormer_jax.evaluation.protocols import PROTOCOLS
+from concertormer_jax.evaluation.scores import PROTOCOLS
 from concertormer_jax.metrics import psnr_ssim
 from concertormer_jax.training import trainer
 

@@ -66,10 +66,10 @@ def test_evaluate(folder):
 
 
 def test_restore_a_file(folder, monkeypatch):
-    command = command_with("python -m concertormer_jax restore --ckpt=runs/demo photo.jpg")
+    command = command_with("python -m concertormer_jax restore photo.jpg")
     photo = next((folder / "photos").iterdir())
-    command = command.replace("runs/demo", str(folder / "run")).replace("restored.jpg", str(folder / "restored.jpg"))
-    run_here(shlex.split(command.replace("photo.jpg", str(photo))), monkeypatch)
+    command = command.replace("restored.jpg", str(folder / "restored.jpg")).replace("photo.jpg", str(photo))
+    run_here([*shlex.split(command), f"--ckpt={folder / 'run'}"], monkeypatch)
     assert read_rgb(folder / "restored.jpg").shape == read_rgb(photo).shape
 
 
@@ -107,5 +107,6 @@ def test_every_file_and_make_target_named_in_the_readme_exists():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         if not target.startswith("http"):
             assert (runs.ROOT / target).exists(), target
-    help_text = subprocess.run(["make", "-n", "demo", "test"], cwd=runs.ROOT, capture_output=True, text=True)
-    assert help_text.returncode == 0, help_text.stderr
+    targets = ["demo", "train-demo", "test"]
+    made = subprocess.run(["make", "-n", *targets], cwd=runs.ROOT, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr

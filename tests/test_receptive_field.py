@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from concertormer_jax.analysis.receptive_field import influence_on_middle, radius_holding
+from concertormer_jax.analysis.attribution import influence_on_middle, radius_holding
 from concertormer_jax.analysis.reports import receptive_field_picture
 from concertormer_jax.commands import receptive_field as command
 

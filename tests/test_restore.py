@@ -11,8 +11,7 @@ from concertormer_jax.commands import restore as command
 from concertormer_jax.data import images
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.photos import restoring
-from concertormer_jax.photos.restore_plan import Job, plan
-from concertormer_jax.photos.restoring import restore_files
+from concertormer_jax.photos.restoring import Job, plan, restore_files
 from concertormer_jax.runtime import memory
 from concertormer_jax.runtime.errors import UserError
 

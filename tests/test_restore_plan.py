@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from concertormer_jax.photos.restore_plan import plan
+from concertormer_jax.photos.restoring import plan
 from concertormer_jax.runtime import outputs
 from concertormer_jax.runtime.errors import UserError
 

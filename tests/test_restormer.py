@@ -9,10 +9,10 @@ from tiny_restormer import tiny_restormer
 
 from concertormer_jax.models import VARIANTS, create, parameter_shapes
 from concertormer_jax.models.concerto_attention import CDC_PARAMETERS
+from concertormer_jax.models.costs import flops
 from concertormer_jax.models.restormer import TransformerBlock, TransformerStage, layer_norm
 from concertormer_jax.ops.concerto import transposed_attention
 from concertormer_jax.ops.dispatch import traced_for
-from concertormer_jax.planning.arithmetic import flops
 from concertormer_jax.runtime.errors import UserError
 
 

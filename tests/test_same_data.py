@@ -11,7 +11,7 @@ from dataset_fixtures import write_set
 from concertormer_jax.data.images import write_png
 from concertormer_jax.datasets.preparation import examine, prepare
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.training.data import data_notes, sources_from
+from concertormer_jax.training.setup import data_notes, sources_from
 from concertormer_jax.training.workdir import DIGESTS_FILE, check_and_write_config, digests_of
 from configs import common
 

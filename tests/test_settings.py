@@ -2,8 +2,8 @@
 
 import pytest
 
-from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.inference.sizes import overlap_px, tile_setting, tlc_window
+from concertormer_jax.evaluation.scores import PROTOCOLS
+from concertormer_jax.inference.tiles import overlap_px, tile_setting, tlc_window
 from concertormer_jax.runtime.errors import UserError
 
 

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from concertormer_jax.data import cache
+from concertormer_jax.data import images
 from concertormer_jax.data.degrade import CameraShake
 from concertormer_jax.data.folders import Pair, find_pairs
 from concertormer_jax.data.held_out import hold_out
@@ -149,13 +149,13 @@ def test_whole_photo_is_blurred_the_same_way_every_time(photos):
 
 def test_cached_files_are_decoded_once(paired, monkeypatch):
     decoded = collections.Counter()
-    read_rgb = cache.read_rgb
+    read_rgb = images.read_rgb
 
     def counted(path):
         decoded[path] += 1
         return read_rgb(path)
 
-    monkeypatch.setattr(cache, "read_rgb", counted)
+    monkeypatch.setattr(images, "read_rgb", counted)
     for cached, expected in ((True, 1), (False, 5)):
         source = open_source(paired, cached=cached)
         decoded.clear()
@@ -168,14 +168,14 @@ def test_cache_size_is_known_beforehand_and_refused_if_too_large(paired, monkeyp
     source = open_source(paired)
     assert source.decoded_bytes() == 6 * 40 * 30 * 3
     assert Mixture([source, source]).decoded_bytes() == 12 * 40 * 30 * 3
-    assert cache.require_memory_for(source) == 6 * 40 * 30 * 3
-    monkeypatch.setattr(cache, "available_memory_bytes", lambda: 21599)
+    assert images.require_memory_for(source) == 6 * 40 * 30 * 3
+    monkeypatch.setattr(images, "available_memory_bytes", lambda: 21599)
     with pytest.raises(UserError, match=r"cache .* GiB .* available"):
-        cache.require_memory_for(source)
+        images.require_memory_for(source)
 
 
 def test_available_memory_is_plausible():
-    assert 2**26 < cache.available_memory_bytes() < 2**46
+    assert 2**26 < images.available_memory_bytes() < 2**46
 
 
 class Counted(PairSource):

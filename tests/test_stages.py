@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from concertormer_jax.evaluation.stages import as_finished
 from concertormer_jax.runtime import threads
+from concertormer_jax.runtime.threads import as_finished
 
 _PATIENCE_S = 60
 

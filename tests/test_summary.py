@@ -11,8 +11,7 @@ from PIL import Image
 
 from concertormer_jax.commands import summary
 from concertormer_jax.models import VARIANTS
-from concertormer_jax.models.costs import OUTSIDE
-from concertormer_jax.planning.arithmetic import counted_by_xla
+from concertormer_jax.models.costs import OUTSIDE, counted_by_xla
 
 
 @pytest.fixture(scope="module")

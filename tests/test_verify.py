@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from dataset_fixtures import LAYOUTS, encoded, sharp_picture, write_set
 
-from concertormer_jax.datasets import pairing
+from concertormer_jax.datasets import verify
 from concertormer_jax.datasets.descriptions import SETS
 from concertormer_jax.datasets.layouts import find
 from concertormer_jax.datasets.verify import check
@@ -192,17 +192,17 @@ def test_blocks_are_named_in_their_file(tmp_path):
 
 
 def test_brightness_and_contrast_do_not_matter_when_pairs_are_compared():
-    pictures = np.stack([pairing.thumbnail(sharp_picture(scene, 0)) for scene in range(6)])
+    pictures = np.stack([verify.thumbnail(sharp_picture(scene, 0)) for scene in range(6)])
     darker = (pictures * 0.5 + 20).astype(np.uint8)
-    found = pairing.compare(darker, pictures)
+    found = verify.compare(darker, pictures)
     assert np.all(found.partner > 35) and np.all(found.stranger < 30)
     assert not found.beaten.any() and not found.unlike.any()
 
 
 def test_flat_pictures_are_not_judged():
     flat = np.full((3, 64, 64), 7, np.uint8)
-    flat[0] = pairing.thumbnail(sharp_picture(0, 0))
-    found = pairing.compare(flat, flat[::-1])
+    flat[0] = verify.thumbnail(sharp_picture(0, 0))
+    found = verify.compare(flat, flat[::-1])
     assert not found.beaten.any() and not found.unlike.any()
 
 
@@ -211,6 +211,6 @@ def test_large_sets_are_compared_in_parts():
     pictures = coarse.repeat(8, axis=1).repeat(8, axis=2)
     inputs = pictures.copy()
     inputs[[3, 1090]] = inputs[[1090, 3]]
-    found = pairing.compare(inputs, pictures)
+    found = verify.compare(inputs, pictures)
     assert np.flatnonzero(found.misplaced).tolist() == [3, 1090]
     assert found.nearest[[3, 1090]].tolist() == [1090, 3]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.weights.selection import select
+from concertormer_jax.weights.state_dict import select
 
 KNOWN = {f"encoders.{i}.{name}" for i in range(4) for name in ("weight", "bias")} | {"intro.weight", "intro.bias"}
 

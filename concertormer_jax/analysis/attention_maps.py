@@ -61,7 +61,8 @@ def attention_maps(
         raise UserError(f"--stage={stage}: is no stage with attention of this network; choose {', '.join(known)}.")
     if not 0 <= block < known[stage]:
         raise UserError(f"--block={block + 1}: {stage} has {known[stage]} blocks; give a number from 1 to that.")
-    maps = jax.device_get(_maps(module, params, image[None], stage, block))
+    with jax.default_matmul_precision("highest"):
+        maps = jax.device_get(_maps(module, params, image[None], stage, block))
     heads = params[stage]["blocks"]["attention"].get("temperature", np.ones(1)).shape[-1]
     return {
         group: Maps(*(_with_heads(group, part, heads) for part in maps[group])) for group in GROUPS if group in maps

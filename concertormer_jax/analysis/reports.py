@@ -8,7 +8,7 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image, ImageDraw
 
-from concertormer_jax.analysis.lam import holding
+from concertormer_jax.analysis.attribution import holding
 from concertormer_jax.analysis.windows import Window
 from concertormer_jax.photos.sheets import side_by_side
 from concertormer_jax.runtime.errors import printable

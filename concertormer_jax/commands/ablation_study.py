@@ -17,14 +17,14 @@ from concertormer_jax.analysis.ablation_study import runs, tables
 from concertormer_jax.commands.flags import define_config, parse_with_config, running
 from concertormer_jax.models import ABLATIONS
 from concertormer_jax.models.costs import Cost
-from concertormer_jax.runtime import charts
+from concertormer_jax.runtime import outputs
 from concertormer_jax.runtime.devices import prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text
 from concertormer_jax.runtime.outputs import require_writable
 from concertormer_jax.runtime.paths import AnyPath, local_path
 from concertormer_jax.training.config_limits import KEYS, require_valid
-from concertormer_jax.training.data import sources_from
+from concertormer_jax.training.setup import sources_from
 from concertormer_jax.training.workdir import check_and_write_config, digests_of
 
 CONFIG = define_config("A recipe or a file: sizes, data and training of every variant; default: evidence.")
@@ -62,7 +62,7 @@ def compare(config: ConfigDict, variants: list[str], seeds: list[int], output: A
     output = local_path(output, "--output")
     require_writable(output)
     check_and_write_config(output, config, begun=True, flag="--output", data=digests_of(*sources_from(config)))
-    if not charts.installed():
+    if not outputs.charts_installed():
         print("note: there will be no chart, since matplotlib is not installed; pip install matplotlib draws it")
     wanted = [(variant, seed) for seed in seeds for variant in variants]
     for variant, seed in tqdm(wanted, unit="run", desc="runs", dynamic_ncols=True):
@@ -81,7 +81,7 @@ def report(config: ConfigDict, costs: dict[str, Cost], output: Path) -> None:
     table, results = _table(costs, output)
     write_text(output / "results.md", tables.markdown(table, results, config))
     write_text(output / "results.json", tables.results_json(table, results, config))
-    if charts.installed():
+    if outputs.charts_installed():
         tables.draw(table, output / "results.png")
 
 

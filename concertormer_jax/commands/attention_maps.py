@@ -17,7 +17,7 @@ from concertormer_jax.runtime.devices import explain_out_of_memory, prepare_to_c
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import written_atomically
 from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
-from concertormer_jax.runtime.paths import local_path, user_path
+from concertormer_jax.runtime.paths import local_path
 from concertormer_jax.weights.checkpoints import load_model
 
 
@@ -42,7 +42,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
         picture = read_rgb(image_path)
         cut, _ = cut_around(picture, middle_window(*picture.shape[:2], 1), flags.crop)
         prepare_to_compile()
-        model = load_model(user_path(flags.ckpt, "--ckpt"))
+        model = load_model(flags.ckpt, "--ckpt")
         require_writable(output.parent)
         with explain_out_of_memory("give a smaller --crop."):
             image = cut.astype(np.float32) / 255

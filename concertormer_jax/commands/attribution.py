@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from concertormer_jax.analysis.lam import KERNEL, SIGMA, STEPS, WINDOW, PathIntegral
+from concertormer_jax.analysis.attribution import KERNEL, SIGMA, STEPS, WINDOW, PathIntegral
 from concertormer_jax.analysis.reports import Row, attribution_sheet, markdown_table, results_json, warnings
 from concertormer_jax.analysis.windows import Window, cut_around, middle_window, named_pictures, parse_window, restoring
 from concertormer_jax.commands.flags import analysis_parser, number, parse_arguments, running, whole
@@ -22,7 +22,6 @@ from concertormer_jax.runtime.devices import explain_out_of_memory, prepare_to_c
 from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.files import write_text, written_atomically
 from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
-from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.weights.checkpoints import LoadedModel, load_model
 
 
@@ -66,7 +65,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
         output = results_path(flags.output, flags.ckpt, "attribution", Path(flags.image).resolve().stem)
         pictures = _windows(flags)
         require_separate([output / f"{name}.png" for name in pictures], [path for path, _ in pictures.values()])
-        model = load_model(user_path(flags.ckpt, "--ckpt"))
+        model = load_model(flags.ckpt, "--ckpt")
         require_writable(output)
         rows = _attribute(flags, model, pictures, output)
         settings = {key: getattr(flags, key) for key in ("sigma", "steps", "kernel", "crop")}

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from concertormer_jax.commands.flags import make_parser, parse_arguments, running, whole
 from concertormer_jax.data.images import read_rgb
-from concertormer_jax.photos.contact_sheet import SHOWN, contact_sheet
+from concertormer_jax.photos.sheets import SHOWN, contact_sheet
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import written_atomically
 from concertormer_jax.runtime.outputs import require_file_writable, require_separate

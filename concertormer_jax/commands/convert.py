@@ -63,6 +63,7 @@ def _convert(source: epath.Path, destination: epath.Path, variant: str | None, k
         loaded = load_weights_file(source, variant, key)
         print(loaded.remark)
     if to_file:
-        write_state_dict(destination, torch_from_params(loaded.params, loaded.module), half=half)
+        state_dict = torch_from_params(loaded.params, loaded.module)
+        write_state_dict(destination, state_dict, half=half, train_crop_px=loaded.train_crop_px)
     else:
         checkpoints.save_converted(destination, loaded.module, loaded.params, loaded.train_crop_px)

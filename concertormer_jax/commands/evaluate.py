@@ -1,4 +1,4 @@
-"""Restore and score the pictures of a benchmark or a folder: `python evaluate.py --ckpt=DIR [--data=DATA]`.
+"""Restore and score the pictures of a benchmark or a folder: `python evaluate.py [--ckpt=DIR] [--data=DATA]`.
 
 DATA is a prepared set (tfds:NAME), a folder of one of the known sets in any of its layouts, or any folder with input/
 and target/. The output folder gets the restored pictures (restored/), the scores (per_image.csv, results.json,
@@ -13,22 +13,20 @@ all of them see. Every process restores and scores its share of the pictures, an
 
 from pathlib import Path
 
-from concertormer_jax.commands.flags import make_parser, parse_arguments, running, whole
+from concertormer_jax.commands.flags import add_ckpt, make_parser, parse_arguments, running, whole
 from concertormer_jax.data.prepared import PREFIX
 from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
-from concertormer_jax.evaluation.predictions import find_predictions, predictions_folder
-from concertormer_jax.evaluation.protocols import PROTOCOLS
 from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
-from concertormer_jax.evaluation.sets import open_sets
+from concertormer_jax.evaluation.scores import PROTOCOLS
+from concertormer_jax.evaluation.sets import find_predictions, open_sets, predictions_folder
 from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
-from concertormer_jax.inference.sizes import tlc_window
+from concertormer_jax.inference.tiles import tlc_window
 from concertormer_jax.metrics.psnr_ssim import METRICS, require_known
-from concertormer_jax.runtime.devices import join_hosts, prepare_to_compile
+from concertormer_jax.runtime.devices import Hosts, join_hosts, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.hosts import Hosts
 from concertormer_jax.runtime.outputs import require_writable, results_path
-from concertormer_jax.runtime.paths import bundled, local_path, user_path
+from concertormer_jax.runtime.paths import bundled, is_bundled, local_path
 from concertormer_jax.weights.checkpoints import load_model
 
 BUNDLED_PHOTOS = bundled("photos/test")
@@ -36,13 +34,13 @@ BUNDLED_PHOTOS = bundled("photos/test")
 
 def main(arguments=None) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--ckpt", metavar="DIR", help="training folder, checkpoint or weights file")
+    add_ckpt(parser)
     parser.add_argument("--predictions", metavar="DIR", help="pictures to score in place of a network's, by name")
     parser.add_argument("--data", metavar="DATA", help="default: the bundled test photographs, blurred into pairs/")
     parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared sets are; default as in prepare")
     parser.add_argument("--protocol", metavar="NAME", help=f"default: the data's; {', '.join(PROTOCOLS)}")
     parser.add_argument(
-        "--output", metavar="DIR", help="default: evaluation/ in the checkpoint's folder, by data and TLC"
+        "--output", metavar="DIR", help="default: evaluation/ in the checkpoint's folder (or results/), by data and TLC"
     )
     parser.add_argument(
         "--tlc", metavar="auto|off|N", help="window of the test-time local converter; auto, the default: the protocol's"
@@ -55,17 +53,17 @@ def main(arguments=None) -> None:
     parser.add_argument("--distributed", action="store_true", help="share the work with the processes of other hosts")
     flags = parse_arguments(parser, arguments)
     with running():
-        if bool(flags.ckpt) == bool(flags.predictions):
+        if flags.predictions and not is_bundled(flags.ckpt):
             raise UserError("give either --ckpt, a network to score, or --predictions, a folder of restored pictures.")
         if flags.data is not None and not flags.data.startswith(PREFIX):
             flags.data = str(local_path(flags.data, "--data"))
         metrics = None
         if flags.metrics:
             metrics = require_known([name for name in flags.metrics.split(",") if name])
-        if flags.ckpt:
-            _network(flags, metrics)
-        else:
+        if flags.predictions:
             _predictions(flags, metrics)
+        else:
+            _network(flags, metrics)
 
 
 def _network(flags, metrics):
@@ -80,7 +78,7 @@ def _network(flags, metrics):
         data_name = flags.data.removeprefix(PREFIX).replace("/", "-")
     output = results_path(flags.output, flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}")
     with Hosts(output if flags.distributed else None) as hosts:
-        model = load_model(user_path(flags.ckpt, "--ckpt"))
+        model = load_model(flags.ckpt, "--ckpt")
         # A wrong one is refused before anything is written.
         tlc_window(tlc, model.train_crop_px, model.module.multiple)
         data = flags.data

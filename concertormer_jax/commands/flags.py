@@ -25,11 +25,12 @@ from ml_collections import ConfigDict, config_flags
 
 from concertormer_jax.runtime import errors
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import bundled, recipes
+from concertormer_jax.runtime.paths import BUNDLED_WEIGHTS, bundled, recipes
 from concertormer_jax.runtime.values import Number, Whole, shown
 from concertormer_jax.training import config_limits
 
 CROP_PX = 256
+CKPT_HELP = "checkpoint, training folder, weights file, or hf://USER/NAME[/FILE] on the Hugging Face Hub"
 
 
 @contextlib.contextmanager
@@ -50,10 +51,20 @@ def make_parser(description: str | None, epilog: str | None = None) -> argparse.
     return argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=formatter)
 
 
+def add_ckpt(parser: argparse.ArgumentParser) -> None:
+    """Add --ckpt, by default the weights that come with this software."""
+    parser.add_argument(
+        "--ckpt",
+        default=BUNDLED_WEIGHTS,
+        metavar="DIR",
+        help=f"{CKPT_HELP}; default: the weights that come with this software",
+    )
+
+
 def analysis_parser(description: str | None, image_help: str, least_crop_px: int) -> argparse.ArgumentParser:
     """Return a parser with --ckpt, IMAGE and --crop. least_crop_px: 0 if --crop=0 stands for the whole picture."""
     parser = make_parser(description)
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
+    add_ckpt(parser)
     parser.add_argument("image", metavar="IMAGE", help=image_help)
     whole_picture = "" if least_crop_px else "; 0 for the whole picture"
     parser.add_argument(

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from concertormer_jax.commands.flags import define_config, parse_with_config, running
-from concertormer_jax.planning import advice, chips, compilation, report, schedule_report
+from concertormer_jax.planning import chips, compilation, report, schedule_report
 from concertormer_jax.planning.compilation import Plan, compile_apart
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text
@@ -136,14 +136,14 @@ def _suggestions(what: str, make: Callable, config: ConfigDict, found: Plan, tar
     """Sentences on changes that might help; with --try_suggestions, up to the first that does."""
     if found.kind == "train":
         excess = found.memory_total / found.memory_limit if found.memory_limit else 1.0
-        proposals = advice.for_training(config, target, excess)
+        proposals = report.suggestions_for_training(config, target, excess)
     else:
-        proposals = advice.for_forward(config) if found.kind == "forward" else []
+        proposals = report.suggestions_for_forward(config) if found.kind == "forward" else []
     if not TRY.value:
         return [f"try {proposal.flags}" for proposal in proposals]
     sentences = []
     for proposal in proposals:
-        changed = advice.changed(config, proposal)
+        changed = report.with_suggestion(config, proposal)
         attempt = _compiled(f"{what} with {proposal.flags}", make, changed, proposal.tpu or target.name)
         if attempt.fits:
             needs = f"{attempt.memory_total / 2**30:.2f} GiB"

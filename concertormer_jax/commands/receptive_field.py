@@ -14,7 +14,7 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm import tqdm
 
-from concertormer_jax.analysis.receptive_field import influence_on_middle, radius_holding
+from concertormer_jax.analysis.attribution import influence_on_middle, radius_holding
 from concertormer_jax.analysis.reports import receptive_field_picture
 from concertormer_jax.analysis.windows import named_pictures, restoring
 from concertormer_jax.commands.flags import analysis_parser, parse_arguments, running
@@ -24,7 +24,6 @@ from concertormer_jax.runtime.devices import explain_out_of_memory, prepare_to_c
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text, written_atomically
 from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
-from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.weights.checkpoints import load_model
 
 SHARES = (0.5, 0.9, 0.99)
@@ -40,7 +39,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
         prepare_to_compile()
         output = results_path(flags.output, flags.ckpt, "receptive_field", Path(flags.image).resolve().stem)
         require_separate([output / "receptive_field.png"], pictures)
-        model = load_model(user_path(flags.ckpt, "--ckpt"))
+        model = load_model(flags.ckpt, "--ckpt")
         require_writable(output)
         field = _mean_field(restoring(model), pictures, flags.crop)
         radii = {f"{share:.0%}": radius_holding(field, share) for share in SHARES}

@@ -1,22 +1,20 @@
-"""Restore photographs: `python -m concertormer_jax restore --ckpt=DIR IN OUT`, for one picture or a folder of them.
+"""Restore photographs: `python -m concertormer_jax restore IN OUT`, for one picture or a folder of them.
 
 A video, or a GIF with OUT a GIF or a video, is restored frame by frame.
 """
 
 import sys
 
-from concertormer_jax.commands.flags import make_parser, parse_arguments, running
+from concertormer_jax.commands.flags import add_ckpt, make_parser, parse_arguments, running
 from concertormer_jax.data.images import READABLE
 from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
 from concertormer_jax.photos.photo_io import read_photo
-from concertormer_jax.photos.restore_plan import Plan, plan
-from concertormer_jax.photos.restoring import Outcome, as_bytes, restore_files
+from concertormer_jax.photos.restoring import Outcome, Plan, as_bytes, plan, restore_files
 from concertormer_jax.photos.video import is_video, plan_video, restore_video
 from concertormer_jax.runtime.devices import prepare_to_compile
 from concertormer_jax.runtime.errors import UserError, printable
-from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.weights.checkpoints import load_model
 
 _MOST_NAMED = 50  # files that are left out are named up to this number
@@ -53,7 +51,7 @@ def _closing_lines(work: Plan, outcome: Outcome) -> list[str]:
 
 def main(arguments=None) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--ckpt", required=True, metavar="DIR", help="checkpoint, training folder or weights file")
+    add_ckpt(parser)
     parser.add_argument("input", metavar="IN", help=f"a picture ({READABLE}), a folder of them, or a video")
     parser.add_argument("output", metavar="OUT", help="the result's name, whose suffix decides its format, or a folder")
     parser.add_argument(
@@ -92,5 +90,5 @@ def _restore_pictures(flags):
 
 def _restorer(flags):
     """Load the checkpoint, which takes a while, so that a wrong path of a picture is found before."""
-    model = load_model(user_path(flags.ckpt, "--ckpt"))
+    model = load_model(flags.ckpt, "--ckpt")
     return Restorer(model, tlc=flags.tlc, tile=flags.tile, precision=flags.precision)

@@ -18,7 +18,7 @@ import jax
 from concertormer_jax.commands.flags import make_parser, parse_arguments, running
 from concertormer_jax.models import ABLATIONS, VARIANTS
 from concertormer_jax.planning.summary import SIDE_PX, draw, summarise
-from concertormer_jax.runtime import charts
+from concertormer_jax.runtime import outputs
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import local_path
 
@@ -42,7 +42,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
     with running():
         chart = None if flags.chart is None else local_path(flags.chart, "--chart")
         if chart:
-            charts.require_drawable("--chart", chart)
+            outputs.require_drawable("--chart", chart)
         jax.config.update("jax_platforms", "cpu")  # so that every machine gives the same numbers
         summary = summarise(flags.variant, *_size(flags.size))
         print(json.dumps(summary.as_json(), indent=2) if flags.json else summary)

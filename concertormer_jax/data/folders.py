@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from concertormer_jax.data.cache import image_sizes
-from concertormer_jax.data.images import images_by_name, list_images
+from concertormer_jax.data.images import image_sizes, images_by_name, list_images
 from concertormer_jax.data.listing import walk
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import AnyPath

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from concertormer_jax.data import tiff_directory
+from concertormer_jax.data import tiff
 
 _MOST_UNPACKED_BYTES = 2**28  # a small compressed text may unpack to more than the memory
 _EXIF_PREFIX = b"Exif\0\0"
@@ -60,7 +60,7 @@ class Metadata:
     @property
     def orientation(self) -> int:
         """EXIF's orientation of the stored picture, 1 to 8; 1, upright, if neither EXIF nor XMP has one."""
-        if (stated := tiff_directory.orientation(self.exif)) is not None:
+        if (stated := tiff.orientation(self.exif)) is not None:
             return stated
         found = _XMP_ORIENTATION.search(self.xmp)
         return int(found[2]) if found else 1
@@ -71,7 +71,7 @@ class Metadata:
         notes: tuple[str, ...] = ()
         if exif:
             try:
-                exif = tiff_directory.for_upright_picture(exif)
+                exif = tiff.for_upright_picture(exif)
             except ValueError as error:
                 exif, notes = b"", (f"its EXIF block is damaged ({error}); it is left out.",)
         if dpi and self.orientation in (5, 6, 7, 8):
@@ -108,15 +108,15 @@ def of_tiff(data: bytes, start: int, icc_profile_describes_rgb: bool) -> Metadat
     icc_profile_describes_rgb: whether the profile holds for the decoded picture. Raises ValueError if the directory is
     damaged.
     """
-    head = tiff_directory.header(data)
-    entries, _ = tiff_directory.read(data, head, start)
+    head = tiff.header(data)
+    entries, _ = tiff.read_directory(data, head, start)
     icc_profile, xmp = (entries.pop(tag, None) for tag in (_ICC, _XMP))
     entries = {tag: entry for tag, entry in entries.items() if tag not in _STORAGE_TAGS}
     if _PHOTOSHOP in entries:
         resources = _without_thumbnails(entries[_PHOTOSHOP].value)
-        entries[_PHOTOSHOP] = tiff_directory.Entry(1, len(resources), resources)
+        entries[_PHOTOSHOP] = tiff.Entry(1, len(resources), resources)
     return Metadata(
-        exif=tiff_directory.block(entries, head.order) if entries else b"",
+        exif=tiff.exif_block(entries, head.order) if entries else b"",
         icc_profile=icc_profile.value if icc_profile and icc_profile_describes_rgb else b"",
         xmp=xmp.value if xmp else b"",
     )

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from concertormer_jax.data.cache import ImageReader
-from concertormer_jax.data.images import decode_rgb
+from concertormer_jax.data.images import ImageReader, decode_rgb
 from concertormer_jax.data.sources import Pairs, Sample, digest
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import AnyPath, checked_name, checked_part, user_path

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from concertormer_jax.data.cache import ImageReader, decoded_bytes
 from concertormer_jax.data.degrade import Degradation
 from concertormer_jax.data.degrade.motion_blur import CameraShake
 from concertormer_jax.data.folders import Pair, contents_of, require_equal_size, require_equal_sizes
 from concertormer_jax.data.held_out import hold_out, relative_names
-from concertormer_jax.data.images import image_size
+from concertormer_jax.data.images import ImageReader, decoded_bytes, image_size
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import AnyPath, local_path
 

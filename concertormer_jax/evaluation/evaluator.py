@@ -17,19 +17,16 @@ import numpy as np
 from tqdm import tqdm
 
 from concertormer_jax.data.images import read_rgb, write_png
-from concertormer_jax.evaluation.protocols import PAIRS, Protocol
 from concertormer_jax.evaluation.restoration import Restoration, items_of, share_of
-from concertormer_jax.evaluation.scores import Evaluation, EvaluationSet, ImageScores
-from concertormer_jax.evaluation.stages import as_finished
+from concertormer_jax.evaluation.scores import PAIRS, Evaluation, EvaluationSet, ImageScores, Protocol
 from concertormer_jax.inference.compiled import precision_for
 from concertormer_jax.metrics.psnr_ssim import UNROUNDED_METRICS, require_known, score
 from concertormer_jax.models import variant_name
-from concertormer_jax.runtime.devices import data_mesh, explain_out_of_memory
+from concertormer_jax.runtime.devices import Hosts, data_mesh, explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError, printable
-from concertormer_jax.runtime.hosts import Hosts
 from concertormer_jax.runtime.memory import available_memory_bytes
 from concertormer_jax.runtime.outputs import require_separate, require_writable, restored_path, worst_ten_path
-from concertormer_jax.runtime.threads import prefetch
+from concertormer_jax.runtime.threads import as_finished, prefetch
 
 ORDERING_METRIC = "psnr_rgb"  # of the progress bar and the worst ten; computed whatever else is asked for
 _SHOWN = ("restored", "input")
@@ -128,7 +125,7 @@ def evaluate_predictions(
 ) -> Evaluation:
     """Score pictures that other software restored.
 
-    paths: one for each of `pairs`, from `predictions.find_predictions`; maker: what to call their origin.
+    paths: one for each of `pairs`, from `sets.find_predictions`; maker: what to call their origin.
     metrics: as in `evaluate`; the unrounded ones take the pictures as they are. Nothing is written, but `output` must
     be writable.
     Raises UserError for bad settings and pictures that cannot be read.
@@ -179,7 +176,7 @@ def _image_scores(pairs, index, file, window_covers, restored, degraded, target,
         window_covers=window_covers,
         restored=after.values,
         input=before.values,
-        converged=None if after.converged is None else (after.converged, before.converged),
+        converged=None if after.converged is None or before.converged is None else (after.converged, before.converged),
     )
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.evaluation.evaluator import ORDERING_METRIC
-from concertormer_jax.evaluation.protocols import PROTOCOLS
-from concertormer_jax.evaluation.scores import Average, Evaluation, difference
+from concertormer_jax.evaluation.scores import PROTOCOLS, Average, Evaluation, difference
 from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
 from concertormer_jax.photos.sheets import comparison_sheet
 from concertormer_jax.runtime.errors import printable
@@ -64,7 +63,7 @@ def per_image_csv(evaluation: Evaluation) -> str:
     for image in evaluation.images:
         tlc_has_effect = evaluation.tlc_window is not None and not image.window_covers
         row = [_text(image.name), image.height, image.width, _yes(tlc_has_effect)]
-        row += [_yes(outcome) for outcome in image.converged] if alignment else []
+        row += [_yes(outcome) for outcome in image.converged or ()]
         for metric in evaluation.metrics:
             restored, degraded = image.restored[metric], image.input[metric]
             row += [_decimal(value) for value in (restored, degraded, difference(restored, degraded))]

@@ -4,8 +4,8 @@ import dataclasses
 import json
 from pathlib import Path
 
-from concertormer_jax.evaluation.protocols import PROTOCOLS, protocol_named
 from concertormer_jax.evaluation.reports import RESULTS_FILE
+from concertormer_jax.evaluation.scores import PROTOCOLS, protocol_named
 from concertormer_jax.runtime import errors
 from concertormer_jax.runtime.errors import printable
 from concertormer_jax.runtime.paths import local_path

@@ -29,7 +29,7 @@ class CompiledPerShape:
 
     log: called with a line before and after each compilation.
     precision: of all products of float32 that do not ask for their own, convolutions included; one of `PRECISIONS`, or
-    None for what the process has set.
+    None for what the process has set. The default is float32.
     fingerprint: of all that `function` depends on (`trace_cache.fingerprint`); None: its traces are not cached.
     device_kind: of the single device of a function that is not differentiated (`ops.platform.single_device_kind`).
     jit_options: for `jax.jit`. The shapes and shardings of `params` must not change between calls.
@@ -40,7 +40,7 @@ class CompiledPerShape:
         function,
         log=print,
         *,
-        precision: str | None = None,
+        precision: str | None = "highest",
         fingerprint: str | None = None,
         device_kind: str | None = None,
         **jit_options,

@@ -12,13 +12,12 @@ from tqdm import tqdm
 
 from concertormer_jax.inference import tiles
 from concertormer_jax.inference.compiled import CompiledPerShape, precision_for, restore_floats
-from concertormer_jax.inference.sizes import overlap_px, tile_setting, tlc_window
-from concertormer_jax.inference.tiles import TiledAxis, tile_grid
+from concertormer_jax.inference.tiles import TiledAxis, overlap_px, tile_grid, tile_setting, tlc_window
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.runtime import threads
 from concertormer_jax.runtime.devices import explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import user_path
+from concertormer_jax.runtime.paths import BUNDLED_WEIGHTS
 from concertormer_jax.runtime.trace_cache import fingerprint
 from concertormer_jax.weights.checkpoints import load_model
 
@@ -133,7 +132,7 @@ def restore_checked(module) -> Callable:
 class Restorer:
     """Restores pictures of any size with a loaded checkpoint (`checkpoints.LoadedModel`) on the first device.
 
-    tlc: as in `sizes.tlc_window`; tile: as in `sizes.tile_setting`, `auto` being the canvas that fits; precision: of a
+    tlc: as in `tiles.tlc_window`; tile: as in `tiles.tile_setting`, `auto` being the canvas that fits; precision: of a
     float32 network's products, one of `compiled.PRECISIONS`.
     A tile whose colours shift by more than `LARGEST_COLOUR_SHIFT` is restored again without TLC; if they shift as far
     there, the input stays. Raises UserError for other settings.
@@ -255,9 +254,9 @@ class Restorer:
         return restored[0], shifts[0]
 
 
-def load(ckpt, *, tlc: str = "auto", tile: str = "auto", precision: str = "highest") -> Restorer:
-    """Open a training folder, a checkpoint or a weights file for restoring pictures.
+def load(ckpt=BUNDLED_WEIGHTS, *, tlc: str = "auto", tile: str = "auto", precision: str = "highest") -> Restorer:
+    """Open a training folder, a checkpoint, a weights file or, by default, the weights that come with this software.
 
     tlc, tile, precision: as of `Restorer`. Raises UserError for a `ckpt` that holds no network, and for other settings.
     """
-    return Restorer(load_model(user_path(ckpt)), tlc=tlc, tile=tile, precision=precision)
+    return Restorer(load_model(ckpt), tlc=tlc, tile=tile, precision=precision)

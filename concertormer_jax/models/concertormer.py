@@ -151,7 +151,7 @@ class Concertormer(nn.Module):
                 width(level),
                 heads,
                 blocks,
-                self.expansion,
+                int(self.expansion),
                 self.architecture,
                 tlc_window=window,
                 dtype=self.dtype,

@@ -106,8 +106,8 @@ class TransformerBlock(nn.Module):
     def __call__(self, x: Float[Array, "b H W C"], shifted: Bool[Array, ""] | bool) -> Float[Array, "b H W C"]:
         """shifted: move the blocks of Concerto self-attention by half their size; may be traced."""
         width = self.features
-        form = {"dtype": self.dtype, "implementation": self.implementation}
-        settings = {"tlc_window": self.tlc_window, "name": "attention", **form}
+        form: dict[str, Any] = {"dtype": self.dtype, "implementation": self.implementation}
+        settings: dict[str, Any] = {"tlc_window": self.tlc_window, "name": "attention", **form}
         attention_out = self.param("attention_out", torch_uniform(width), (width, width)).astype(self.dtype)
         inputs = layer_norm("norm1", self.norm_bias)(x).astype(self.dtype)
         if self.attention == "concerto":

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -132,7 +133,7 @@ def create(variant: str | None, network: str = "Concertormer", **overrides) -> N
     """
     fields = _fields_of(variant) | overrides
     kind = VARIANTS[variant].network if variant in VARIANTS else NETWORKS[network]
-    known = {field.name: field for field in dataclasses.fields(kind) if field.name not in ("parent", "name")}
+    known = {field.name: field for field in _dataclass_fields(kind) if field.name not in ("parent", "name")}
     needed = {name for name, field in known.items() if field.default is dataclasses.MISSING}
     names = set(known) - {"architecture"} | (set(ARCHITECTURE_FIELDS) if "architecture" in known else set())
     if unknown := sorted(set(overrides) - names):
@@ -148,9 +149,14 @@ def create(variant: str | None, network: str = "Concertormer", **overrides) -> N
     return module
 
 
+def _dataclass_fields(module: Any) -> tuple[dataclasses.Field, ...]:
+    """The fields of a Linen module or its class, of which Linen makes a dataclass."""
+    return dataclasses.fields(module)
+
+
 def settings_of(module: Network) -> dict:
     """What the parameters and the function of `module` depend on, as `create(None, **settings)` takes it."""
-    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
+    fields = {field.name: getattr(module, field.name) for field in _dataclass_fields(module)}
     architecture = fields.pop("architecture", None)
     settings = {name: value for name, value in fields.items() if name not in RUN_FIELDS | {"parent", "name"}}
     return {"network": type(module).__name__} | settings | (dataclasses.asdict(architecture) if architecture else {})

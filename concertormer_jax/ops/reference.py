@@ -11,6 +11,7 @@ Features keep their type. Logits and softmax are computed in float32, or in a wi
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -105,7 +106,9 @@ def gated_mlp(
     """residual + ((attended to_hidden + depthwise3x3(u)) * z) to_output, with u, z = x to_uz."""
     u, z = jnp.split(x @ weights.to_uz, 2, axis=-1)
     u = depthwise_3x3(u, weights.depthwise)
-    return residual + ((u if attended is None else attended @ weights.to_hidden + u) * z) @ weights.to_output
+    if attended is not None:
+        u = attended @ weights.to_hidden + u  # ty: ignore[unsupported-operator]  # with `attended` never None
+    return residual + (u * z) @ weights.to_output
 
 
 def depthwise_3x3(maps: Float[Array, "b H W C"], kernel: Float[Array, "3 3 C"]) -> Float[Array, "b H W C"]:
@@ -118,9 +121,10 @@ def conv3x3(maps: Float[Array, "b y x *e s"], kernel: Float[Array, "3 3 *f s t"]
     rows, columns = maps.shape[1:3]
     padded = jnp.pad(maps, [(0, 0), (1, 1), (1, 1)] + [(0, 0)] * (maps.ndim - 3))
     taps = [(down, right) for down in range(3) for right in range(3)]
-    return sum(
+    terms = [
         jnp.einsum("byx...s,...st->byx...t", padded[:, i : i + rows, j : j + columns], kernel[i, j]) for i, j in taps
-    )
+    ]
+    return reduce(jnp.add, terms)
 
 
 def concerto_attention(
@@ -150,7 +154,8 @@ def concerto_attention(
         if weights.sca_kernel is None:
             return output
         mean = output.mean(axis=(1, 2), keepdims=True, dtype=wide(x))
-        return (output * (mean @ weights.sca_kernel + weights.sca_bias)).astype(x.dtype)
+        gate = mean @ weights.sca_kernel + weights.sca_bias  # ty: ignore[unsupported-operator]  # both or neither
+        return (output * gate).astype(x.dtype)
 
     return on_map(x, y) if tlc_window is None else on_windows(on_map, (x, y), tlc_window)
 
@@ -182,7 +187,7 @@ def group_logits(
     if temperature is None:
         q = q * q.shape[-1] ** -0.5
     else:
-        axes = tuple("bnpmc".index(axis) for axis in GROUPS[group].normalised_over)
+        axes = tuple("bnpmc".index(axis) for axis in GROUPS[group].normalised_over or "")
         q, k = normalise(q, axes) * temperature[:, None], normalise(k, axes)
     before = after = jnp.einsum(GROUPS[group].logits, q, k)
     if group in weights.cdc:
@@ -231,7 +236,7 @@ def across_border(blocks: int, positions: int, columns: int) -> Bool[np.ndarray,
 
 def shift(features: Float[Array, "b H W C"], pixels: Array | int) -> Float[Array, "b H W C"]:
     """Move the features down and right by `pixels`, circularly."""
-    return jnp.roll(features, (pixels, pixels), axis=(1, 2))
+    return jnp.roll(features, (pixels, pixels), axis=(1, 2))  # ty: ignore[invalid-argument-type]  # traced ones too
 
 
 def partition(features: Float[Array, "b H W C"], size: int) -> Float[Array, "b n p C"]:
@@ -268,15 +273,15 @@ def on_windows(
 ) -> Float[Array, "b H W D"]:
     """TLC: `function` of overlapping windows of feature maps; where they overlap, their mean."""
     height, width = features[0].shape[1:3]
-    total, count = 0, 0
+    results, counts = [], []
     for top in window_starts(height, window):
         for left in window_starts(width, window):
             place = slice(None), slice(top, top + window), slice(left, left + window)
             result = function(*(array[place] for array in features))
             empty = jnp.zeros((*features[0].shape[:3], result.shape[-1]), result.dtype)
-            total += empty.at[place].set(result)
-            count += empty.at[place].set(1)
-    return total / count
+            results.append(empty.at[place].set(result))
+            counts.append(empty.at[place].set(1))
+    return reduce(jnp.add, results) / reduce(jnp.add, counts)
 
 
 def window_starts(size: int, window: int) -> list[int]:

@@ -207,7 +207,7 @@ def _handler(studio, html):
             self.end_headers()
             self.wfile.write(content)
 
-        def log_message(self, *_):
+        def log_message(self, format, *args):
             pass
 
     return Handler

@@ -103,4 +103,4 @@ def _address(picture: np.ndarray) -> str:
 
 def asset(name: str) -> str:
     """The text of a file of this folder."""
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return resources.files("concertormer_jax.pages").joinpath(name).read_text(encoding="utf-8")

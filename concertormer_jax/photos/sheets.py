@@ -1,9 +1,14 @@
-"""Pictures for the eye: before beside after, and the sheet of the worst."""
+"""Pictures for the eye: before beside after, the sheet of the worst, and a photograph under every degradation."""
 
+import zlib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from concertormer_jax.data.degrade import make_degradation
+from concertormer_jax.data.degrade.rain import Rain
 
 ERROR_GAIN = 4
 _CELL = (480, 360)  # width and height of the largest picture on a sheet, in pixels
@@ -11,6 +16,21 @@ _BACKGROUND, _INK = (255, 255, 255), (20, 20, 20)
 _GAP = 8
 _BAR = 30
 _FONT_SIZE = 20
+# The sheet of degradations.
+_SMALL_CELL = (320, 240)  # width and height of a picture, in pixels
+_COLUMNS, _SMALL_BAR, _SMALL_GAP = 3, 24, 6
+_STRONG_NOISE: dict[str, Any] = {"shot_noise": 1e-2, "read_noise": 2e-2}
+SHOWN = {
+    "sharp": None,
+    "shake": make_degradation("shake", min_length_px=14),
+    "frames": make_degradation("frames", min_length_px=14),
+    "rain, light": Rain(max_streaks=1.0),
+    "rain, heavy": Rain(min_streaks=12.0),
+    "noise, strong": make_degradation("noise", **_STRONG_NOISE),
+    "noise, JPEG quality 15": make_degradation("noise", jpeg_quality=(15, 15)),
+    "shake, JPEG quality 25": make_degradation("shake", min_length_px=14, jpeg_quality=(25, 25)),
+    "rain, strong noise, JPEG 25": make_degradation("rain", **_STRONG_NOISE, jpeg_quality=(25, 25)),
+}
 
 
 def side_by_side(pictures: Sequence[np.ndarray], labels: Sequence[str]) -> Image.Image:
@@ -78,3 +98,33 @@ def _shortened(text, width, font):
     while text and font.getlength("..." + text) > width:
         text = text[1:]
     return "..." + text
+
+
+def contact_sheet(photo: np.ndarray, seed: int = 0) -> Image.Image:
+    """Return the middle of a photograph under every entry of `SHOWN`, each below its name.
+
+    photo: uint8 [H, W, 3], larger than the cells and their margins. Raises ValueError if it is not.
+    """
+    (width, height), bar, gap = _SMALL_CELL, _SMALL_BAR, _SMALL_GAP
+    rows = -(-len(SHOWN) // _COLUMNS)
+    sheet = Image.new(
+        "RGB",
+        (_COLUMNS * (width + gap) - gap, rows * (height + bar + gap) - gap),
+        (255, 255, 255),
+    )
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    for number, (label, degradation) in enumerate(SHOWN.items()):
+        margin = degradation.margin_px if degradation else 0
+        top, left = photo.shape[0] // 2 - height // 2 - margin, photo.shape[1] // 2 - width // 2 - margin
+        if top < 0 or left < 0:
+            raise ValueError(f"its {photo.shape[1]}x{photo.shape[0]} pixels must exceed {width}x{height} and margins")
+        cut = photo[top : top + height + 2 * margin, left : left + width + 2 * margin]
+        if degradation:
+            cut = degradation(cut, np.random.default_rng([seed, zlib.crc32(label.encode())]))
+        corner = (
+            number % _COLUMNS * (width + gap),
+            number // _COLUMNS * (height + bar + gap),
+        )
+        draw.text((corner[0] + 4, corner[1] + bar / 2), label, (20, 20, 20), font, anchor="lm")
+        sheet.paste(Image.fromarray(cut), (corner[0], corner[1] + bar))
+    return sheet

@@ -11,8 +11,15 @@ import numpy as np
 from tqdm import tqdm
 
 from concertormer_jax.inference.restorer import Restorer
-from concertormer_jax.photos.gif import GifReader, write_gif
-from concertormer_jax.photos.video_file import READ, WRITTEN, VideoReader, require_pyav, write_video
+from concertormer_jax.photos.video_file import (
+    READ,
+    WRITTEN,
+    GifReader,
+    VideoReader,
+    require_pyav,
+    write_gif,
+    write_video,
+)
 from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.files import written_atomically
 from concertormer_jax.runtime.outputs import require_file_writable, require_separate

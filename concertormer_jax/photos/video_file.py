@@ -1,4 +1,4 @@
-"""Video files: their frames turned upright, and frames written as H.264 or VP9 beside the sound of another file.
+"""Files of moving pictures: upright frames read from a GIF or a video, and frames written as a GIF, H.264 or VP9.
 
 PyAV, which is optional, is imported when the first video is opened.
 """
@@ -10,12 +10,16 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image, ImageSequence
 
-from concertormer_jax.photos.gif import Frame
+from concertormer_jax.data.images import displayed_size
 from concertormer_jax.runtime.errors import UserError
 
+_DELAY_MS = 100  # of a frame that gives none, as browsers show it
+_UNITS = 100  # a GIF counts time in hundredths of a second
 # By suffix: the encoder and its options, for a loss that the eye does not see.
 _H264 = ("libx264", {"crf": "16"})
 WRITTEN = {".mp4": _H264, ".m4v": _H264, ".mov": _H264, ".mkv": _H264, ".webm": ("libvpx-vp9", {"crf": "18", "b": "0"})}
@@ -29,6 +33,66 @@ _MATRICES = {1: "ITU709", 2: "ITU601", 4: "FCC", 5: "ITU601", 6: "ITU601", 7: "S
 _HIGH_DYNAMIC_RANGE = {16: "PQ", 18: "HLG"}
 _COLOUR_TAGS = ("color_range", "colorspace", "color_primaries", "color_trc")
 _OF_THE_CONTAINER = ("major_brand", "minor_version", "compatible_brands", "encoder")
+
+
+class Frame(NamedTuple):
+    """An upright picture of a moving one, shown from `start` for `duration` seconds.
+
+    rgb: uint8 [H, W, 3]; alpha: uint8 [H, W], None where all of it is opaque.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None
+    start: Fraction
+    duration: Fraction
+
+
+class GifReader:
+    """The frames of a GIF. Raises UserError for a file that is none."""
+
+    notes, damaged = (), 0
+    rate, time_base = Fraction(_UNITS), Fraction(1, _UNITS)
+
+    def __init__(self, path):
+        self._path = path
+        self.height, self.width, self.count = displayed_size(path)
+        with Image.open(path) as image:
+            self.loop = image.info.get("loop")
+
+    def frames(self) -> Iterator[Frame]:
+        """Yield the frames. Raises UserError where the file is damaged."""
+        milliseconds = 0
+        try:
+            with Image.open(self._path) as image:
+                for picture in ImageSequence.Iterator(image):
+                    delay = int(picture.info.get("duration") or _DELAY_MS)
+                    pixels = np.asarray(picture.convert("RGBA"))
+                    alpha = None if pixels[:, :, 3].all() else pixels[:, :, 3]
+                    yield Frame(pixels[:, :, :3], alpha, Fraction(milliseconds, 1000), Fraction(delay, 1000))
+                    milliseconds += delay
+        except (OSError, EOFError, SyntaxError) as error:
+            raise UserError(f"{self._path}: is damaged ({error}).") from error
+
+
+def write_gif(path, frames: Iterator[Frame], loop: int | None) -> None:
+    """Write `frames`, at least one, to `path`, to be shown `loop` times again, 0 for ever, None for once.
+
+    Each frame has a palette of its own, of at most 256 colours.
+    """
+    first = next(frames)
+    pictures = map(_picture, frames)
+    options = {} if loop is None else {"loop": loop}
+    if first.alpha is not None:
+        options["disposal"] = 2  # a transparent pixel shows no earlier frame
+    _picture(first).save(path, format="GIF", save_all=True, append_images=pictures, **options)
+
+
+def _picture(frame):
+    end = round(_UNITS * (frame.start + frame.duration))
+    pixels = frame.rgb if frame.alpha is None else np.dstack([frame.rgb, frame.alpha])
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.info["duration"] = (end - round(_UNITS * frame.start)) * 1000 // _UNITS  # Pillow counts in milliseconds
+    return picture
 
 
 def require_pyav():

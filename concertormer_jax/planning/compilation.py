@@ -19,10 +19,10 @@ from jax.sharding import Mesh
 
 from concertormer_jax.evaluation.sets import protocol_of_training
 from concertormer_jax.inference.compiled import precision_for, restore_bytes
-from concertormer_jax.models import parameter_shapes
+from concertormer_jax.models import costs, parameter_shapes
 from concertormer_jax.ops.image import padded_size
 from concertormer_jax.ops.platform import single_device_kind, traced_for
-from concertormer_jax.planning import arithmetic, chips, hlo, profile, schedule, schedule_report
+from concertormer_jax.planning import chips, hlo, profile, schedule, schedule_report
 from concertormer_jax.runtime.devices import batch_sharding, data_mesh, kind_of_single, replicated
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.schedule import make_phases, require_divisible
@@ -95,7 +95,7 @@ def training_task(config, mesh: Mesh, number: int) -> Task:
 def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Task:
     """The restoration of one picture of width x height pixels on each device, in float32 as evaluate.py computes it.
 
-    tlc: see `evaluation.protocols.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for.
+    tlc: see `evaluation.scores.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for.
     """
     module = module_from(config.model)
     protocol = protocol_of_training(config.data.source)
@@ -239,7 +239,7 @@ def compile_task(task: Task, memory_limit: int, table_rows: int = 0, dump: Path 
     table_rows: the most rows of the tables of where the cycles go; 0 for no tables. dump: the folder that was given to
     `schedule.request`.
     """
-    flops = arithmetic.flops(task.traced.jaxpr) / task.devices
+    flops = costs.flops(task.traced.jaxpr) / task.devices
     plan = partial(Plan, kind=task.kind, name=task.name, images=task.images, steps=task.steps, flops=flops)
     start = time.perf_counter()
     try:

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from concertormer_jax.models import create, parameter_shapes
-from concertormer_jax.models.costs import CDC, OUTSIDE, Cost, costs_of, total
-from concertormer_jax.planning.arithmetic import counted_by_xla
-from concertormer_jax.runtime import charts, files
+from concertormer_jax.models.costs import CDC, OUTSIDE, Cost, costs_of, counted_by_xla, total
+from concertormer_jax.runtime import files, outputs
 from concertormer_jax.runtime.paths import AnyPath
 from concertormer_jax.runtime.values import Whole
 
@@ -84,7 +83,7 @@ def summarise(variant: str, width_px: int, height_px: int) -> Summary:
 
 def draw(summary: Summary, path: AnyPath) -> None:
     """Write a bar chart of the MACs of every stage, by part. Raises UserError without matplotlib."""
-    pyplot = charts.pyplot("--chart")
+    pyplot = outputs.pyplot("--chart")
     figure, axes = pyplot.subplots(figsize=(10, 4.2), layout="constrained")
     left = dict.fromkeys(summary.costs, 0.0)
     for index, part in enumerate(summary.by_part):

@@ -1,22 +1,30 @@
-"""Where results go: their default places, and refusals of places that cannot or must not be written."""
+"""Where results go: their default places, refusals of places that cannot or must not be written, and charts."""
 
+import importlib.util
 import os
 import tempfile
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import AnyPath, checked_name, is_remote, local_path, user_path
+from concertormer_jax.runtime.paths import HUB, AnyPath, checked_name, is_bundled, is_remote, local_path, user_path
 
 
 def results_path(output: str | None, ckpt: str, *default: str) -> Path:
     """Return where a command's results go: --output, else `default` in the folder --ckpt or beside a weights file.
 
+    For the weights that come with this software it is `default` in the folder "results" where the command runs.
+
     Raises UserError when that is not on this machine.
     """
     if output is not None:
         return local_path(output, "--output")
+    if is_bundled(ckpt):
+        return Path("results", *default)
+    if ckpt.startswith(HUB):
+        raise UserError(f"{ckpt} is on the Hub and results are written on this machine; give a folder by --output")
     folder = user_path(ckpt, "--ckpt")
     if is_remote(folder):
         raise UserError(f"{folder} is in a bucket and results are written on this machine; give a folder by --output")
@@ -97,3 +105,29 @@ def _tells_case_apart(folder: Path) -> bool:
             return not Path(file.name).with_name(Path(file.name).name.swapcase()).exists()
     except OSError:  # `require_writable` refuses such a folder
         return True
+
+
+def charts_installed() -> bool:
+    """Whether charts can be drawn."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def require_drawable(flag: str, path: AnyPath) -> None:
+    """Raise UserError without matplotlib, for a suffix that it cannot write, and where `path` cannot be written."""
+    known = pyplot(flag).Figure().canvas.get_supported_filetypes()
+    suffix = Path(path).suffix.lower().removeprefix(".")
+    if suffix not in known:
+        raise UserError(f"{flag}={path}: must end in one of .{', .'.join(sorted(known))}")
+    require_file_writable(path)
+
+
+def pyplot(user: str) -> ModuleType:
+    """Return matplotlib's pyplot, set to draw into files. Raises UserError, naming `user`, if it is not installed."""
+    if not charts_installed():
+        raise UserError(f"{user} needs matplotlib; install it with: pip install matplotlib")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -17,7 +17,9 @@ from concertormer_jax.runtime.values import shown
 
 AnyPath = str | os.PathLike[str]
 BUCKET = "gs://"
+HUB = "hf://"  # weights on the Hugging Face Hub, which are no paths: see weights/hub.py
 BUNDLED = "bundled:"  # the scheme of the files that come with this software, such as bundled:photos/test
+BUNDLED_WEIGHTS = f"{BUNDLED}weights/pocket.safetensors"
 _PACKAGE = Path(__file__).parents[1]
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 _LONGEST_NAME = 255  # bytes of a file's name, on nearly all file systems
@@ -40,6 +42,11 @@ def recipes() -> dict[str, Path]:
     }
 
 
+def is_bundled(path: AnyPath) -> bool:
+    """Whether `path` names what comes with this software."""
+    return os.fspath(path).startswith(BUNDLED)
+
+
 def is_remote(path: AnyPath) -> bool:
     """Whether `path` is in a bucket."""
     return os.fspath(path).startswith(BUCKET)
@@ -55,7 +62,7 @@ def user_path(text: AnyPath, name: str = "") -> epath.Path:
     said = f"{name}={text}" if name else text
     if not text.strip():
         raise UserError(f"{name or 'a path'} is empty; name a folder or a file")
-    if text.startswith(BUNDLED):
+    if is_bundled(text):
         return epath.Path(bundled(text.removeprefix(BUNDLED)))
     if scheme := _SCHEME.match(text):
         bucket, _, inside = text.removeprefix(BUCKET).partition("/")

@@ -10,7 +10,7 @@ from concertormer_jax.ops import image
 FFT_WEIGHT = 0.1
 
 
-def l1_fft(output: jax.Array, target: jax.Array, fft_weight: float = FFT_WEIGHT) -> jax.Array:
+def l1_fft(output: jax.Array, target: image.Image, fft_weight: float = FFT_WEIGHT) -> jax.Array:
     """Mean |output - target| plus `fft_weight` times the mean modulus of the difference's spectrum.
 
     The spectrum is the unnormalised real Fourier transform over H and W, in float32 at least; without a weight it is

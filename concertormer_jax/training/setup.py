@@ -1,24 +1,27 @@
-"""The network, the programs and the first state of a training run, built from a config without data."""
+"""What a training run is built of, by its config: the data, the network, the programs and the first state."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from concertormer_jax.data.degrade import make_degradation
+from concertormer_jax.data.sources import Mixture, leave_out, open_source, split_source
 from concertormer_jax.models import Network, create, initial_params
 from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.memory import available_memory_bytes
-from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.runtime.trace_cache import fingerprint, lower_cached
 from concertormer_jax.training.config_limits import require_valid
 from concertormer_jax.training.schedule import Phase, adamw, cosine
 from concertormer_jax.training.step import TrainState, initial_state, make_train_step
 from concertormer_jax.weights.checkpoints import Checkpoints, architecture_dict, load_model, require_same_architecture
+
+_MUCH_MORE = 1.5  # times the pictures to hold out, from which on that is said
 
 
 class Training(NamedTuple):
@@ -137,7 +140,7 @@ def starting_state(
     drawn = run_in_background(drawing, drawn_from)
     if not init_from:
         return shapes, drawn.result
-    loaded = load_model(user_path(init_from, "config.init_from"))
+    loaded = load_model(init_from, "config.init_from")
     require_same_architecture(init_from, architecture_dict(loaded.module), training.module)
     params = jax.device_put(loaded.params, whole)
     average = None if shapes.average is None else jax.tree.map(jnp.copy, params)
@@ -161,3 +164,57 @@ def _require_memory_for(shapes: TrainState) -> None:
             f"the weights and the optimiser's state take {needed / 2**30:.1f} GiB on each device, which has "
             f"{limit / 2**30:.1f} GiB; choose a smaller network by config.model"
         )
+
+
+def sources_from(config):
+    """The sources for training and validation: held-out images of the former, unless config.validation names one.
+
+    What is validated on is left out of the training. Raises UserError like `open_source`, and if nothing is left.
+    """
+    data = config.data
+    degradation = make_degradation(
+        data.degradation,
+        min_length_px=data.blur_min_px,
+        max_length_px=data.blur_max_px,
+        shot_noise=data.shot_noise,
+        read_noise=data.read_noise,
+        jpeg_quality=data.jpeg_quality,
+    )
+    if not _places(data.source):
+        raise UserError("config.data.source is empty; name a folder with input/ and target/ or one of photographs")
+    settings: dict[str, Any] = {"degradation": degradation, "data_dir": data.data_dir}
+    opened = [open_source(place, cached=config.run.cache, **settings) for place in _places(data.source)]
+    if _places(config.validation.source):
+        held = [open_source(place, validation=True, **settings) for place in _places(config.validation.source)]
+        training = [leave_out(source, held) for source in opened]
+        for place, source in zip(_places(data.source), training, strict=True):
+            if not len(source):
+                raise UserError(
+                    f"config.data.source={place}: config.validation.source={config.validation.source} holds all its "
+                    "pictures, so that none is left to train on; name other pictures, or leave the latter empty"
+                )
+        validation = Mixture(held) if len(held) > 1 else held[0]
+    else:
+        split = [split_source(source, config.validation.fraction) for source in opened]
+        training = [part for part, _ in split]
+        validation = Mixture([part for _, part in split])
+    source = Mixture(training, data.shares or None) if len(training) > 1 else training[0]
+    return source, validation
+
+
+def data_notes(source, validation, config) -> list[str]:
+    """What to say of the sources at the start: kind, number, and an example of each part."""
+    lines = [f"training on {part.describe()}" for part in source.parts()]
+    held_out = "" if config.validation.source else "held out: "
+    lines += [f"validating on {held_out}{part.describe()}" for part in validation.parts()]
+    share = len(validation) / (len(source) + len(validation))
+    if held_out and share > _MUCH_MORE * config.validation.fraction and len(validation) > len(validation.parts()):
+        lines.append(
+            f"{share:.0%} of the pictures are held out in place of {config.validation.fraction:.0%}, since whole "
+            "sequences are; name pictures to validate on as config.validation.source to train on all of these"
+        )
+    return lines
+
+
+def _places(text: str) -> list[str]:
+    return [place for place in text.split(",") if place]

@@ -27,7 +27,7 @@ from concertormer_jax.models import (
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import AnyPath
 from concertormer_jax.weights.mappings import Mapping, concertormer_fields, mappings_of, restormer_fields
-from concertormer_jax.weights.state_dict import read_selected
+from concertormer_jax.weights.state_dict import read_selected, train_crop_of
 from concertormer_jax.weights.torch_pickle import shown
 
 # Cached, since tracing a network takes seconds. Linen makes modules hashable, which ty does not know.
@@ -179,7 +179,7 @@ class LoadedWeights(NamedTuple):
 def load_weights_file(path: AnyPath, variant: str | None = None, key: str | None = None) -> LoadedWeights:
     """Load a `.pth` or `.safetensors` file of published names.
 
-    variant: the network; None: by names and shapes. key: the dictionary in the file; None: by `selection.select`.
+    variant: the network; None: by names and shapes. key: the dictionary in the file; None: by `state_dict.select`.
     Raises UserError when the file cannot be read or is not of a known network.
     """
     state_dict, remark = read_selected(path, frozenset().union(*published_names().values()), key)
@@ -189,4 +189,5 @@ def load_weights_file(path: AnyPath, variant: str | None = None, key: str | None
         params = params_from_torch(state_dict, module)
     except UserError as error:
         raise UserError(f"{path}: {error}" + (f" ({remark})" if remark else "")) from error
-    return LoadedWeights(module, params, PUBLISHED_TRAIN_CROP_PX[type(module)], f"{path}: {remarks}")
+    train_crop_px = train_crop_of(path) or PUBLISHED_TRAIN_CROP_PX[type(module)]
+    return LoadedWeights(module, params, train_crop_px, f"{path}: {remarks}")

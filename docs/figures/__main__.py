@@ -1,4 +1,4 @@
-"""Make the figures of docs/tour.md: `python -m docs.figures --ckpt=runs/demo` (after `make demo`).
+"""Make the figures of docs/tour.md: `python -m docs.figures --ckpt=runs/demo` (after `make train-demo`).
 
 The diagrams need no weights; the other figures show what the network of the checkpoint, a Concertormer, does with a
 bundled photograph. All are written into --output, about 1 MB. It takes some minutes on two cores.
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from concertormer_jax.analysis.lam import WINDOW
+from concertormer_jax.analysis.attribution import WINDOW
 from concertormer_jax.analysis.windows import Window
 from concertormer_jax.commands import summary
 from concertormer_jax.data.images import read_rgb

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from concertormer_jax.runtime.charts import pyplot
+from concertormer_jax.runtime.outputs import pyplot
 
 INK, PALE, QUERY, KEY, THIRD = "#1c2833", "#eef2f5", "#c0392b", "#2471a3", "#b7950b"
 DPI = 100

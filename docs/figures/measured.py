@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 
 from concertormer_jax.analysis.attention_maps import attention_maps, attention_sheet
-from concertormer_jax.analysis.lam import PathIntegral
-from concertormer_jax.analysis.receptive_field import influence_on_middle, radius_holding
+from concertormer_jax.analysis.attribution import PathIntegral, influence_on_middle, radius_holding
 from concertormer_jax.analysis.reports import attribution_sheet, receptive_field_picture
 from concertormer_jax.analysis.windows import Window, restoring
 from concertormer_jax.ops import image as image_ops

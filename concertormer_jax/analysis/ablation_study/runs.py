@@ -15,8 +15,7 @@ from concertormer_jax.models.costs import Cost, costs_of, total
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text
 from concertormer_jax.runtime.paths import AnyPath
-from concertormer_jax.training.data import sources_from
-from concertormer_jax.training.setup import module_from
+from concertormer_jax.training.setup import module_from, sources_from
 from concertormer_jax.training.trainer import train
 from concertormer_jax.training.validation import middle_crop
 from concertormer_jax.weights.checkpoints import load_model

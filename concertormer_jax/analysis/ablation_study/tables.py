@@ -11,8 +11,8 @@ from scipy.stats import t as student
 from concertormer_jax.analysis.ablation_study.runs import COUNTED_PX, METRICS, Result
 from concertormer_jax.models import Network
 from concertormer_jax.models.costs import Cost
-from concertormer_jax.runtime.charts import pyplot
 from concertormer_jax.runtime.files import written_atomically
+from concertormer_jax.runtime.outputs import pyplot
 from concertormer_jax.runtime.paths import AnyPath
 from concertormer_jax.training.setup import module_from
 

@@ -1,9 +1,7 @@
 """The operations as a CPU runs them best."""
 
 from concertormer_jax.ops.cpu.concerto import concerto_attention, transposed_attention
-from concertormer_jax.ops.cpu.convolution import convolve_to_few, depthwise_3x3
-from concertormer_jax.ops.cpu.gdmlp import gated_mlp
-from concertormer_jax.ops.cpu.tlc import on_windows
+from concertormer_jax.ops.cpu.layers import convolve_to_few, depthwise_3x3, gated_mlp, on_windows
 
 __all__ = [
     "concerto_attention",

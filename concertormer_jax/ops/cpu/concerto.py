@@ -8,7 +8,7 @@ Sums are products with ones, and small parameters are copied before the loops th
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ Masked = Callable[[slice], CDC]
 def _ripieno_spatial(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
     q, k, v = (separate_heads(part, heads) for part in _projected(x, y, own))
     parts = _halves_of_queries(q)
-    return [attend(SPATIAL, q[..., part, :], k, v, own.temperature, masked(part)) for part in parts]
+    return [attend(SPATIAL, q[..., part, :], k, v, own.required_temperature, masked(part)) for part in parts]
 
 
 def _between_channels(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
@@ -113,7 +113,7 @@ def _between_channels(x, y, own: Parameters, heads: int, masked: Masked) -> Part
 
     q, k, v = _projected(x, y, own, project_parts)
     kind = Channel(ARITHMETIC, heads // count)
-    temperatures = jnp.split(own.temperature, count)
+    temperatures = jnp.split(own.required_temperature, count)
     logits = [attention.logits(kind, *part) for part in zip(q, k, temperatures, strict=True)]
     together = logits[0] if count == 1 else jnp.concatenate(logits, axis=-3)
     weights = attention.softmax_numerators(ARITHMETIC, v[0].dtype, together, masked(slice(None)))
@@ -123,7 +123,7 @@ def _between_channels(x, y, own: Parameters, heads: int, masked: Masked) -> Part
 
 def _concertino_spatial(x, y, own: Parameters, _, masked: Masked) -> Parts:
     q, k, v = _projected(x, y, own, partial(project_channels_first, materialize=materialize))
-    temperature, cdc = for_every_channel(own.temperature, masked(slice(None)), q)
+    temperature, cdc = for_every_channel(own.required_temperature, masked(slice(None)), q)
     return [attend(SPATIAL, q[..., part, :], k, v, temperature, cdc) for part in _halves_of_queries(q)]
 
 
@@ -135,7 +135,7 @@ def _window(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
 def _transposed(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
     q, k, v = _projected(x, y, own)
     pixels = (part.reshape(len(part), -1, part.shape[-1]) for part in (q, k, v))
-    return [attend(Channel(ARITHMETIC, heads), *pixels, own.temperature, masked(slice(None))).reshape(q.shape)]
+    return [attend(Channel(ARITHMETIC, heads), *pixels, own.required_temperature, masked(slice(None))).reshape(q.shape)]
 
 
 _ATTEND = {
@@ -170,4 +170,4 @@ def _joined(group: str, parts: Parts) -> Float[Array, "b p n mc"]:
 def _mean(group: str, parts: Parts) -> Float[Array, "b mc"]:
     """The mean of a group's result over the map."""
     means = [mean_of_map(LAYOUTS[group], part) for part in parts]
-    return sum(means) / len(means) if group in BY_QUERIES else jnp.concatenate(means, axis=-1)
+    return reduce(jnp.add, means) / len(means) if group in BY_QUERIES else jnp.concatenate(means, axis=-1)

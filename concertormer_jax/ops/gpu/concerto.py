@@ -84,16 +84,16 @@ def concerto_attention(
 
 def _ripieno_spatial(x, y, own: Parameters, heads: int, cdc: CDC):
     q, k, v = (separate_heads(part, heads) for part in _projected(x, y, own))
-    return attend(SPATIAL, q, k, v, own.temperature, cdc)
+    return attend(SPATIAL, q, k, v, own.required_temperature, cdc)
 
 
 def _between_channels(x, y, own: Parameters, heads: int, cdc: CDC):
-    return attend(Channel(ARITHMETIC, heads), *_projected(x, y, own), own.temperature, cdc)
+    return attend(Channel(ARITHMETIC, heads), *_projected(x, y, own), own.required_temperature, cdc)
 
 
 def _concertino_spatial(x, y, own: Parameters, _, cdc: CDC):
     q, k, v = _projected(x, y, own, project_channels_first)
-    return attend(SPATIAL, q, k, v, *for_every_channel(own.temperature, cdc, q))
+    return attend(SPATIAL, q, k, v, *for_every_channel(own.required_temperature, cdc, q))
 
 
 def _window(x, y, own: Parameters, heads: int, cdc: CDC):
@@ -103,7 +103,7 @@ def _window(x, y, own: Parameters, heads: int, cdc: CDC):
 def _transposed(x, y, own: Parameters, heads: int, cdc: CDC):
     q, k, v = _projected(x, y, own)
     pixels = (part.reshape(len(part), -1, part.shape[-1]) for part in (q, k, v))
-    return attend(Channel(ARITHMETIC, heads), *pixels, own.temperature, cdc).reshape(q.shape)
+    return attend(Channel(ARITHMETIC, heads), *pixels, own.required_temperature, cdc).reshape(q.shape)
 
 
 _ATTEND = {

@@ -46,6 +46,13 @@ class Parameters(NamedTuple):
     temperature: Float[Array, "m 1"] | None
     cdc: Float[Array, "_ _ _ t"] | None
 
+    @property
+    def required_temperature(self) -> Float[Array, "m 1"]:
+        """The temperature of a group that has one."""
+        if self.temperature is None:
+            raise ValueError(f"{self.group} has no temperature")
+        return self.temperature
+
 
 def parameters_by_group(weights: AttentionWeights, groups: Sequence[str], dtype) -> Iterator[Parameters]:
     """The parts of `weights` that belong to each group, the projections as `dtype`."""
@@ -54,7 +61,9 @@ def parameters_by_group(weights: AttentionWeights, groups: Sequence[str], dtype)
     to_kv = jnp.split(weights.to_kv.astype(dtype), 2 * count, axis=1)
     tempered = [group for group in groups if GROUPS[group].normalised_over is not None]
     for index, group in enumerate(groups):
-        temperature = weights.temperature[tempered.index(group)][:, None] if group in tempered else None
+        temperature = None
+        if weights.temperature is not None and group in tempered:
+            temperature = weights.temperature[tempered.index(group)][:, None]
         yield Parameters(group, to_q[index], to_kv[index], to_kv[count + index], temperature, weights.cdc.get(group))
 
 
@@ -98,5 +107,6 @@ def mean_of_map(layout: Layout, result: Float[Array, "..."]) -> Float[Array, "b 
 
 def sca_gate(weights: AttentionWeights, means: list[Float[Array, "b _"]], dtype) -> Float[Array, "b 1 1 h"]:
     """What simplified channel attention multiplies the blocks of a map with. means: of every group's result."""
-    gate = jnp.concatenate(means, axis=-1) @ weights.sca_kernel + weights.sca_bias
+    mean = jnp.concatenate(means, axis=-1)
+    gate = mean @ weights.sca_kernel + weights.sca_bias  # ty: ignore[unsupported-operator]  # called with SCA alone
     return gate.astype(dtype)[:, None, None]

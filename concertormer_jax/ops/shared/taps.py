@@ -7,7 +7,7 @@ materialize, in all of them: what the kernel passes through before its use, see 
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ def depthwise_3x3_valid(
 ) -> Float[Array, "b _ _ C"]:
     """`depthwise_3x3` of features that are padded by one pixel: the result has two rows and columns less."""
     kernel = materialize(kernel)
-    return sum(neighbour * kernel[down, right] for down, right, neighbour in neighbours(padded))
+    return reduce(jnp.add, (neighbour * kernel[down, right] for down, right, neighbour in neighbours(padded)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
