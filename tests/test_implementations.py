@@ -17,7 +17,7 @@ from concertormer_jax.models.restormer import TransformerStage
 from concertormer_jax.ops import concerto, convolution, gdmlp, reference, tlc
 from concertormer_jax.ops.blocks import Grid
 from concertormer_jax.ops.cpu import concerto as cpu
-from concertormer_jax.ops.dispatch import IMPLEMENTATIONS, form, traced_for
+from concertormer_jax.ops.dispatch import IMPLEMENTATIONS, form, own_form, traced_for
 from concertormer_jax.ops.gpu import concerto as gpu
 from concertormer_jax.ops.shared import taps
 from concertormer_jax.ops.shared.attention import logits
@@ -342,7 +342,7 @@ def test_convolutions_of_a_tpu(shape, stride):
         return jax.lax.conv_general_dilated(features, kernel, (stride, stride), padding, dimension_numbers=dimensions)
 
     def ours(features, kernel):
-        return form("convolve", "tpu")(features, kernel, stride)
+        return own_form("convolve", "tpu")(features, kernel, stride)
 
     expected = value_and_gradients(plain, (features, kernel))
     assert_same(value_and_gradients(ours, (features, kernel)), expected, 1e-5)

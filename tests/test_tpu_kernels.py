@@ -13,7 +13,7 @@ from concertormer_jax.models.architecture import Architecture
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.models.concerto_attention import LOGITS
 from concertormer_jax.ops import dispatch
-from concertormer_jax.ops.dispatch import form, traced_for
+from concertormer_jax.ops.dispatch import own_form, traced_for
 from concertormer_jax.ops.platform import single_device_kind
 from concertormer_jax.planning import compilation
 from concertormer_jax.planning.compilation import Task
@@ -57,7 +57,7 @@ def test_a_stage_as_kernels(name):
 def asked(monkeypatch, stage, **settings):
     """Whether the stage asks for a form of its own."""
     calls = []
-    monkeypatch.setitem(dispatch.FORMS["tiled_stage"], "tpu", lambda *arguments: calls.append(arguments))
+    monkeypatch.setitem(dispatch.OWN_FORMS["tiled_stage"], "tpu", lambda *arguments: calls.append(arguments))
     x = jax.ShapeDtypeStruct((1, 16, 16, stage.features), jnp.float32)
     stage = stage.clone(implementation="tpu")
     params = jax.eval_shape(stage.init, jax.random.key(0), x)["params"]
@@ -89,13 +89,13 @@ GIVEN = ((64, 64, 32), 64, 2, jnp.bfloat16)
 @pytest.mark.parametrize("kind", [V5E, "TPU v6 lite"])
 def test_kernels_run_on_one_device_with_enough_memory(kind):
     with traced_for("tpu"), single_device_kind(kind):
-        assert form("tiled_stage", None)(*GIVEN)
+        assert own_form("tiled_stage", None)(*GIVEN)
 
 
 @pytest.mark.parametrize("kind", [None, "TPU v4", "TPU v5"])
 def test_kernels_do_not_run_on_several_or_smaller_devices(kind):
     with traced_for("tpu"), single_device_kind(kind):
-        assert form("tiled_stage", None)(*GIVEN) is None
+        assert own_form("tiled_stage", None)(*GIVEN) is None
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_kernels_do_not_run_on_several_or_smaller_devices(kind):
 )
 def test_maps_that_kernels_cannot_take(given):
     with traced_for("tpu"), single_device_kind(V5E):
-        assert form("tiled_stage", None)(*given) is None
+        assert own_form("tiled_stage", None)(*given) is None
 
 
 def test_a_mesh_of_several_devices_has_no_single_one():

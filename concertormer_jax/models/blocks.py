@@ -12,7 +12,7 @@ from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.concerto_attention import CDC_PARAMETERS, LOGITS, ConcertoSelfAttention
 from concertormer_jax.ops import gdmlp
 from concertormer_jax.ops.convolution import project
-from concertormer_jax.ops.dispatch import form
+from concertormer_jax.ops.dispatch import own_form
 from concertormer_jax.ops.reference import AttentionWeights, MLPWeights
 
 NORM_EPSILON = 1e-6
@@ -143,7 +143,7 @@ class Stage(nn.Module):
         stores = self.is_initializing() or self.is_mutable_collection(LOGITS)
         if a != published or self.tlc_window is not None or stores:
             return None
-        of_shape = form("tiled_stage", self.implementation)
+        of_shape = own_form("tiled_stage", self.implementation)
         return of_shape and of_shape(x.shape[1:], self.features * self.expansion, self.heads, x.dtype)
 
 

@@ -11,7 +11,7 @@ from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.ops import image
 from concertormer_jax.ops.convolution import convolve_to_few
-from concertormer_jax.ops.dispatch import form, require_implementation
+from concertormer_jax.ops.dispatch import own_form, require_implementation
 
 
 def convolution(
@@ -26,13 +26,14 @@ def convolution(
 ) -> nn.Conv:
     """A convolution with PyTorch's initial values; zero padding that keeps the size for stride 1, none otherwise."""
 
-    own = form("convolve", implementation)
-
     def to_picture(features, kernel, *_, **__):
         return convolve_to_few(features, kernel, implementation=implementation)
 
-    def by_own_form(features, kernel, strides, *_, **__):
-        return own(features, kernel, strides[0])
+    dilated = None  # Flax's own
+    if kernel == 3 and outputs == 3:
+        dilated = to_picture
+    elif (own := own_form("convolve", implementation)) is not None:
+        dilated = partial(_by_own_form, own)
 
     init = torch_uniform(kernel**2 * inputs)
     return nn.Conv(
@@ -44,9 +45,13 @@ def convolution(
         kernel_init=init,
         bias_init=init,
         dtype=dtype,
-        conv_general_dilated=to_picture if kernel == 3 and outputs == 3 else own and by_own_form,
+        conv_general_dilated=dilated,
         name=name,
     )
+
+
+def _by_own_form(own, features, kernel, strides, *_, **__):
+    return own(features, kernel, strides[0])
 
 
 def require_stages(network, counts: tuple[str, ...]) -> None:
