@@ -9,13 +9,14 @@ from unittest import mock
 
 import numpy as np
 
-TORCH, TORCH_UTILS, TORCH_STORAGE = MODULES = [
-    types.ModuleType(name) for name in ("torch", "torch._utils", "torch.storage")
+TORCH, TORCH_UTILS, TORCH_STORAGE, PATHLIB_OF_3_13 = MODULES = [
+    types.ModuleType(name) for name in ("torch", "torch._utils", "torch.storage", "pathlib._local")
 ]
 NAMES = {
     TORCH: ("FloatStorage", "HalfStorage", "CharStorage", "float32", "float8_e4m3fn", "Size", "load"),
     TORCH_UTILS: ("_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter", "_rebuild_tensor"),
     TORCH_STORAGE: ("UntypedStorage",),
+    PATHLIB_OF_3_13: ("PosixPath",),
 }
 for module, names in NAMES.items():
     for name in names:
