@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train a network by a recipe",
     "evaluate": "restore and score a benchmark or a folder of pairs",
     "convert": "convert weights between this software and PyTorch",
+    "upload": "upload weights to the Hugging Face Hub, with a model card",
     "prepare": "check and prepare a data set",
     "synthesize": "make pairs for evaluation from sharp photographs",
     "contact_sheet": "show what a degradation does to photographs",

@@ -92,4 +92,8 @@ def get_config() -> ConfigDict:
     config.run.log_every_steps = 100
     config.run.checkpoint_every_steps = 5_000  # validate and save
     config.run.cache = False  # keep decoded images in memory
+    config.run.tracker = (
+        ""  # wandb, trackio, mlflow, or several separated by commas (training/trackers.py); "" for none
+    )
+    config.run.profile_steps = ()  # (first, last) step, counted from 1, of a trace in WORKDIR/profile; () for none
     return config

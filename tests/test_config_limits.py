@@ -89,6 +89,8 @@ def test_every_recipe_is_valid(recipe):
         ({"data.blur_min_px": 15.0}, "config.data.blur_min_px=15.0 must not be more than config.data.blur_max_px=14.0"),
         ({"data.jpeg_quality": (50,)}, "config.data.jpeg_quality=(50,) must be () or two numbers"),
         ({"data.jpeg_quality": (50, 40)}, "config.data.jpeg_quality=(50, 40) must be () or two numbers"),
+        ({"run.profile_steps": (10,)}, "config.run.profile_steps=(10,) must be () or two numbers"),
+        ({"run.profile_steps": (15, 10)}, "config.run.profile_steps=(15, 10) must be () or two numbers"),
         (
             {"data.shares": (1.0, 2.0), "data.source": "one"},
             "config.data.shares=(1.0, 2.0) must have one entry for each of the 1 sources",

@@ -1,5 +1,6 @@
 """Whole training runs by the command: killed, stopped, resumed, on several hosts, and refused."""
 
+import gzip
 import json
 import shutil
 import signal
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 import training_runs as runs
 from light_network import leave_out_blocks
+from PIL import Image
 
 from concertormer_jax.models import parameter_shapes
 from concertormer_jax.runtime.devices import data_mesh, run_in_background
 from concertormer_jax.runtime.errors import Stopped, UserError, reported
 from concertormer_jax.training import config_limits, setup, trainer
+from concertormer_jax.training.goodput import Goodput
 from concertormer_jax.training.preemption import PreemptionGuard
 from concertormer_jax.training.schedule import make_phases
 from concertormer_jax.training.workdir import check_and_write_config
@@ -42,7 +45,7 @@ def settings(photos):
 def undisturbed(settings, tmp_path_factory):
     """The state at the end of a run that was left alone, which traced everything itself, and its work folder."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    trainer.train(config_with(settings), workdir)
+    trainer.train(config_with(settings | {"run.profile_steps": (2, 3)}), workdir)
     return runs.stored_state(workdir, LAST_STEP), workdir
 
 
@@ -76,7 +79,7 @@ def test_killed_while_saving_then_stopped_by_sigterm_ends_the_same(undisturbed, 
 def test_run_folder_holds_what_the_readme_promises(undisturbed):
     _, workdir = undisturbed
     assert json.loads((workdir / "config.json").read_text())["stages"]["steps"] == [4, 4]
-    assert len(list((workdir / "samples").glob("*.png"))) == 4
+    assert len(list((workdir / "samples").glob("0*.png"))) == 4
     assert list((workdir / "tensorboard").glob("events*"))
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     training = [line for line in lines if "train/loss" in line]
@@ -84,6 +87,41 @@ def test_run_folder_holds_what_the_readme_promises(undisturbed):
     assert [line["train/stage"] for line in training] == [1] * 4 + [2] * 4
     assert training[0]["train/learning_rate"] == pytest.approx(1e-3)
     assert "validation/psnr" in lines[-1]
+    shares = {name: share for name, share in training[-1].items() if name.startswith("goodput/")}
+    assert sum(shares.values()) == pytest.approx(1) and shares["goodput/compiling"] > 0.1
+    assert Image.open(workdir / "samples" / "first_batch.png").size == (8 * 16, 2 * 16)
+
+
+def test_the_summary_says_how_a_run_ended(undisturbed):
+    _, workdir = undisturbed
+    summary = json.loads((workdir / "summary.json").read_text())
+    validated = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    psnr = {line["step"]: line["validation/psnr"] for line in validated if "validation/psnr" in line}
+    assert summary["finished"] and summary["step"] == summary["last_step"] == LAST_STEP
+    assert summary["best_psnr"] == psnr[summary["best_step"]] == max(psnr.values())
+    assert summary["devices"] == "8 x cpu" and summary["seconds"] > 0
+    assert set(summary["shares"]) == {"training", "starting", "compiling", "data_wait", "validating", "saving"}
+
+
+def test_the_asked_steps_are_traced(undisturbed):
+    _, workdir = undisturbed
+    (trace,) = (workdir / "profile").rglob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert {event["args"]["step_num"] for event in events if event.get("name") == "train"} == {"2", "3"}
+
+
+def test_the_arithmetic_used_is_told_where_the_peak_is_known(photos, tmp_path):
+    run = trainer.Trainer(config_with({"model.variant": "demo", "data.source": str(photos)}), tmp_path)
+    assert run.peak_flops_per_s is None, "that of a CPU is not known"
+    run.writer, run.step, run.goodput, phase = MagicMock(), 4, Goodput(), run.phases[-1]
+    interval = MagicMock(summary=lambda: {"images_per_s": 100.0})
+    for peak in (None, 5e12):
+        run.peak_flops_per_s = peak
+        run._log(phase, interval)
+    (_, _, _, without, *_), (_, _, _, values, *_) = (call.args for call in run.writer.training.call_args_list)
+    assert "mfu" not in without
+    macs = 3.84e9 * (phase.crop_px / 256) ** 2  # the README's table
+    assert values["mfu"] == pytest.approx(100 * 6 * macs / 5e12, rel=0.01)
 
 
 def config_with(settings):

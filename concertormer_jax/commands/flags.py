@@ -30,6 +30,7 @@ from concertormer_jax.runtime.values import Number, Whole, shown
 from concertormer_jax.training import config_limits
 
 CROP_PX = 256
+CKPT_HELP = "checkpoint, training folder, weights file, or hf://USER/NAME[/FILE] on the Hugging Face Hub"
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ def add_ckpt(parser: argparse.ArgumentParser) -> None:
         "--ckpt",
         default=BUNDLED_WEIGHTS,
         metavar="DIR",
-        help="checkpoint, training folder or weights file; default: the weights that come with this software",
+        help=f"{CKPT_HELP}; default: the weights that come with this software",
     )
 
 

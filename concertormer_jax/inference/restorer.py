@@ -171,6 +171,7 @@ class Restorer:
                     log,
                     precision=precision_for(module, precision),
                     fingerprint=fingerprint(module),
+                    device_kind=self.device.device_kind,
                 ),
                 ShardedRestorer(restore_checked, module, model.params, self._devices, precision=precision, log=log),
             )

@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from functools import partial
 
-import jax
-
 from concertormer_jax.ops import cpu, gpu, reference, tpu
-from concertormer_jax.ops.sharded import OPERATIONS, row_shards
+from concertormer_jax.ops.platform import platform, traced_for
+from concertormer_jax.ops.sharded import OPERATIONS, OWN_OPERATIONS, row_shards
 
-# The platform ("cpu", "gpu", "tpu") that is traced for, where it is not this process's own: `with traced_for("tpu"):`.
-traced_for = jax.make_user_context(default_value=None)
+__all__ = ["FORMS", "IMPLEMENTATIONS", "OWN_FORMS", "form", "own_form", "require_implementation", "traced_for"]
+
 
 FORMS: dict[str, dict[str, Callable]] = {
     "concerto_attention": {
@@ -49,11 +48,16 @@ FORMS: dict[str, dict[str, Callable]] = {
         "tpu": tpu.convolve_to_few,
     },
 }
+# What only some platforms compute by a form of its own, and all others by the operations that it is made of.
+OWN_FORMS: dict[str, dict[str, Callable]] = {
+    "tiled_stage": {"tpu": tpu.tiled_stage},
+    "convolve": {"tpu": tpu.convolve},
+}
 IMPLEMENTATIONS = tuple(FORMS["concerto_attention"])
 
 
 def form(operation: str, implementation: str | None) -> Callable:
-    """The function that computes `operation`; all forms compute the same.
+    """The function that computes `operation`, one of `FORMS`; all its forms compute the same.
 
     implementation: one of `IMPLEMENTATIONS`; None for that of the platform that is traced for, and of the default
     backend where no other is named. Only that form is traced, as tracing is slow: a program that is traced for one
@@ -61,11 +65,26 @@ def form(operation: str, implementation: str | None) -> Callable:
     takes those of a GPU. Where the rows of a picture lie on several devices (`ops.sharded`), the operation exchanges
     rows and sums over the devices around, or in place of, that form. Raises ValueError for an unknown name.
     """
+    local, rows = FORMS[operation][_chosen(implementation)], row_shards.value
+    return local if rows is None else partial(OPERATIONS[operation], rows, local)
+
+
+def own_form(operation: str, implementation: str | None) -> Callable | None:
+    """The function that computes `operation`, one of `OWN_FORMS`, or None where it has none.
+
+    implementation: as of `form`.
+    """
+    local, rows = OWN_FORMS[operation].get(_chosen(implementation)), row_shards.value
+    if rows is None:
+        return local
+    return partial(OWN_OPERATIONS[operation], rows, local) if operation in OWN_OPERATIONS else None
+
+
+def _chosen(implementation):
+    if implementation is None:
+        return platform() if platform() in IMPLEMENTATIONS else "gpu"
     require_implementation(implementation)
-    forms = FORMS[operation]
-    local = forms.get(implementation or traced_for.value or jax.default_backend(), forms["gpu"])
-    rows = row_shards.value
-    return local if rows is None or operation not in OPERATIONS else partial(OPERATIONS[operation], rows, local)
+    return implementation
 
 
 def require_implementation(implementation: str | None) -> None:

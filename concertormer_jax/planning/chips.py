@@ -4,25 +4,13 @@ import dataclasses
 import math
 import os
 import re
-from typing import NamedTuple
 
 import jax
 from jax.experimental import topologies
 
 from concertormer_jax.runtime.devices import deduplicate_tpu_code
 from concertormer_jax.runtime.errors import UserError
-
-
-class Peak(NamedTuple):
-    """The limits of a chip.
-
-    flops_per_s: dense bfloat16, at which a TPU also multiplies float32 by default; bytes_per_s: of the HBM; clock_hz:
-    of the cores.
-    """
-
-    flops_per_s: float
-    bytes_per_s: float
-    clock_hz: float
+from concertormer_jax.runtime.peaks import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E, Peak
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +37,12 @@ class Target:
     devices: tuple[jax.Device, ...]
 
 
-# Memory, FLOP/s and bandwidth: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. Clocks: v4 from Jouppi et al., "TPU
-# v4", ISCA 2023; v5e and v5p follow from their FLOP/s and matrix units (4 and 8 of 128x128, 2 operations for each cell
-# and cycle); v6e has no published clock, so that of v5p stands in.
+# Memory: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e.
 CHIPS = {
-    "v4": Chip("TPU v4", 32 * 2**30, Peak(275e12, 1228e9, 1.05e9), 3, {"chip_config_name": "megacore"}),
-    "v5e": Chip("TPU v5e", 16 * 2**30, Peak(197e12, 819e9, 1.5e9), 2),
-    "v5p": Chip("TPU v5p", 95 * 2**30, Peak(459e12, 2765e9, 1.75e9), 3),
-    "v6e": Chip("TPU v6e", 32 * 2**30, Peak(918e12, 1640e9, 1.75e9), 2),
+    "v4": Chip("TPU v4", 32 * 2**30, TPU_V4, 3, {"chip_config_name": "megacore"}),
+    "v5e": Chip("TPU v5e", 16 * 2**30, TPU_V5E, 2),
+    "v5p": Chip("TPU v5p", 95 * 2**30, TPU_V5P, 3),
+    "v6e": Chip("TPU v6e", 32 * 2**30, TPU_V6E, 2),
 }
 EXAMPLES = "v5e:2x4, v6e:4x4, v4:2x2x1 or v5p:2x2x2"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import AnyPath, checked_name, is_bundled, is_remote, local_path, user_path
+from concertormer_jax.runtime.paths import HUB, AnyPath, checked_name, is_bundled, is_remote, local_path, user_path
 
 
 def results_path(output: str | None, ckpt: str, *default: str) -> Path:
@@ -23,6 +23,8 @@ def results_path(output: str | None, ckpt: str, *default: str) -> Path:
         return local_path(output, "--output")
     if is_bundled(ckpt):
         return Path("results", *default)
+    if ckpt.startswith(HUB):
+        raise UserError(f"{ckpt} is on the Hub and results are written on this machine; give a folder by --output")
     folder = user_path(ckpt, "--ckpt")
     if is_remote(folder):
         raise UserError(f"{folder} is in a bucket and results are written on this machine; give a folder by --output")

@@ -17,6 +17,7 @@ from concertormer_jax.runtime.values import shown
 
 AnyPath = str | os.PathLike[str]
 BUCKET = "gs://"
+HUB = "hf://"  # weights on the Hugging Face Hub, which are no paths: see weights/hub.py
 BUNDLED = "bundled:"  # the scheme of the files that come with this software, such as bundled:photos/test
 BUNDLED_WEIGHTS = f"{BUNDLED}weights/pocket.safetensors"
 _PACKAGE = Path(__file__).parents[1]

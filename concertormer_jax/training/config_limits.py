@@ -13,6 +13,7 @@ from concertormer_jax.ops.concerto import GROUPS
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.values import NamesOf, Number, OneOf, OrNone, Several, Switch, Text, Whole, shown
 from concertormer_jax.training.schedule import make_phases
+from concertormer_jax.training.trackers import TRACKERS
 
 DTYPES = ("float32", "bfloat16")
 MOST_STEPS = 10**9  # of a run: the state counts them in 32 bits
@@ -85,6 +86,8 @@ KEYS = {
     "run.log_every_steps": _STEPS,
     "run.checkpoint_every_steps": _STEPS,
     "run.cache": Switch(),
+    "run.tracker": NamesOf(tuple(TRACKERS)),
+    "run.profile_steps": Several(_STEPS, 0, 2),
 }
 
 
@@ -134,9 +137,10 @@ def _require_agreement(values: dict) -> None:
     ):
         if values[low] > values[high]:
             raise UserError(f"config.{low}={values[low]} must not be more than config.{high}={values[high]}")
-    quality = values["data.jpeg_quality"]
-    if len(quality) == 1 or list(quality) != sorted(quality):
-        raise UserError(f"config.data.jpeg_quality={quality} must be () or two numbers, the lower one first")
+    for key in ("data.jpeg_quality", "run.profile_steps"):
+        pair = values[key]
+        if len(pair) == 1 or list(pair) != sorted(pair):
+            raise UserError(f"config.{key}={pair} must be () or two numbers, the lower one first")
     _require_shares(values["data.shares"], [path for path in values["data.source"].split(",") if path])
     steps, crops, batches = (values[f"stages.{name}"] for name in ("steps", "crop_px", "batch"))
     if sum(steps) > MOST_STEPS:

@@ -13,10 +13,13 @@ from concertormer_jax.data.images import require_memory_for
 from concertormer_jax.runtime.devices import compile_interruptibly, data_mesh, explain_out_of_memory, place_batch
 from concertormer_jax.runtime.errors import Stopped, UserError
 from concertormer_jax.runtime.paths import user_path
-from concertormer_jax.training.config_limits import require_valid
+from concertormer_jax.training.config_limits import flat, require_valid
+from concertormer_jax.training.goodput import Goodput, peak_flops_per_s, training_flops
 from concertormer_jax.training.preemption import PreemptionGuard
+from concertormer_jax.training.profiling import Profiler
 from concertormer_jax.training.schedule import Phase, make_phases, require_divisible
 from concertormer_jax.training.setup import data_notes, lower_step, sources_from, starting_state, training_from
+from concertormer_jax.training.trackers import Trackers
 from concertormer_jax.training.validation import Validation
 from concertormer_jax.training.workdir import check_and_write_config, digests_of, only_run_in
 from concertormer_jax.training.writers import Interval, Writer
@@ -55,10 +58,14 @@ class Trainer:
     def __init__(self, config, workdir):
         require_valid(config)
         self.workdir = user_path(workdir, "--workdir")
+        self.config = flat(config)
+        self.trackers = Trackers(config.run.tracker if jax.process_index() == 0 else "", self._note)
+        self.profiler = Profiler(config.run.profile_steps, self.workdir)
         self.phases = make_phases(config.stages.steps, config.stages.crop_px, config.stages.batch)
         self.last_step = self.phases[-1].end
         self.training = training_from(config, self.phases)
         self.mesh = data_mesh()
+        self.peak_flops_per_s = peak_flops_per_s(list(self.mesh.devices.flat))
         require_divisible(self.phases, self.mesh.size, config.train.accumulation)
 
         self.source, held_out = sources_from(config)
@@ -99,24 +106,35 @@ class Trainer:
 
         Raises like `train`.
         """
+        self.goodput = Goodput()
         self.checkpoints = Checkpoints(self.workdir)
         self.write_config(begun=self.checkpoints.latest_step() is not None)
-        self.shapes, self.first_state = starting_state(
-            self.training, self.checkpoints, self.mesh, seed=self.seed, init_from=self.init_from
-        )
-        self.state = None
+        with self.goodput.spent_on("starting"):
+            self.shapes, self.first_state = starting_state(
+                self.training, self.checkpoints, self.mesh, seed=self.seed, init_from=self.init_from
+            )
+        self.state, self.first_is_shown = None, False
         # Restoring may have passed over a damaged step.
         self.step = self.saved_step = self.checkpoints.latest_step() or 0
         self.checkpoints.open()
-        self.writer = Writer(self.workdir, step=self.step, total_steps=self.last_step, enabled=jax.process_index() == 0)
+        self.writer = Writer(
+            self.workdir,
+            step=self.step,
+            total_steps=self.last_step,
+            enabled=jax.process_index() == 0,
+            trackers=self.trackers,
+        )
         self.stop = PreemptionGuard(self.checkpoints)
         try:
+            with self.goodput.spent_on("starting"):
+                self.trackers.start(self.workdir, self.config, resumed=self.step > 0)
             self._describe()
             with self.stop.listening():
                 self._run_phases()
             self.writer.note(f"step {self.step} is saved in {self.workdir}")
             return self.step
         finally:
+            self.profiler.finish()
             self.writer.close()
             self.checkpoints.close()
 
@@ -143,11 +161,31 @@ class Trainer:
                     if self.step < phase.end:
                         self._run_phase(phase)
         except Stopped as request:
-            self.checkpoints.wait()
+            self._finish()
             saved = self.checkpoints.latest_step()
             kept = "nothing is saved yet" if saved is None else f"step {saved} is saved"
             raise Stopped(request.number, f"{request.text}; {kept}, the same command goes on") from None
-        self.checkpoints.wait()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Wait until the checkpoints are written, and write the summary."""
+        with self.goodput.spent_on("saving"):
+            self.checkpoints.wait()
+        best = self.checkpoints.best()
+        self.writer.summary(
+            {
+                "finished": self.step == self.last_step,
+                "step": self.step,
+                "last_step": self.last_step,
+                "network": self.name,
+                "devices": f"{self.mesh.size} x {jax.devices()[0].device_kind}",
+                "best_step": best and best[0],
+                "best_psnr": best and best[1],
+                "input_psnr": self.validation.input_psnr,
+                "seconds": self.goodput.seconds(),
+                "shares": self.goodput.shares(),
+            }
+        )
 
     def _run_phase(self, phase: Phase) -> None:
         """Run the steps of `phase` that remain."""
@@ -155,13 +193,16 @@ class Trainer:
         interval = Interval()
         running = None
         while self.step < phase.end:
-            self.state, metrics = compiled(self.state, batch["images"])
-            previous, running = running, _Dispatched(self.step, metrics, batch["position"])
-            self.step += 1
-            if self.step < phase.end:
-                waiting = time.perf_counter()
-                batch = next(batches)
-                interval.data_wait_s += time.perf_counter() - waiting
+            self.profiler.before(self.step + 1)
+            with jax.profiler.StepTraceAnnotation("train", step_num=self.step + 1):
+                self.state, metrics = compiled(self.state, batch["images"])
+                previous, running = running, _Dispatched(self.step, metrics, batch["position"])
+                self.step += 1
+                if self.step < phase.end:
+                    waiting = time.perf_counter()
+                    with self.goodput.spent_on("data_wait"):
+                        batch = next(batches)
+                    interval.data_wait_s += time.perf_counter() - waiting
             # The device has the next step to work on while the metrics of the one before are fetched.
             if previous is not None:
                 interval.add(self._fetch(previous), phase)
@@ -169,9 +210,13 @@ class Trainer:
             stopping = self.stop.asked(self.step)
             saving = self.step % self.save_every_steps == 0 or self.step == self.last_step
             logging = self.step % self.log_every_steps == 0 or self.step == phase.end or stopping
-            if saving or logging:
+            traced = self.profiler.ends_with(self.step)
+            if saving or logging or traced:
                 interval.add(self._fetch(running), phase)
                 running = None
+            if traced:
+                self.profiler.finish()
+                self.writer.note(f"the trace of the steps up to {self.step} is in {self.profiler.folder}")
             self.writer.progress(self.step)
             if logging:
                 self._log(phase, interval)
@@ -190,11 +235,14 @@ class Trainer:
         """
         try:
             with self.stop.at_once():
-                compiled = self._compile(phase)
+                with self.goodput.spent_on("compiling"):
+                    compiled = self._compile(phase)
                 if self.state is None:
-                    self.state = self.first_state()
+                    with self.goodput.spent_on("starting"):
+                        self.state = self.first_state()
                 batches = self._placed_batches(phase)
-                return compiled, batches, next(batches)
+                with self.goodput.spent_on("data_wait"):
+                    return compiled, batches, next(batches)
         except Stopped:
             if self.step > self.saved_step:
                 self._save(validate=False)
@@ -216,6 +264,9 @@ class Trainer:
             crop_px=phase.crop_px,
             steps=phase.end - self.step,
         ):
+            if not self.first_is_shown:
+                self.writer.first_batch(self.step, batch["input"], batch["target"])
+                self.first_is_shown = True
             images = place_batch(self.mesh, {name: batch[name] for name in ("input", "target")})
             yield {"images": images, "position": batch["position"]}
 
@@ -235,7 +286,12 @@ class Trainer:
 
     def _log(self, phase: Phase, interval: Interval) -> None:
         remaining = sum(each.work * (each.end - max(each.start, self.step)) for each in self.phases[phase.number - 1 :])
-        self.writer.training(self.step, self.last_step, phase, interval.summary(), interval.seconds_for(remaining))
+        values = interval.summary()
+        if self.peak_flops_per_s:
+            flops = training_flops(self.training.module, phase.crop_px)
+            values["mfu"] = values["images_per_s"] * flops / self.peak_flops_per_s
+        eta_s = interval.seconds_for(remaining)
+        self.writer.training(self.step, self.last_step, phase, values, self.goodput.shares(), eta_s)
 
     def _save(self, *, validate: bool) -> None:
         """Validate if asked to, and save. Raises Stopped, with the state saved, when the validation is to be left."""
@@ -243,7 +299,7 @@ class Trainer:
         with jax.transfer_guard("allow"):  # Orbax moves arrays on its own
             if validate:
                 try:
-                    with self.stop.at_once():
+                    with self.stop.at_once(), self.goodput.spent_on("validating"):
                         psnr, pictures = self.validation(getattr(self.state, self.evaluated), SHOWN_PICTURES)
                     self.writer.validation(self.step, psnr, self.validation.input_psnr, pictures)
                 except Stopped as request:
@@ -253,7 +309,8 @@ class Trainer:
                 "train_crop_px": max(phase.crop_px for phase in self.phases),
                 "weights": self.evaluated,
             }
-            self.checkpoints.save(self.state, model, psnr)
+            with self.goodput.spent_on("saving"):
+                self.checkpoints.save(self.state, model, psnr)
             self.saved_step = self.step
         if stopped is not None:
             raise stopped

@@ -1,4 +1,4 @@
-"""What a training run tells: console lines, metrics.jsonl, TensorBoard, and sample pictures."""
+"""What a training run tells: console lines, metrics.jsonl, TensorBoard and other trackers, and sample pictures."""
 
 import errno
 import json
@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -17,8 +16,11 @@ from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.files import with_remedy, write_text
 from concertormer_jax.runtime.paths import is_remote, user_path
 from concertormer_jax.training.schedule import Phase
+from concertormer_jax.training.trackers import Trackers
 
 METRICS_FILE = "metrics.jsonl"
+SUMMARY_FILE = "summary.json"
+_FIRST_PICTURES = 8  # of the first batch, that are shown
 
 
 def duration(seconds: float) -> str:
@@ -39,12 +41,14 @@ def _board(folder, purge_step):
 class Writer:
     """Writes for one run into `workdir`; on all hosts but the first it writes nothing.
 
-    What an earlier run wrote for steps after `step`, from which this one goes on, is dropped.
+    What an earlier run wrote for steps after `step`, from which this one goes on, is dropped. trackers: gets the same
+    numbers and pictures as TensorBoard.
     """
 
-    def __init__(self, workdir, *, step: int, total_steps: int, enabled: bool):
+    def __init__(self, workdir, *, step: int, total_steps: int, enabled: bool, trackers: Trackers | None = None):
         self._workdir = user_path(workdir)
         self._enabled = enabled
+        self._trackers = trackers or Trackers("")
         self._bar = tqdm(
             total=total_steps, initial=step, unit="step", dynamic_ncols=True, disable=None if enabled else True
         )
@@ -76,7 +80,7 @@ class Writer:
         self._bar.update(step - self._bar.n)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Append numbers to metrics.jsonl and TensorBoard."""
+        """Append numbers to metrics.jsonl, TensorBoard and the trackers."""
         if not self._enabled:
             return
         line = json.dumps({"step": step, **values})
@@ -88,34 +92,67 @@ class Writer:
             append_line(self._metrics, line)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        self._trackers.scalars(step, values)
 
-    def training(self, step: int, total_steps: int, phase: Phase, values: dict[str, float], eta_s: float) -> None:
-        """One console line on the last interval, and its numbers as scalars."""
+    def first_batch(self, step: int, inputs: np.ndarray, targets: np.ndarray) -> None:
+        """Show the batch that the run begins with after `step` as a picture: inputs above their targets.
+
+        inputs, targets: uint8 [B, H, W, 3], of which the first few are shown.
+        """
+        if self._enabled:
+            picture = np.concatenate([np.hstack(list(row[:_FIRST_PICTURES])) for row in (inputs, targets)])
+            self._picture(step, "first_batch", picture, "first_batch.png")
+
+    def summary(self, values: dict) -> None:
+        """Write summary.json, in place of that of an earlier run."""
+        if self._enabled:
+            write_text(self._workdir / SUMMARY_FILE, json.dumps(values, indent=2) + "\n")
+
+    def training(
+        self,
+        step: int,
+        total_steps: int,
+        phase: Phase,
+        values: dict[str, float],
+        shares: dict[str, float],
+        eta_s: float,
+    ) -> None:
+        """One console line on the last interval, and as scalars its numbers and the shares of the time so far."""
         self.note(
             f"step {step}/{total_steps}  phase {phase.number} ({phase.crop_px} px x {phase.batch})"
             f"  loss {values['loss']:.4f}  psnr {values['psnr']:.2f} dB  |g| {values['gradient_norm']:.3g}"
             f"  lr {values['learning_rate']:.2e}  {values['images_per_s']:.2f} images/s"
-            f"  data wait {100 * values['data_wait_share']:.0f}%  ETA {duration(eta_s)}"
+            f"  data wait {100 * values['data_wait_share']:.0f}%"
+            + (f"  MFU {100 * values['mfu']:.1f}%" if "mfu" in values else "")
+            + f"  ETA {duration(eta_s)}"
         )
-        self.scalars(step, {f"train/{name}": value for name, value in values.items()} | {"train/stage": phase.number})
+        scalars = {f"train/{name}": value for name, value in values.items()} | {"train/stage": phase.number}
+        self.scalars(step, scalars | {f"goodput/{part}": share for part, share in shares.items()})
 
     def validation(self, step: int, psnr: float, input_psnr: float, pictures: Sequence[tuple]) -> None:
-        """The validation PSNR, and strips of (input, output, target, error) in samples/ and TensorBoard."""
+        """The validation PSNR, and strips of (input, output, target, error) as a picture."""
         self.note(f"step {step}  validation {psnr:.3f} dB, {psnr - input_psnr:+.3f} dB against the inputs")
         self.scalars(step, {"validation/psnr": psnr, "validation/gain": psnr - input_psnr})
         if not self._enabled or not pictures:
             return
         sheet = comparison_sheet((f"step {step}", *images) for images in pictures)
+        self._picture(step, "validation", np.asarray(sheet), f"{step:07d}.png")
+
+    def _picture(self, step: int, name: str, picture: np.ndarray, file: str) -> None:
+        """Write a picture, uint8 [H, W, 3], to samples/`file`, TensorBoard and the trackers."""
         folder = self._workdir / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        _save_picture(sheet, folder / f"{step:07d}.png")
-        self._board.add_image("validation", np.asarray(sheet), step, dataformats="HWC")
+        with (folder / file).open("wb") as stream:
+            Image.fromarray(picture).save(stream, "PNG")
+        self._board.add_image(name, picture, step, dataformats="HWC")
+        self._trackers.picture(step, name, picture)
 
     def close(self) -> None:
         """Flush everything."""
         self._bar.close()
         if self._enabled:
             self._board.close()
+        self._trackers.close()
 
 
 def append_line(path, line: str) -> None:
@@ -135,11 +172,6 @@ def _step_of(line: bytes) -> int | None:
     except (ValueError, TypeError, KeyError):
         return None
     return step if type(step) is int else None
-
-
-def _save_picture(picture: Image.Image, path: epath.Path) -> None:
-    with path.open("wb") as file:
-        picture.save(file, "PNG")
 
 
 class Interval:

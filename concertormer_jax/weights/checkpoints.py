@@ -26,7 +26,7 @@ from tqdm import tqdm
 from concertormer_jax.models import Network
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import BUNDLED_WEIGHTS, AnyPath, is_bundled, user_path
-from concertormer_jax.weights import load_weights_file
+from concertormer_jax.weights import hub, load_weights_file
 from concertormer_jax.weights.integrity import (
     Damaged,
     architecture_dict,
@@ -80,6 +80,11 @@ class Checkpoints:
         if self._damaged and not self._models:
             raise UserError(f"{self._folder}: {self._named_damages()}; none is whole: remove them to start anew")
         return max(self._models, default=None)
+
+    def best(self) -> tuple[int, float] | None:
+        """Return the step of the highest validation PSNR and that PSNR in dB, None if nothing was validated."""
+        step = _best(self._models)
+        return None if step is None else (step, self._models[step]["psnr"])
 
     def restore(self, abstract: Any, module: Network) -> Any:
         """Return the latest undamaged state, laid out like `abstract` (a state of `jax.ShapeDtypeStruct`s, sharded).
@@ -267,10 +272,13 @@ def load_model(directory: AnyPath = BUNDLED_WEIGHTS, name: str = "") -> LoadedMo
     """Load a network for use, its parameters as NumPy arrays.
 
     directory: a training folder (its best step, or else the latest, is loaded), the folder of one step, converted
-    weights, or a weights file; by default the weights that come with this software. If a moving average was saved, it
-    is loaded in place of the weights. name: the flag that gave it, for messages. Raises UserError when there is no
-    checkpoint or it is damaged; the message names the undamaged ones beside it.
+    weights, or a weights file, which may be on the Hub (`hf://USER/NAME[/FILE]`); by default the weights that come with
+    this software. If a moving average was saved, it is loaded in place of the weights. name: the flag that gave it, for
+    messages. Raises UserError when there is no checkpoint or it is damaged; the message names the undamaged ones beside
+    it.
     """
+    if hub.is_address(directory):
+        return dataclasses.replace(_loaded_from_file(hub.fetch(directory, name), bundled=False), name=str(directory))
     path = user_path(directory, name)
     if not path.exists():
         raise UserError(f"{directory} does not exist; give a training folder, a checkpoint or a weights file")

@@ -5,16 +5,18 @@ for maps that lie on one device.
 """
 
 from concertormer_jax.ops.sharded.concerto import concerto_attention, transposed_attention
-from concertormer_jax.ops.sharded.layers import convolve, gated_mlp, on_windows
+from concertormer_jax.ops.sharded.layers import convolve, convolve_3x3, gated_mlp, on_windows
 from concertormer_jax.ops.sharded.rows import RowShards, row_shards
 
-__all__ = ["OPERATIONS", "RowShards", "row_shards"]
+__all__ = ["OPERATIONS", "OWN_OPERATIONS", "RowShards", "row_shards"]
 
 OPERATIONS = {
     "concerto_attention": concerto_attention,
     "transposed_attention": transposed_attention,
     "gated_mlp": gated_mlp,
     "on_windows": on_windows,
-    "depthwise_3x3": convolve,
-    "convolve_to_few": convolve,
+    "depthwise_3x3": convolve_3x3,
+    "convolve_to_few": convolve_3x3,
 }
+# Of those that only some platforms compute by a form of their own (`ops.dispatch.OWN_FORMS`): `local` may be None.
+OWN_OPERATIONS = {"convolve": convolve}

@@ -16,11 +16,30 @@ from concertormer_jax.ops.shared import gdmlp, taps
 from concertormer_jax.ops.shared.tlc import share
 
 
-def convolve(
+def convolve_3x3(
     rows: RowShards, local: Callable[..., Array], features: Float[Array, "b H W C"], kernel: Float[Array, "3 3 ..."]
 ) -> Float[Array, "b H W D"]:
     """A 3x3 convolution with zero padding."""
     return rows.convolve(lambda maps: local(maps, kernel), features)
+
+
+def convolve(
+    rows: RowShards,
+    own: Callable[..., Array] | None,
+    features: Float[Array, "b H W C"],
+    kernel: Float[Array, "k k C D"],
+    stride: int,
+) -> Float[Array, "b _ _ D"]:
+    """A convolution of 3x3 pixels with zero padding that keeps the size, or of whole cells. own: None for XLA's."""
+    padding = "SAME" if stride == 1 else "VALID"
+
+    def convolution(maps):
+        if own is not None:
+            return own(maps, kernel, stride)
+        strides = (stride, stride)
+        return jax.lax.conv_general_dilated(maps, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    return rows.convolve(convolution, features) if len(kernel) == 3 else convolution(features)
 
 
 def gated_mlp(
@@ -32,7 +51,7 @@ def gated_mlp(
     weights: MLPWeights,
 ) -> Float[Array, "b H W C"]:
     """`ops.gdmlp.gated_mlp`."""
-    return gdmlp.gated_mlp(residual, x, attended, weights, partial(convolve, rows, taps.depthwise_3x3))
+    return gdmlp.gated_mlp(residual, x, attended, weights, partial(convolve_3x3, rows, taps.depthwise_3x3))
 
 
 def on_windows(
