@@ -7,7 +7,7 @@ and masks have numbers in them. The rest is few operations, a method each in `_G
 import hashlib
 import importlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from concertormer_jax.exporting.program import INPUT, OUTPUT, Program
+from concertormer_jax.ops.reference import conv3x3
 from concertormer_jax.runtime.errors import UserError
 
 OPSET = 17
@@ -48,7 +49,7 @@ def onnx_file(program: Program) -> tuple[bytes, dict]:
 
 
 class _Tensor(NamedTuple):
-    """A value that depends on the picture. stored: its shape in the graph, with 1 where `shape` is yet to be broadcast."""
+    """A value that depends on the picture. stored: its shape in the graph, 1 where it is yet to be broadcast."""
 
     name: str
     shape: tuple[int, ...]
@@ -65,11 +66,9 @@ _ELEMENTWISE = {
     "max": "Max",
     "min": "Min",
     "exp": "Exp",
-    "sqrt": "Sqrt",
-    "neg": "Neg",
     "erf": "Erf",
 }
-_SAME = ("stop_gradient", "optimization_barrier", "copy")
+_SAME = ("stop_gradient", "optimization_barrier")
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters in which operations hold a function
 
 
@@ -97,6 +96,8 @@ class _Graph:
         name, params = equation.primitive.name, equation.params
         if name == "scan":
             return self._scan(params, values)
+        if params.get("name") == conv3x3.__name__ and any(isinstance(value, _Tensor) for value in values):
+            return [self._conv3x3(*values[:2])]  # behind them stand constants that JAX has taken out of its inside
         if inner := next((params[key] for key in _INNER if key in params), None):
             return self.run(inner.jaxpr, inner.consts, values)
         if not any(isinstance(value, _Tensor) for value in values):
@@ -122,6 +123,21 @@ class _Graph:
             given = [*consts, *carry, *(np.asarray(array)[step] for array in stacked)]
             carry = self.run(body.jaxpr, body.consts, given)
         return carry
+
+    def _conv3x3(self, maps, kernel):
+        """`ops.reference.conv3x3` as a convolution: of groups of channels, or where e share a kernel of more pictures."""
+        kernel, (b, y, x, *e, s), t = np.asarray(kernel), maps.shape, kernel.shape[-1]
+        rank, inside = len(maps.shape), range(3, len(maps.shape) - 1)
+        groups = math.prod(e) if math.prod(kernel.shape[2:-2]) > 1 or s == 1 else 1
+        kernel = np.broadcast_to(kernel, (3, 3, *(e if groups > 1 else [1] * len(e)), s, t))
+        weights = kernel.reshape(3, 3, groups, s, t).transpose(2, 4, 3, 0, 1).reshape(groups * t, s, 3, 3)
+        pictures = math.prod([b, *e]) // groups
+        channels_first = self.transposed(maps, [0, *inside, rank - 1, 1, 2])
+        given = self.reshaped(channels_first, [pictures, groups * s, y, x])
+        names = [self.full(given), self.constant(weights)]
+        result = self.node("Conv", names, [pictures, groups * t, y, x], pads=[1] * 4, group=groups)
+        back = [0, rank - 2, rank - 1, *(axis - 2 for axis in inside), rank - 3]
+        return self.transposed(self.reshaped(result, [b, *e, t, y, x]), back)
 
     def node(self, operation: str, inputs: Sequence[str], shape: Sequence[int], **attributes: Any) -> _Tensor:
         """Add an operation with one result."""
@@ -196,9 +212,6 @@ class _Graph:
 
     def _square(self, x, **_):
         return self.elementwise("Mul", x, x)
-
-    def _integer_pow(self, x, y, **_):
-        return self.elementwise("Pow", x, np.float32(y))
 
     def _rsqrt(self, x, **_):
         return self.elementwise("Reciprocal", self.elementwise("Sqrt", x))
