@@ -125,7 +125,10 @@ class _Graph:
         return carry
 
     def _conv3x3(self, maps, kernel):
-        """`ops.reference.conv3x3` as a convolution: of groups of channels, or where e share a kernel of more pictures."""
+        """`ops.reference.conv3x3` of maps [b, y, x, *e, s] as one convolution.
+
+        e becomes groups of channels, or where all share a kernel of several channels, more pictures.
+        """
         kernel, (b, y, x, *e, s), t = np.asarray(kernel), maps.shape, kernel.shape[-1]
         rank, inside = len(maps.shape), range(3, len(maps.shape) - 1)
         groups = math.prod(e) if math.prod(kernel.shape[2:-2]) > 1 or s == 1 else 1
