@@ -65,6 +65,7 @@ _ELEMENTWISE = {
     "div": "Div",
     "max": "Max",
     "min": "Min",
+    "neg": "Neg",
     "exp": "Exp",
     "erf": "Erf",
 }
