@@ -1,6 +1,7 @@
 """One set-up for all tests: eight faked devices, and programs compiled once for the whole session."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -30,6 +31,9 @@ from jaxtyping import install_import_hook
 install_import_hook(["concertormer_jax.ops", "concertormer_jax.models"], "beartype.beartype")
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, which some of them send.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = (
     "test_golden.py",

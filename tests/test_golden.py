@@ -16,8 +16,7 @@ import pytest
 from xla_flags import DEFAULT_OPTIONS
 
 from concertormer_jax.models import create
-from concertormer_jax.models.blocks import Stage
-from concertormer_jax.models.concerto_attention import CDC_PARAMETERS
+from concertormer_jax.models.blocks import Stage, block_weights
 from concertormer_jax.ops import reference
 from concertormer_jax.ops.dispatch import IMPLEMENTATIONS
 from concertormer_jax.training.schedule import adamw, cosine
@@ -74,13 +73,7 @@ def by_reference(stage, params, x, y=None):
     keys = None if y is None else reference.layer_norm(y, params["norm2"]["scale"], params["norm2"]["bias"])
     for index in range(stage.blocks):
         p = jax.tree.map(lambda leaf, index=index: leaf[index], params["blocks"])
-        attention = p["attention"]
-        cdc = {group: attention[name] for group, name in CDC_PARAMETERS.items()}
-        others = ("to_q", "to_kv", "temperature"), ("sca_kernel", "sca_bias")
-        before, after = ([attention[name] for name in names] for names in others)
-        weights = reference.AttentionWeights(*before, cdc, *after)
-        mlp = reference.MLPWeights(p["to_uz"], p["dw_u"], p["project"], p["project_out"])
-        norm = p["norm"]["scale"], p["norm"]["bias"]
+        norm, weights, mlp = block_weights(p)
         x = reference.block(x, keys if index == 0 else None, norm, weights, mlp, index % 2 == 1, stage.heads)
     return x
 

@@ -17,7 +17,7 @@ from concertormer_jax.models.restormer import TransformerStage
 from concertormer_jax.ops import concerto, convolution, gdmlp, reference, tlc
 from concertormer_jax.ops.blocks import Grid
 from concertormer_jax.ops.cpu import concerto as cpu
-from concertormer_jax.ops.dispatch import IMPLEMENTATIONS, form, traced_for
+from concertormer_jax.ops.dispatch import IMPLEMENTATIONS, form, own_form, traced_for
 from concertormer_jax.ops.gpu import concerto as gpu
 from concertormer_jax.ops.shared import taps
 from concertormer_jax.ops.shared.attention import logits
@@ -330,6 +330,22 @@ def test_depthwise_kernel_gradient_of_bfloat16_is_added_in_float32(implementatio
 
     gradient = jax.grad(total)(jnp.zeros((3, 3, 1), jnp.bfloat16))
     assert gradient[1, 1, 0] == 64 * 64
+
+
+@pytest.mark.parametrize("shape, stride", [((3, 3, 3, 8), 1), ((2, 2, 8, 4), 2), ((1, 1, 8, 4), 1), ((3, 3, 20, 4), 1)])
+def test_convolutions_of_a_tpu(shape, stride):
+    features, kernel = random_arrays((2, 8, 6, shape[2]), shape)
+    padding = "SAME" if stride == 1 else "VALID"
+
+    def plain(features, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(features, kernel, (stride, stride), padding, dimension_numbers=dimensions)
+
+    def ours(features, kernel):
+        return own_form("convolve", "tpu")(features, kernel, stride)
+
+    expected = value_and_gradients(plain, (features, kernel))
+    assert_same(value_and_gradients(ours, (features, kernel)), expected, 1e-5)
 
 
 # Which form is taken.

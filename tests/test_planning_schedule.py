@@ -76,6 +76,26 @@ def test_bundles_run_as_often_as_their_loops_turn():
     ]
 
 
+def test_a_spill_slot_keeps_one_register_after_another():
+    """In a first write that no load reads, and in the loop's counter."""
+    first = "0x1 LB: > { %s2_s0 = sphi"
+    again = NESTED.replace(first, "0x1   :  { %20 = sst [smem:[#allocation2_spill]] %s1_s0 }\n   " + first)
+    times, unknown = bundles.executions(bundles.split(again))
+    assert unknown == 0
+    assert times == [1, *bundles.executions(bundles.split(NESTED))[0]]
+
+
+def test_a_counter_that_only_a_spill_slot_keeps_is_not_known():
+    text = """
+     0   :  { %1 = sst [smem:[#allocation2_spill]] %s1_s0  ;;  %s1_s0 = smov 0 }
+   0x1 LB: > { %s2_s0 = sld [smem:[#allocation2_spill]] } /* Start region 1 */
+   0x2   : > { %s3_s0 = sadd.s32 1, %s2_s0 }
+   0x3   : > { %2 = sst [smem:[#allocation2_spill]] %s3_s0  ;;  %p1_p0 = scmp.ge.s32.totalorder %s3_s0, 3 }
+   0x4   :  { %3 = sbr.rel (!%p1_p0) target = $region1 }
+"""
+    assert bundles.executions(bundles.split(text)) == ([1] * 5, 1)
+
+
 def test_only_empty_bundles_are_empty():
     empty = [i for i, bundle in enumerate(bundles.split(NESTED)) if bundles.is_empty(bundle)]
     assert empty == [7, 8, 13, 14, 15, 16, 22, 23, 24, 25]

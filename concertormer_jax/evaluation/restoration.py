@@ -11,7 +11,7 @@ import numpy as np
 from concertormer_jax.evaluation.scores import EvaluationSet
 from concertormer_jax.inference.compiled import CompiledPerShape, precision_for, restore_bytes, restore_floats
 from concertormer_jax.ops.image import padded_size
-from concertormer_jax.runtime.devices import batch_sharding, replicated
+from concertormer_jax.runtime.devices import batch_sharding, kind_of_single, replicated
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.trace_cache import fingerprint
 
@@ -69,6 +69,7 @@ class Restoration:
             log,
             precision=precision_for(module, precision),
             fingerprint=fingerprint(module),
+            device_kind=kind_of_single(mesh),
             in_shardings=(whole, split),
             out_shardings=(split, split),
         )

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from concertormer_jax.ops.platform import single_device_kind
 from concertormer_jax.runtime.devices import compile_interruptibly
 from concertormer_jax.runtime.trace_cache import lower_cached
 
@@ -30,20 +31,30 @@ class CompiledPerShape:
     precision: of all products of float32 that do not ask for their own, convolutions included; one of `PRECISIONS`, or
     None for what the process has set. The default is float32.
     fingerprint: of all that `function` depends on (`trace_cache.fingerprint`); None: its traces are not cached.
+    device_kind: of the single device of a function that is not differentiated (`ops.platform.single_device_kind`).
     jit_options: for `jax.jit`. The shapes and shardings of `params` must not change between calls.
     """
 
     def __init__(
-        self, function, log=print, *, precision: str | None = "highest", fingerprint: str | None = None, **jit_options
+        self,
+        function,
+        log=print,
+        *,
+        precision: str | None = "highest",
+        fingerprint: str | None = None,
+        device_kind: str | None = None,
+        **jit_options,
     ):
         self._lower = partial(lower_cached, function, fingerprint=fingerprint, **jit_options)
         self._precision = precision
+        self._device_kind = device_kind
         self._compiled = {}
         self._log = log
 
     def lower(self, params, images) -> jax.stages.Lowered:
         """Return the program for `images` of this shape, not yet compiled."""
-        with jax.default_matmul_precision(self._precision or jax.config.values["jax_default_matmul_precision"]):
+        precision = self._precision or jax.config.values["jax_default_matmul_precision"]
+        with jax.default_matmul_precision(precision), single_device_kind(self._device_kind):
             return self._lower(params, images)
 
     def __call__(self, params, images):

@@ -158,6 +158,7 @@ class Restorer:
                 log,
                 precision=precision_for(module, precision),
                 fingerprint=fingerprint(module),
+                device_kind=self.device.device_kind,
             )
             for module in (model.module.clone(tlc_window=window) for window in (self._window, None))
         )

@@ -1,5 +1,6 @@
 """The Concertormer block: Concerto self-attention and gated-dconv MLP in a single stage, and a stack of such blocks."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.models.architecture import Architecture, torch_uniform
-from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
+from concertormer_jax.models.concerto_attention import CDC_PARAMETERS, LOGITS, ConcertoSelfAttention
 from concertormer_jax.ops import gdmlp
 from concertormer_jax.ops.convolution import project
-from concertormer_jax.ops.reference import MLPWeights
+from concertormer_jax.ops.dispatch import own_form
+from concertormer_jax.ops.reference import AttentionWeights, MLPWeights
 
 NORM_EPSILON = 1e-6
 
@@ -115,6 +117,12 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b H W C"], y: Float[Array, "b H W C"] | None = None) -> Float[Array, "b H W C"]:
         """y makes the first a cross block, whose keys and values come from it."""
+        tiled = self._tiled(x)
+        if tiled is not None:
+            params = self.variables["params"]
+            norm = None if y is None else (params["norm2"]["scale"], params["norm2"]["bias"])
+            return tiled(x, y, norm, block_weights(params["blocks"]), self.architecture.shift, self.heads)
+
         keys = None if y is None else layer_norm("norm2")(y).astype(self.dtype)
 
         def apply(block, x, position):
@@ -127,3 +135,23 @@ class Stage(nn.Module):
         fields = ("features", "heads", "expansion", "architecture", "tlc_window", "dtype", "implementation")
         block = Block(**{field: getattr(self, field) for field in fields}, name="blocks")
         return scan(block, x, jnp.arange(self.blocks))[0]
+
+    def _tiled(self, x):
+        """The form that computes this stage at once; None where its blocks have to run one after another."""
+        a = self.architecture
+        published = Architecture(shift=a.shift, multiscale_input=a.multiscale_input, skip=a.skip)
+        stores = self.is_initializing() or self.is_mutable_collection(LOGITS)
+        if a != published or self.tlc_window is not None or stores:
+            return None
+        of_shape = own_form("tiled_stage", self.implementation)
+        return of_shape and of_shape(x.shape[1:], self.features * self.expansion, self.heads, x.dtype)
+
+
+def block_weights(params: Mapping[str, Any]) -> tuple[tuple, AttentionWeights, MLPWeights]:
+    """Return what `ops.reference.block` takes (norm, attention, mlp), from the parameters of a published `Block`."""
+    attention = params["attention"]
+    cdc = {group: attention[name] for group, name in CDC_PARAMETERS.items()}
+    projections = attention["to_q"], attention["to_kv"], attention["temperature"]
+    weights = AttentionWeights(*projections, cdc, attention["sca_kernel"], attention["sca_bias"])
+    mlp = MLPWeights(params["to_uz"], params["dw_u"], params["project"], params["project_out"])
+    return (params["norm"]["scale"], params["norm"]["bias"]), weights, mlp

@@ -11,7 +11,7 @@ from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.ops import image
 from concertormer_jax.ops.convolution import convolve_to_few
-from concertormer_jax.ops.dispatch import require_implementation
+from concertormer_jax.ops.dispatch import own_form, require_implementation
 
 
 def convolution(
@@ -29,6 +29,12 @@ def convolution(
     def to_picture(features, kernel, *_, **__):
         return convolve_to_few(features, kernel, implementation=implementation)
 
+    dilated = None  # Flax's own
+    if kernel == 3 and outputs == 3:
+        dilated = to_picture
+    elif (own := own_form("convolve", implementation)) is not None:
+        dilated = partial(_by_own_form, own)
+
     init = torch_uniform(kernel**2 * inputs)
     return nn.Conv(
         outputs,
@@ -39,9 +45,13 @@ def convolution(
         kernel_init=init,
         bias_init=init,
         dtype=dtype,
-        conv_general_dilated=to_picture if kernel == 3 and outputs == 3 else None,
+        conv_general_dilated=dilated,
         name=name,
     )
+
+
+def _by_own_form(own, features, kernel, strides, *_, **__):
+    return own(features, kernel, strides[0])
 
 
 def require_stages(network, counts: tuple[str, ...]) -> None:

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-import jax
-
 from concertormer_jax.ops import cpu, gpu, reference, tpu
+from concertormer_jax.ops.platform import platform, traced_for
 
-# The platform ("cpu", "gpu", "tpu") that is traced for, where it is not this process's own: `with traced_for("tpu"):`.
-traced_for = jax.make_user_context(default_value=None)
+__all__ = ["FORMS", "IMPLEMENTATIONS", "OWN_FORMS", "form", "own_form", "require_implementation", "traced_for"]
+
 
 FORMS: dict[str, dict[str, Callable]] = {
     "concerto_attention": {
@@ -47,22 +46,38 @@ FORMS: dict[str, dict[str, Callable]] = {
         "tpu": tpu.convolve_to_few,
     },
 }
+# What only some platforms compute by a form of its own, and all others by the operations that it is made of.
+OWN_FORMS: dict[str, dict[str, Callable]] = {
+    "tiled_stage": {"tpu": tpu.tiled_stage},
+    "convolve": {"tpu": tpu.convolve},
+}
 IMPLEMENTATIONS = tuple(FORMS["concerto_attention"])
 
 
 def form(operation: str, implementation: str | None) -> Callable:
-    """The function that computes `operation`; all forms compute the same.
+    """The function that computes `operation`, one of `FORMS`; all its forms compute the same.
 
     implementation: one of `IMPLEMENTATIONS`; None for that of the platform that is traced for, and of the default
     backend where no other is named. Only that form is traced, as tracing is slow: a program that is traced for one
     platform and compiled for another is right, but not as fast as it could be. A platform without forms of its own
     takes those of a GPU. Raises ValueError for an unknown name.
     """
-    forms = FORMS[operation]
+    return FORMS[operation][_chosen(implementation)]
+
+
+def own_form(operation: str, implementation: str | None) -> Callable | None:
+    """The function that computes `operation`, one of `OWN_FORMS`, or None where it has none.
+
+    implementation: as of `form`.
+    """
+    return OWN_FORMS[operation].get(_chosen(implementation))
+
+
+def _chosen(implementation):
     if implementation is None:
-        return forms.get(traced_for.value or jax.default_backend(), forms["gpu"])
+        return platform() if platform() in IMPLEMENTATIONS else "gpu"
     require_implementation(implementation)
-    return forms[implementation]
+    return implementation
 
 
 def require_implementation(implementation: str | None) -> None:

@@ -152,7 +152,7 @@ class _Scalars:
         self._defined: dict[str, tuple[str, list[str], tuple]] = {}
         self._values: dict[tuple[str, tuple], int | bool | None] = {}
         self._last: dict[tuple[tuple, tuple], int] = {}
-        for i, name, operation, operands in _definitions(bundles):
+        for i, name, operation, operands in _definitions(bundles, nests):
             if name in self._defined or (operation == "sphi" and i not in headers):
                 operation = "unknown"  # the value comes from one of several writes or paths
             self._defined[name] = operation, operands, nests[i]
@@ -220,12 +220,28 @@ def _signed(value: int) -> int:
     return (value + 2**31) % 2**32 - 2**31
 
 
-def _definitions(bundles: list[str]) -> Iterator[tuple[int, str, str, list[str]]]:
-    """Writes of scalar registers and of their spill slots: (bundle, name, operation, operands)."""
-    for i, bundle in enumerate(bundles):
-        if "%s" in bundle or "%p" in bundle:
-            text = _COMMENT.sub("", bundle)
-            for name, register in _SPILL.findall(text):
-                yield i, name, "smov", [register]
-            for name, operation, operands in _SCALAR.findall(_FILL.sub(r"\1", text)):
-                yield i, name, operation, _OPERAND.findall(operands)
+def _definitions(bundles: list[str], nests: list[tuple]) -> Iterator[tuple[int, str, str, list[str]]]:
+    """Writes of scalar registers and of their spill slots: (bundle, name, operation, operands).
+
+    A slot may keep one register after another. Its name is numbered by its writes, of which a load reads the last.
+    """
+    texts = [_COMMENT.sub("", bundle) if "%s" in bundle or "%p" in bundle else "" for bundle in bundles]
+    writes: dict[str, list[int]] = {}
+    for i, text in enumerate(texts):
+        for slot, register in _SPILL.findall(text):
+            writes.setdefault(slot, []).append(i)
+            yield i, f"{slot}{len(writes[slot])}", "smov", [register]
+    for i, text in enumerate(texts):
+        loaded = _FILL.sub(lambda fill, i=i: _written(fill[1], writes.get(fill[1], []), nests, i), text)
+        for name, operation, operands in _SCALAR.findall(loaded):
+            yield i, name, operation, _OPERAND.findall(operands)
+
+
+def _written(slot: str, writes: list[int], nests: list[tuple], bundle: int) -> str:
+    """The name of what a slot holds in a bundle: of no write where the loop's turn before may have written it too."""
+    before = [write for write in writes if write < bundle]
+    for write in writes[len(before) :]:
+        loop = tuple(a for a, b in zip(nests[bundle], nests[write], strict=False) if a == b)
+        if loop and (not before or nests[before[-1]][: len(loop)] != loop):
+            return f"{slot}0"
+    return f"{slot}{len(before)}"

@@ -20,10 +20,10 @@ from jax.sharding import Mesh
 from concertormer_jax.evaluation.sets import protocol_of_training
 from concertormer_jax.inference.compiled import precision_for, restore_bytes
 from concertormer_jax.models import costs, parameter_shapes
-from concertormer_jax.ops.dispatch import traced_for
 from concertormer_jax.ops.image import padded_size
+from concertormer_jax.ops.platform import single_device_kind, traced_for
 from concertormer_jax.planning import chips, hlo, profile, schedule, schedule_report
-from concertormer_jax.runtime.devices import batch_sharding, data_mesh, replicated
+from concertormer_jax.runtime.devices import batch_sharding, data_mesh, kind_of_single, replicated
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.schedule import make_phases, require_divisible
 from concertormer_jax.training.setup import module_from, trace_step, training_from
@@ -105,7 +105,7 @@ def evaluation_task(config, mesh: Mesh, width: int, height: int, tlc: str) -> Ta
     images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
     whole, split = replicated(mesh), batch_sharding(mesh)
     restore = jax.jit(restore_bytes(module), in_shardings=(whole, split), out_shardings=(split, split))
-    with jax.default_matmul_precision(precision_for(module)):
+    with jax.default_matmul_precision(precision_for(module)), single_device_kind(kind_of_single(mesh)):
         traced = restore.trace(_placed(parameter_shapes(module), whole), images)
     windows = "without TLC" if window is None else f"TLC windows of {window} px"
     return Task(
@@ -120,9 +120,11 @@ def forward_task(config, mesh: Mesh, width: int, height: int) -> Task:
     def forward(params: Any, images: jax.Array) -> Any:
         return module.apply({"params": params}, images)[-1]
 
-    one = replicated(Mesh(mesh.devices[:1], mesh.axis_names))
+    first = Mesh(mesh.devices[:1], mesh.axis_names)
+    one = replicated(first)
     images = jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32, sharding=one)
-    traced = jax.jit(forward).trace(_placed(parameter_shapes(module), one), images)
+    with single_device_kind(kind_of_single(first)):
+        traced = jax.jit(forward).trace(_placed(parameter_shapes(module), one), images)
     return Task("forward", f"forward ({width}x{height})", 1, 1, traced)
 
 

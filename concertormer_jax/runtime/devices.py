@@ -47,6 +47,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def kind_of_single(mesh: Mesh) -> str | None:
+    """Return the kind of the only device of `mesh` (see `ops.platform.single_device_kind`), None if it has several."""
+    return mesh.devices.flat[0].device_kind if mesh.size == 1 else None
+
+
 def place_batch(mesh: Mesh, arrays: Any) -> Any:
     """Put this host's share of a batch (a tree of NumPy arrays) on its devices of `mesh`."""
     sharding = batch_sharding(mesh)

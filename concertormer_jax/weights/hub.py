@@ -101,7 +101,8 @@ def _package() -> Any:
 @contextlib.contextmanager
 def _failures(hub: Any, text: str) -> Generator[None]:
     """Turn the failures of huggingface-hub into a UserError on `text`."""
-    httpx = importlib.import_module("httpx")  # which huggingface-hub depends on
+    # httpx or its successor: what huggingface-hub uses depends on its version.
+    client = importlib.import_module(type(hub.get_session()).__module__.partition(".")[0])
     unreachable = f"{text}: the Hub cannot be reached, nor is this in the cache; check the network and HF_ENDPOINT"
     try:
         yield
@@ -119,5 +120,5 @@ def _failures(hub: Any, text: str) -> Generator[None]:
         if status in (401, 403):
             raise UserError(f"{text}: the token (HF_TOKEN, `hf auth login`) does not allow this ({status})") from error
         raise UserError(f"{text}: the Hub refuses ({' '.join(str(error).split())[:300]})") from error
-    except (httpx.HTTPError, hub.errors.OfflineModeIsEnabled) as error:
+    except (client.HTTPError, hub.errors.OfflineModeIsEnabled) as error:
         raise UserError(unreachable) from error
