@@ -66,9 +66,11 @@ def test_stablehlo_restores_the_same_for_any_batch_and_lowers_for_every_platform
     manifest = exported(tmp_path / "tiny.stablehlo", checkpoint)
     program = export.deserialize(bytearray((tmp_path / "tiny.stablehlo").read_bytes()))
     assert list(program.platforms) == manifest["platforms"] == ["cpu", "cuda", "tpu"]
-    for batch in (1, 3):
-        images = random_images(batch, 32, 64, 3)
-        np.testing.assert_allclose(jax.jit(program.call)(images), restored(tiny, images), rtol=0, atol=1e-5)
+    images = random_images(2, 32, 64, 3)
+    expected = restored(tiny, images)
+    for batch in (1, 2):
+        result = jax.jit(program.call)(images[:batch])
+        np.testing.assert_allclose(result, expected[:batch], rtol=0, atol=1e-5)
     assert manifest["input"]["shape"] == ["batch", 32, 64, 3]
     assert "HIGHEST" in program.mlir_module(), "products of float32 on GPUs and TPUs too"
 

@@ -296,6 +296,18 @@ class _Graph:
         )
         return self.transposed(convolved, (0, 2, 3, 1))
 
+    def _reduce_window_sum(self, x, shape, window_dimensions, window_strides, **_):
+        """Over windows of pixels, NHWC, inside the picture."""
+        first = self.full(self.transposed(x, (0, 3, 1, 2)))
+        mean = self.node(
+            "AveragePool",
+            [first],
+            [shape[axis] for axis in (0, 3, 1, 2)],
+            kernel_shape=list(window_dimensions[1:3]),
+            strides=list(window_strides[1:3]),
+        )
+        return self.transposed(self.elementwise("Mul", mean, np.float32(math.prod(window_dimensions))), (0, 2, 3, 1))
+
     def _dot_general(self, a, b, shape, dimension_numbers, **_):
         """A product of matrices [batch, free, summed] and [batch, summed, free]."""
         summed, batch = dimension_numbers
