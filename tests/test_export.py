@@ -34,7 +34,7 @@ def restored(model, images, tlc_window=None):
     """What the network makes of pictures, by this platform's own forms of its operations."""
     module = model.module.clone(tlc_window=tlc_window)
     output = np.asarray(jax.jit(lambda params: module.apply({"params": params}, images)[-1])(model.params)).clip(0, 1)
-    assert np.abs(output - images).mean() > 0.03 and ((output > 0) & (output < 1)).mean() > 0.3, "proves too little"
+    assert np.abs(output - images).mean() > 0.03 and ((output > 0) & (output < 1)).mean() > 0.1, "proves too little"
     return output
 
 

@@ -67,9 +67,8 @@ _ELEMENTWISE = {
     "min": "Min",
     "neg": "Neg",
     "exp": "Exp",
-    "erf": "Erf",
 }
-_SAME = ("stop_gradient", "optimization_barrier")
+_SAME = ("stop_gradient", "optimization_barrier", "copy")
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters in which operations hold a function
 
 
