@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend.core import Literal
 
 from concertormer_jax.exporting.program import INPUT, OUTPUT, Program
-from concertormer_jax.ops.reference import conv3x3
+from concertormer_jax.ops import reference
 from concertormer_jax.runtime.errors import UserError
 
 OPSET = 17
@@ -68,6 +68,7 @@ _ELEMENTWISE = {
     "neg": "Neg",
     "exp": "Exp",
 }
+_CONV3X3 = reference.conv3x3.__wrapped__.__name__  # which is jitted, so that a jaxpr shows its name
 _SAME = ("stop_gradient", "optimization_barrier", "copy")
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters in which operations hold a function
 
@@ -96,7 +97,7 @@ class _Graph:
         name, params = equation.primitive.name, equation.params
         if name == "scan":
             return self._scan(params, values)
-        if params.get("name") == conv3x3.__name__ and any(isinstance(value, _Tensor) for value in values):
+        if params.get("name") == _CONV3X3 and any(isinstance(value, _Tensor) for value in values):
             return [self._conv3x3(*values[:2])]  # behind them stand constants that JAX has taken out of its inside
         if inner := next((params[key] for key in _INNER if key in params), None):
             return self.run(inner.jaxpr, inner.consts, values)
@@ -194,7 +195,7 @@ class _Graph:
             return self.reshaped(value, shape)
         return self.node("Transpose", [self.full(value)], shape, perm=list(order))
 
-    def finish(self, result: _Tensor, name: str) -> None:
+    def finish(self, result: _Value, name: str) -> None:
         """Call the result `name`, and remove all that it does not depend on."""
         self.nodes.append(self._onnx.helper.make_node("Identity", [self.full(result)], [name]))
         needed, nodes = {name}, []
@@ -220,7 +221,7 @@ class _Graph:
         return self.elementwise("Reciprocal", self.elementwise("Sqrt", x))
 
     def _erfc(self, x, **_):
-        return self.elementwise("Sub", np.float32(1), self.elementwise("Erf", x))
+        return self.elementwise("Sub", np.ones((), np.float32), self.elementwise("Erf", x))
 
     def _convert_element_type(self, x, new_dtype, **_):
         if new_dtype != np.float32:
@@ -247,11 +248,12 @@ class _Graph:
     def _transpose(self, x, permutation, **_):
         return self.transposed(x, permutation)
 
-    def _broadcast_in_dim(self, x, shape, broadcast_dimensions, **_):
+    def _broadcast_in_dim(self, x: _Tensor, shape, broadcast_dimensions, **_):
         stored = [1] * len(shape)
         for axis, place in enumerate(broadcast_dimensions):
             stored[place] = x.shape[axis]
-        return self.reshaped(x, stored)._replace(shape=shape)
+        small = self.reshaped(x, stored)
+        return _Tensor(small.name, shape, small.shape)
 
     def _concatenate(self, *parts, shape, dimension):
         return self.node("Concat", [self.full(part) for part in parts], shape, axis=dimension)
@@ -305,7 +307,9 @@ class _Graph:
             kernel_shape=list(window_dimensions[1:3]),
             strides=list(window_strides[1:3]),
         )
-        return self.transposed(self.elementwise("Mul", mean, np.float32(math.prod(window_dimensions))), (0, 2, 3, 1))
+        return self.transposed(
+            self.elementwise("Mul", mean, np.asarray(math.prod(window_dimensions), np.float32)), (0, 2, 3, 1)
+        )
 
     def _dot_general(self, a, b, shape, dimension_numbers, **_):
         """A product of matrices [batch, free, summed] and [batch, summed, free]."""

@@ -27,9 +27,15 @@ class Program(NamedTuple):
 
     def function(self) -> Callable[[Float[Array, "b H W 3"]], Float[Array, "b H W 3"]]:
         """Return the function, whose constants are the weights. Pictures are float32 in [0, 1]."""
-        fields = {"tlc_window": self.tlc_window, "implementation": IMPLEMENTATION, "dtype": jnp.float32, "remat": False}
-        module = self.model.module.clone(**fields)
-        return lambda images: jnp.clip(module.apply({"params": self.model.params}, images)[-1], 0, 1)
+        module = self.model.module.clone(
+            tlc_window=self.tlc_window, implementation=IMPLEMENTATION, dtype=jnp.float32, remat=False
+        )
+
+        def restore(images):
+            outputs: Any = module.apply({"params": self.model.params}, images)
+            return jnp.clip(outputs[-1], 0, 1)
+
+        return restore
 
     def shape(self, batch: Any) -> jax.ShapeDtypeStruct:
         """Return the input's shape for `batch` pictures, which may be symbolic."""
