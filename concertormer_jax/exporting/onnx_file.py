@@ -16,7 +16,6 @@ import numpy as np
 from jax.extend.core import Literal
 
 from concertormer_jax.exporting.program import INPUT, OUTPUT, Program
-from concertormer_jax.ops import reference
 from concertormer_jax.runtime.errors import UserError
 
 OPSET = 17
@@ -68,7 +67,7 @@ _ELEMENTWISE = {
     "neg": "Neg",
     "exp": "Exp",
 }
-_CONV3X3 = reference.conv3x3.__wrapped__.__name__  # which is jitted, so that a jaxpr shows its name
+_CONV3X3 = "conv3x3"  # of ops.reference, which is jitted, so that a jaxpr shows its name
 _SAME = ("stop_gradient", "optimization_barrier", "copy")
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters in which operations hold a function
 
@@ -253,6 +252,7 @@ class _Graph:
         for axis, place in enumerate(broadcast_dimensions):
             stored[place] = x.shape[axis]
         small = self.reshaped(x, stored)
+        assert isinstance(small, _Tensor)  # as x is one
         return _Tensor(small.name, shape, small.shape)
 
     def _concatenate(self, *parts, shape, dimension):
