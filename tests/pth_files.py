@@ -9,17 +9,20 @@ from unittest import mock
 
 import numpy as np
 
-TORCH, TORCH_UTILS, TORCH_STORAGE = MODULES = [
-    types.ModuleType(name) for name in ("torch", "torch._utils", "torch.storage")
+TORCH, TORCH_UTILS, TORCH_STORAGE, PATHLIB_OF_3_13 = MODULES = [
+    sys.modules.get(name) or types.ModuleType(name)
+    for name in ("torch", "torch._utils", "torch.storage", "pathlib._local")
 ]
 NAMES = {
     TORCH: ("FloatStorage", "HalfStorage", "CharStorage", "float32", "float8_e4m3fn", "Size", "load"),
     TORCH_UTILS: ("_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter", "_rebuild_tensor"),
     TORCH_STORAGE: ("UntypedStorage",),
+    PATHLIB_OF_3_13: ("PosixPath",),
 }
 for module, names in NAMES.items():
     for name in names:
-        setattr(module, name, type(name, (), {"__module__": module.__name__}))
+        if not hasattr(module, name):
+            setattr(module, name, type(name, (), {"__module__": module.__name__}))
 
 
 class Storage:
@@ -52,7 +55,7 @@ class _Pickler(pickle.Pickler):
 def pickled(content) -> bytes:
     """The pickle of an object."""
     data = io.BytesIO()
-    # The names of PyTorch, which is not installed, can be written while they can be imported.
+    # Names of PyTorch, which is not installed, and of another Python can be written while they can be imported.
     with mock.patch.dict(sys.modules, {module.__name__: module for module in MODULES}):
         _Pickler(data, protocol=2).dump(content)
     return data.getvalue()

@@ -33,9 +33,8 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "recipe", [pytest.param(name, marks=[pytest.mark.long] * (name == "restormer")) for name in OTHER_NETWORKS]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("recipe", OTHER_NETWORKS)
 def test_recipe_trains_two_steps_when_shrunk_evaluates_and_restores(recipe, folder):
     run = folder / "run"
     config = runs.override(build(recipe), SHRUNK | {"data.source": str(folder / "photos")})

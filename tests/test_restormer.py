@@ -236,6 +236,7 @@ def test_any_size_is_padded_by_reflection_and_cut(params, images, restored):
     assert [output.shape for output in shapes] == [(1, 1, 16, 3)]
 
 
+@pytest.mark.long
 def test_rematerialisation_changes_nothing(params, images):
     def gradient(module):
         def loss(params):

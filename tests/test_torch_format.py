@@ -15,7 +15,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from pth_files import TORCH, TORCH_STORAGE, TORCH_UTILS, Call, Storage, pickled, tensor, write_pth
+from pth_files import PATHLIB_OF_3_13, TORCH, TORCH_STORAGE, TORCH_UTILS, Call, Storage, pickled, tensor, write_pth
 
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.weights import read_state_dict, torch_pickle, write_state_dict
@@ -99,6 +99,7 @@ def test_what_trainers_save_beside_the_weights_is_ignored(path):
         "type": TORCH.float32,
         "picture": np.zeros((2, 2)),
         "seen": {1, 2},
+        "folder": Call(PATHLIB_OF_3_13.PosixPath, ("runs", "a")),
     }
     content["params"]._metadata = {"": {"version": 1}}  # PyTorch saves this attribute
     assert list(read_state_dict(write_pth(path, content))) == ["a"]

@@ -55,6 +55,7 @@ STORAGE_DTYPES = {
     ("torch", "ComplexDoubleStorage"): DTYPES["complex128"],
     ("torch.storage", "UntypedStorage"): DTYPES["uint8"],
 }
+PATHLIB = ("pathlib", "pathlib._local")  # the second in Python 3.13
 # Classes of objects that trainers save beside the weights; these objects are left out.
 IGNORED_NAMES = {
     ("argparse", "Namespace"),
@@ -64,9 +65,7 @@ IGNORED_NAMES = {
     ("__builtin__", "set"),
     ("collections", "Counter"),
     ("collections", "defaultdict"),
-    ("pathlib", "Path"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
+    *((module, name) for module in PATHLIB for name in ("Path", "PosixPath", "WindowsPath")),
     ("numpy", "dtype"),
     ("numpy", "ndarray"),
     ("numpy.core.multiarray", "_reconstruct"),
