@@ -45,5 +45,5 @@ test: lint
 
 # For another Python: make test-short PYTHON=python3.13 VENV=.venv-3.13
 test-short: $(VENV)/ready
-	$(RUN) -m pytest tests/test_concerto_attention.py tests/test_step.py tests/test_command_line.py tests/test_restorer.py \
-	  tests/test_convert.py tests/test_package.py
+	$(RUN) -m pytest tests/test_concerto_attention.py tests/test_command_line.py tests/test_restorer.py tests/test_package.py \
+	  tests/test_torch_format.py
