@@ -65,7 +65,7 @@ def on_windows(
 
     The devices send the rows of a window to the one that computes it, and each takes its rows of all results.
     """
-    batch, height, width, _ = features[0].shape
+    batch, height, width = features[0].shape[:3]
     all_rows = rows.rows_of_picture(height)
     if window >= max(all_rows, width):
         return function(*features)
