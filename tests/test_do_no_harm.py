@@ -10,6 +10,7 @@ from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.metrics.psnr_ssim import psnr_rgb
 from concertormer_jax.photos.restoring import as_bytes
 from concertormer_jax.runtime.paths import bundled
+from concertormer_jax.weights.checkpoints import load_model
 
 LEAST_DB = 40
 HEIGHT, WIDTH = 240, 320
@@ -62,10 +63,10 @@ def quiet_restorer(model):
     return Restorer(model, log=lambda line: None, tlc="off")
 
 
-@pytest.fixture(scope="module", params=["identity"])
+@pytest.fixture(scope="module", params=["identity", "bundled"])
 def harmless(request):
     """A restorer that must do no harm."""
-    return quiet_restorer({"identity": fake_model(1.0)}[request.param])
+    return quiet_restorer(fake_model(1.0) if request.param == "identity" else load_model())
 
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.__name__)

@@ -116,6 +116,7 @@ def depthwise_3x3(maps: Float[Array, "b H W C"], kernel: Float[Array, "3 3 C"]) 
     return conv3x3(maps[..., None], kernel[..., None, None])[..., 0]
 
 
+@jax.jit
 def conv3x3(maps: Float[Array, "b y x *e s"], kernel: Float[Array, "3 3 *f s t"]) -> Float[Array, "b y x *e t"]:
     """A convolution over y and x, zero outside. The axes *f of the kernel are those of the maps, or 1."""
     rows, columns = maps.shape[1:3]

@@ -1,0 +1,61 @@
+"""Export a network for other software: `concertormer export --size=HxW OUT.stablehlo`, or OUT.onnx.
+
+StableHLO is one file for CPUs, GPUs and TPUs and for any batch, which `jax.export.deserialize` reads; ONNX (the extra
+`onnx`) is for one picture. Both take and give float32 [B, H, W, 3] in [0, 1] of one size, which must be a multiple of
+the network's. OUT.stablehlo.json or OUT.onnx.json beside it says so: names, shapes, ranges, padding, TLC, weights.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Iterable
+
+from concertormer_jax.commands.flags import add_ckpt, make_parser, parse_arguments, running
+from concertormer_jax.exporting.onnx_file import onnx_file
+from concertormer_jax.exporting.program import Program, require_fitting
+from concertormer_jax.exporting.stablehlo import stablehlo
+from concertormer_jax.inference.tiles import LARGEST_PX, tlc_window
+from concertormer_jax.runtime.devices import prepare_to_compile
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.files import write_text, written_atomically
+from concertormer_jax.runtime.outputs import require_file_writable
+from concertormer_jax.runtime.paths import local_path
+from concertormer_jax.weights.checkpoints import load_model
+
+_WRITERS = {".stablehlo": stablehlo, ".onnx": onnx_file}
+
+
+def main(arguments: Iterable[object] | None = None) -> None:
+    """Run the command described at the top of this file."""
+    parser = make_parser(__doc__)
+    add_ckpt(parser)
+    parser.add_argument("output", metavar="OUT", help=f"the file, which ends in {' or '.join(_WRITERS)}")
+    parser.add_argument("--size", type=_size, required=True, metavar="HxW", help="of the pictures, in pixels")
+    parser.add_argument(
+        "--tlc", default="off", metavar="off|auto|N", help="window of the test-time local converter; default: off"
+    )
+    flags = parse_arguments(parser, arguments)
+    with running():
+        output = local_path(flags.output, "OUT")
+        write = _WRITERS.get(output.suffix.lower())
+        if write is None:
+            raise UserError(f"{output}: must end in {' or '.join(_WRITERS)}")
+        require_file_writable(output)
+        prepare_to_compile()
+        model = load_model(flags.ckpt, "--ckpt")
+        require_fitting(*flags.size, model.module.multiple)
+        window = tlc_window(flags.tlc, model.train_crop_px, model.module.multiple)
+        content, manifest = write(Program(model, *flags.size, window))
+        with written_atomically(output) as temporary:
+            temporary.write_bytes(content)
+        beside = output.with_name(f"{output.name}.json")
+        write_text(beside, json.dumps(manifest, indent=2) + "\n")
+        print(f"{output}: {len(content) / 1e6:.1f} MB; {beside.name} describes it")
+
+
+def _size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,7})x(\d{1,7})", text)
+    height, width = map(int, found.groups()) if found else (0, 0)
+    if not (0 < height <= LARGEST_PX and 0 < width <= LARGEST_PX):
+        raise argparse.ArgumentTypeError(f"{text!r} must be HEIGHTxWIDTH in pixels, such as 720x1280")
+    return height, width

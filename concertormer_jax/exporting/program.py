@@ -1,0 +1,72 @@
+"""The network as one function of pictures alone, for other software to run, and the description that goes with it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from concertormer_jax import __version__
+from concertormer_jax.models import variant_name
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.weights.checkpoints import LoadedModel
+from concertormer_jax.weights.integrity import architecture_dict
+
+INPUT, OUTPUT = "image", "restored"
+IMPLEMENTATION = "reference"  # plain operations, which every platform has and which take any batch
+
+
+class Program(NamedTuple):
+    """A network that restores pictures of height x width pixels; tlc_window: in pixels, None for no TLC."""
+
+    model: LoadedModel
+    height: int
+    width: int
+    tlc_window: int | None
+
+    def function(self) -> Callable[[Float[Array, "b H W 3"]], Float[Array, "b H W 3"]]:
+        """Return the function, whose constants are the weights. Pictures are float32 in [0, 1]."""
+        module = self.model.module.clone(
+            tlc_window=self.tlc_window, implementation=IMPLEMENTATION, dtype=jnp.float32, remat=False
+        )
+
+        def restore(images):
+            outputs: Any = module.apply({"params": self.model.params}, images)
+            return jnp.clip(outputs[-1], 0, 1)
+
+        return restore
+
+    def shape(self, batch: Any) -> jax.ShapeDtypeStruct:
+        """Return the input's shape for `batch` pictures, which may be symbolic."""
+        return jax.ShapeDtypeStruct((batch, self.height, self.width, 3), jnp.float32)
+
+    def manifest(self, batch: int | str, **format: object) -> dict:
+        """Return the description as JSON takes it. batch: 1, or the name of a batch of any size."""
+        module, pictures = self.model.module, [batch, self.height, self.width, 3]
+        tensor = {"shape": pictures, "axes": "NHWC", "channels": "RGB", "dtype": "float32", "range": [0, 1]}
+        return {
+            **format,
+            "input": {"name": INPUT, **tensor},
+            "output": {"name": OUTPUT, **tensor, "clipped": True},
+            "padding": {
+                "multiple": module.multiple,
+                "mode": "reflect, the border pixel not doubled",
+                "side": "bottom and right, cut off again from the output",
+            },
+            "tlc_window_px": self.tlc_window,
+            "products": "float32",
+            "network": {"variant": variant_name(module), "architecture": architecture_dict(module)},
+            "weights": {"name": self.model.name, "step": self.model.step},
+            "versions": {"concertormer_jax": __version__, "jax": jax.__version__},
+        }
+
+
+def require_fitting(height: int, width: int, multiple: int) -> None:
+    """Raise UserError, naming the nearest size, unless the network takes pictures of this size without padding."""
+    if height % multiple or width % multiple:
+        nearest = "x".join(str(-(-length // multiple) * multiple) for length in (height, width))
+        raise UserError(
+            f"--size={height}x{width}: this network takes multiples of {multiple} pixels; export --size={nearest} "
+            "and pad pictures by reflection"
+        )

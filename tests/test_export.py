@@ -1,0 +1,151 @@
+"""Exported networks run in other software and restore what this software restores; or one sentence says why not."""
+
+import json
+import sys
+
+import command_lines
+import jax
+import numpy as np
+import pytest
+from jax import export
+from tiny_network import random_images, random_params, tiny_network
+from tiny_restormer import tiny_restormer
+
+from concertormer_jax import __version__
+from concertormer_jax.commands import export as command
+from concertormer_jax.exporting import onnx_file
+from concertormer_jax.exporting.program import Program
+from concertormer_jax.exporting.stablehlo import stablehlo
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.weights.checkpoints import LoadedModel, save_converted
+
+SIZE = (32, 48)
+NEEDS_ONNX = "pip install onnx onnxruntime to test it (the extra `onnx`)"
+
+
+def loaded(module) -> LoadedModel:
+    """A network with random weights whose output mostly lies inside [0, 1]."""
+    params = random_params(module)
+    params["ending"] = jax.tree.map(lambda leaf: 0.05 * leaf, params["ending"])
+    return LoadedModel(module, params, 96, 7, "tiny")
+
+
+def restored(model, images, tlc_window=None):
+    """What the network makes of pictures, by this platform's own forms of its operations."""
+    module = model.module.clone(tlc_window=tlc_window)
+    output = np.asarray(jax.jit(lambda params: module.apply({"params": params}, images)[-1])(model.params)).clip(0, 1)
+    assert np.abs(output - images).mean() > 0.03 and ((output > 0) & (output < 1)).mean() > 0.1, "proves too little"
+    return output
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return loaded(tiny_network(middle_blocks=2, unshuffle=2))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "tiny"
+    save_converted(folder, tiny.module, tiny.params, tiny.train_crop_px)
+    return folder
+
+
+def exported(output, checkpoint, *more, size="32x64"):
+    """The manifest that the command wrote beside `output`."""
+    command.main([f"--ckpt={checkpoint}", f"--size={size}", *more, output])
+    return json.loads(output.with_name(f"{output.name}.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def without_set_up(monkeypatch):
+    """The command leaves this process's settings alone."""
+    monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
+
+
+def test_stablehlo_restores_the_same_for_any_batch_and_lowers_for_every_platform(tiny, checkpoint, tmp_path):
+    manifest = exported(tmp_path / "tiny.stablehlo", checkpoint)
+    program = export.deserialize(bytearray((tmp_path / "tiny.stablehlo").read_bytes()))
+    assert list(program.platforms) == manifest["platforms"] == ["cpu", "cuda", "tpu"]
+    images = random_images(2, 32, 64, 3)
+    expected = restored(tiny, images)
+    for batch in (1, 2):
+        result = jax.jit(program.call)(images[:batch])
+        np.testing.assert_allclose(result, expected[:batch], rtol=0, atol=1e-5)
+    assert manifest["input"]["shape"] == ["batch", 32, 64, 3]
+    assert "HIGHEST" in program.mlir_module(), "products of float32 on GPUs and TPUs too"
+
+
+def test_onnx_restores_the_same(tiny, checkpoint, tmp_path):
+    onnx = pytest.importorskip("onnx", reason=NEEDS_ONNX)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS_ONNX)
+    manifest = exported(tmp_path / "tiny.onnx", checkpoint)
+    images = random_images(1, 32, 64, 3)
+    session = onnxruntime.InferenceSession(tmp_path / "tiny.onnx")
+    (output,) = session.run([manifest["output"]["name"]], {manifest["input"]["name"]: images})
+    np.testing.assert_allclose(output, restored(tiny, images), rtol=0, atol=1e-4)
+    opsets = [(opset.domain, opset.version) for opset in onnx.load(tmp_path / "tiny.onnx").opset_import]
+    assert opsets == [("", manifest["opset"])]
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(tiny_network(middle_blocks=2), id="concertormer"),
+        pytest.param(tiny_restormer(), id="restormer"),
+        pytest.param(tiny_restormer(norm_bias=False), id="restormer without biases"),
+    ],
+)
+def test_both_formats_restore_the_same_with_tlc(network):
+    pytest.importorskip("onnx", reason=NEEDS_ONNX)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS_ONNX)
+    model, window = loaded(network), 32
+    program = Program(model, *SIZE, window)
+    images = random_images(1, *SIZE, 3)
+    expected = restored(model, images, window)
+    assert np.abs(restored(model, images) - expected).max() > 1e-3, "TLC does nothing"
+    content, manifest = onnx_file.onnx_file(program)
+    (output,) = onnxruntime.InferenceSession(content).run(None, {"image": images})
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-4)
+    called = export.deserialize(bytearray(stablehlo(program)[0])).call
+    np.testing.assert_allclose(jax.jit(called)(images), expected, rtol=0, atol=1e-5)
+    assert manifest["tlc_window_px"] == window
+
+
+def test_the_manifest_says_how_to_call_it(tiny, checkpoint, tmp_path):
+    manifest = exported(tmp_path / "tiny.stablehlo", checkpoint, "--tlc=auto", size="64x32")
+    tensor = {"shape": ["batch", 64, 32, 3], "axes": "NHWC", "channels": "RGB", "dtype": "float32", "range": [0, 1]}
+    assert manifest["input"] == {"name": "image", **tensor}
+    assert manifest["output"] == {"name": "restored", **tensor, "clipped": True}
+    assert manifest["padding"]["multiple"] == tiny.module.multiple == 32
+    assert manifest["tlc_window_px"] == 192  # 1.75 times 96, as a multiple of 64
+    assert manifest["network"]["architecture"]["width"] == 8
+    assert manifest["weights"] == {"name": "tiny, step 0", "step": 0}
+    assert manifest["versions"] == {"concertormer_jax": __version__, "jax": jax.__version__}
+
+
+def test_mistakes_are_one_sentence(checkpoint, tmp_path):
+    folder = tmp_path / "folder.onnx"
+    folder.mkdir()
+    ckpt, size = f"--ckpt={checkpoint}", "--size=32x32"
+    refused = {
+        (ckpt, size, "tiny.tflite"): "must end in .stablehlo or .onnx",
+        (ckpt, size, "gs://bucket/tiny.onnx"): "must be on this machine",
+        (ckpt, size, str(folder)): "is a folder; name a file",
+        (ckpt, "tiny.onnx"): "the following arguments are required: --size; see --help",
+        (ckpt, "--size=32", "tiny.onnx"): "'32' must be HEIGHTxWIDTH in pixels, such as 720x1280",
+        (ckpt, "--size=0x32", "tiny.onnx"): "'0x32' must be HEIGHTxWIDTH",
+        (ckpt, "--size=40x32", "tiny.onnx"): "--size=40x32: this network takes multiples of 32 pixels; export "
+        "--size=64x32 and pad",
+        (ckpt, size, "--tlc=33", "tiny.onnx"): "--tlc=33: must be a multiple of 64",
+        ("--ckpt=missing", size, "tiny.onnx"): "missing does not exist",
+    }
+    results = command_lines.run_all("concertormer_jax.commands.export", list(map(list, refused)), tmp_path)
+    for (status, said), expected in zip(results, refused.values(), strict=True):
+        assert expected in command_lines.sentence_of(status, said)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"], "a refused export leaves nothing behind"
+
+
+def test_a_missing_package_is_one_sentence_that_names_the_extra(tiny, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)  # so that its import fails
+    with pytest.raises(UserError, match=r"need the package onnx .* pip install onnx \(the extra `onnx`\)"):
+        onnx_file.onnx_file(Program(tiny, *SIZE, None))
