@@ -36,9 +36,11 @@ def onnx_file(program: Program) -> tuple[bytes, dict]:
     graph = _Graph(onnx)
     (result,) = graph.run(closed.jaxpr, closed.consts, [_Tensor(INPUT, shape.shape, shape.shape)])
     graph.finish(result, OUTPUT)
-    ends = [[onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape.shape)] for name in (INPUT, OUTPUT)]
+    given, restored = (
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape.shape)] for name in (INPUT, OUTPUT)
+    )
     model = onnx.helper.make_model(
-        onnx.helper.make_graph(graph.nodes, "concertormer", *ends, list(graph.initializers.values())),
+        onnx.helper.make_graph(graph.nodes, "concertormer", given, restored, list(graph.initializers.values())),
         opset_imports=[onnx.helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="concertormer_jax",
