@@ -134,7 +134,6 @@ def test_the_command_needs_no_checkpoint(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data=x"], "give either --ckpt"),
         (["--ckpt=x", "--predictions=y"], "give either --ckpt"),
         (["--predictions=y"], "needs --data"),
         (["--predictions=y", "--data=x", "--tlc=off"], "are for a network"),

@@ -12,7 +12,7 @@ from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import HUB, AnyPath, checked_name, is_bundled, is_remote, local_path, user_path
 
 
-def results_path(output: str | None, ckpt: str, *default: str) -> Path:
+def results_path(output: str | None, ckpt: AnyPath, *default: str) -> Path:
     """Return where a command's results go: --output, else `default` in the folder --ckpt or beside a weights file.
 
     For the weights that come with this software it is `default` in the folder "results" where the command runs.
@@ -23,7 +23,7 @@ def results_path(output: str | None, ckpt: str, *default: str) -> Path:
         return local_path(output, "--output")
     if is_bundled(ckpt):
         return Path("results", *default)
-    if ckpt.startswith(HUB):
+    if os.fspath(ckpt).startswith(HUB):
         raise UserError(f"{ckpt} is on the Hub and results are written on this machine; give a folder by --output")
     folder = user_path(ckpt, "--ckpt")
     if is_remote(folder):
