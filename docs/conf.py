@@ -17,7 +17,7 @@ project = "concertormer_jax"
 author = "The authors of concertormer_jax"
 release = version = concertormer_jax.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "docs.source_pages"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "docs.docstrings", "docs.source_pages"]
 root_doc = "docs/index"
 include_patterns = [
     "*.md",
@@ -37,11 +37,13 @@ nb_output_stderr = "remove"  # progress bars
 default_role = "code"  # docstrings have names between single backquotes
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
 
 html_theme = "furo"
 html_title = "concertormer_jax"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 html_additional_pages = {"index": "redirect.html"}  # the first page is docs/index
 templates_path = ["_templates"]

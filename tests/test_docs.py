@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from training_runs import ROOT
 
+from docs.docstrings import as_restructured_text
 from docs.source_pages import line_of
 
 
@@ -98,3 +99,9 @@ def test_no_outputs_are_stored_in_the_notebook():
 def test_the_line_of_a_definition():
     text = "import a\n\nLIMIT: int = 3\n\nclass B:\n    def __call__(self): ...\n\ndef b(): ...\n"
     assert [line_of(name, text) for name in ("LIMIT", "B", "B.__call__", "b", "c")] == [3, 5, 6, 8, None]
+
+
+def test_entries_of_a_docstring_are_a_list():
+    text = "Returns |x|.\n\nx: a number\n    of any sign.\nlow, high: limits.\n\nNote: of two\nlines."
+    said = "Returns \\|x\\|.\n\n- **x**: a number\n  of any sign.\n- **low, high**: limits.\n\nNote: of two\nlines."
+    assert as_restructured_text(text) == said
