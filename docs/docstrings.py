@@ -13,7 +13,8 @@ def as_restructured_text(text: str) -> str:
 
     Bars stay bars: |x| is an absolute value here.
     """
-    return "\n\n".join(_listed(paragraph) for paragraph in text.replace("|", r"\|").split("\n\n"))
+    paragraphs = text.strip("\n").replace("|", r"\|").split("\n\n")
+    return "\n\n".join(_listed(paragraph) for paragraph in paragraphs) + "\n"
 
 
 def _listed(paragraph: str) -> str:

@@ -102,6 +102,6 @@ def test_the_line_of_a_definition():
 
 
 def test_entries_of_a_docstring_are_a_list():
-    text = "Returns |x|.\n\nx: a number\n    of any sign.\nlow, high: limits.\n\nNote: of two\nlines."
-    said = "Returns \\|x\\|.\n\n- **x**: a number\n  of any sign.\n- **low, high**: limits.\n\nNote: of two\nlines."
+    text = "Returns |x|.\n\nNote: of two\nlines.\n\nx: a number\n    of any sign.\nlow, high: limits.\n"
+    said = "Returns \\|x\\|.\n\nNote: of two\nlines.\n\n- **x**: a number\n  of any sign.\n- **low, high**: limits.\n"
     assert as_restructured_text(text) == said
