@@ -33,6 +33,8 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds, for a cell
 nb_output_stderr = "remove"  # progress bars
+nb_merge_streams = True
+nb_render_markdown_format = "myst"  # which has tables
 
 default_role = "code"  # docstrings have names between single backquotes
 autodoc_member_order = "bysource"

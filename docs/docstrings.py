@@ -1,4 +1,4 @@
-"""How docstrings become reStructuredText: entries `name: meaning`, one below the other, become a list."""
+"""How docstrings and signatures are shown: entries `name: meaning`, one below the other, become a list."""
 
 import re
 
@@ -6,6 +6,7 @@ from sphinx.application import Sphinx
 
 _ENTRY = re.compile(r"(\w+(?:, \w+)*): ")
 _CONTINUED = "    "
+_OF_EVERY_MODULE = re.compile(r", parent: .*= <flax\..*?>, name: [^,)]*")  # fields that Flax adds
 
 
 def as_restructured_text(text: str) -> str:
@@ -31,7 +32,12 @@ def _process(_app, _what, _name, _obj, _options, lines: list[str]) -> None:
     lines[:] = as_restructured_text("\n".join(lines)).split("\n")
 
 
+def _short(_app, _what, _name, _obj, _options, signature: str | None, returns: str | None):
+    return _OF_EVERY_MODULE.sub("", signature or ""), returns
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register the extension; Sphinx calls this."""
     app.connect("autodoc-process-docstring", _process)
+    app.connect("autodoc-process-signature", _short)
     return {"parallel_read_safe": True}
