@@ -20,7 +20,11 @@ release = version = concertormer_jax.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "docs.docstrings", "docs.source_pages"]
 root_doc = "docs/index"
 include_patterns = [
-    "*.md",
+    "README.md",
+    "AGENTS.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "THIRD_PARTY_NOTICES.md",
     "benchmarks/*.md",
     "weights/*.md",
     "docs/*.md",
