@@ -33,7 +33,7 @@ def _process(_app, _what, _name, _obj, _options, lines: list[str]) -> None:
 
 
 def _short(_app, _what, _name, _obj, _options, signature: str | None, returns: str | None):
-    return _OF_EVERY_MODULE.sub("", signature or ""), returns
+    return signature and (_OF_EVERY_MODULE.sub("", signature), returns)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
