@@ -29,18 +29,20 @@ class LinksToSource(SphinxTransform):
 
     def apply(self, **_: Any) -> None:
         """Replace the links of the document that is read, and remember what they lead to."""
-        root, page = Path(self.env.srcdir), self.env.docname
-        for kind in (addnodes.download_reference, addnodes.pending_xref):
-            for link in list(self.document.findall(kind)):
-                path = (root / page).parent.joinpath(link["reftarget"]).resolve()
-                if link["reftype"] != "myst" or link["refdomain"] or not path.exists():
-                    continue
-                name = path.relative_to(root).as_posix()
-                _linked(self.env).add(name)
-                address = self.app.builder.get_relative_uri(page, f"{_FOLDER}/{name}")
-                if path.is_file() and (line := line_of(link.astext(), path.read_text())):
-                    address += f"#{_LINE}-{line}"
-                link.replace_self(nodes.reference("", "", *link.children, internal=True, refuri=address))
+        root, page = Path(self.env.srcdir).resolve(), self.env.docname
+        links = [*self.document.findall(addnodes.download_reference), *self.document.findall(addnodes.pending_xref)]
+        for link in links:
+            if link["reftype"] != "myst" or link["refdomain"]:
+                continue
+            path = (root / page).parent.joinpath(link["reftarget"]).resolve()
+            if not path.is_relative_to(root) or not (path.is_dir() or _is_text(path)):
+                continue
+            name = path.relative_to(root).as_posix()
+            _linked(self.env).add(name)
+            address = self.app.builder.get_relative_uri(page, f"{_FOLDER}/{name}")
+            if path.is_file() and (line := line_of(link.astext(), path.read_text())):
+                address += f"#{_LINE}-{line}"
+            link.replace_self(nodes.reference("", "", *link.children, internal=True, refuri=address))
 
 
 def line_of(name: str, text: str) -> int | None:
@@ -54,6 +56,14 @@ def line_of(name: str, text: str) -> int | None:
     return line
 
 
+def _is_text(path: Path) -> bool:
+    try:
+        path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+    return True
+
+
 def _linked(env: Any) -> set[str]:
     """The files and folders that documents link to, as paths from the repository's root."""
     if not hasattr(env, "linked_sources"):
@@ -63,11 +73,11 @@ def _linked(env: Any) -> set[str]:
 
 def pages(app: Sphinx) -> Iterator[tuple[str, dict[str, str], str]]:
     """Yield (name, content, template) of every page; of a folder, those of its files too."""
-    root = Path(app.srcdir)
+    root = Path(app.srcdir).resolve()
     for name in sorted(_linked(app.env)):
         path = root / name
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.is_file())
+            files = sorted(filter(_is_text, path.iterdir()))
             items = "".join(f'<li><a href="{path.name}/{file.name}.html">{file.name}</a></li>' for file in files)
             yield _page(name, f"<ul>{items}</ul>")
             yield from (_page(f"{name}/{file.name}", _highlighted(file)) for file in files)
