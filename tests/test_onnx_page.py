@@ -34,7 +34,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def folder(tmp_path_factory):
     """The exported network, the page and ONNX Runtime."""
     if not PACKAGE.exists():
-        pytest.skip("needs ONNX Runtime for browsers: npm install --no-save onnxruntime-web")
+        pytest.skip("needs ONNX Runtime for browsers: npm install --no-save onnxruntime-web@1")
     folder = tmp_path_factory.mktemp("web")
     module = tiny_network(groups=("ripieno_channel", "concertino_channel"))
     params = random_params(module)
