@@ -26,7 +26,16 @@ ON_PHOTOGRAPHS = [
     "denoise",
     "super_resolution",
 ]
-ON_SETS = ["gopro", "realblur_r", "realblur_j", "derain", "reds", "sidd"]  # trained in test_protocols_end_to_end.py
+ON_SETS = [
+    "gopro",
+    "realblur_r",
+    "realblur_j",
+    "rsblur",
+    "derain",
+    "reds",
+    "reds_blur",
+    "sidd",
+]  # trained in test_protocols_end_to_end.py
 OTHER_NETWORKS = ["restormer", "restormer:csa"]  # trained in test_other_networks.py
 RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS, *OTHER_NETWORKS, "pocket:short", "pocket:decay", "pocket:finetune"]
 RECIPES += ["denoise:25", "super_resolution:x2"]

@@ -10,6 +10,8 @@ import json
 import math
 from pathlib import Path
 
+import cv2
+
 from concertormer_jax.data.images import read_rgb, to_uint8
 from concertormer_jax.evaluation.evaluator import ORDERING_METRIC
 from concertormer_jax.evaluation.scores import PROTOCOLS, Average, Evaluation, difference
@@ -87,6 +89,7 @@ def results_json(evaluation: Evaluation) -> str:
         "precision": evaluation.precision,
         "mean": _means(evaluation, evaluation.metrics),
         "images_not_aligned": {which: evaluation.unaligned(which) for which in ("restored", "input")},
+        "opencv": cv2.__version__,  # on which RealBlur's alignment depends a little
         "devices": evaluation.devices,
         "seconds": round(evaluation.seconds, 1),
         "per_image": [

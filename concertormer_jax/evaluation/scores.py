@@ -181,7 +181,9 @@ PROTOCOLS = {
         Protocol(
             "derain", ("psnr_y", "ssim_y"), 1.75, _DERAIN, averaged=("test100", "rain100h", "rain100l", "test2800")
         ),
+        Protocol("rsblur", ("psnr_rsblur", "ssim_rsblur"), 1.25, {"rsblur": 3360}),
         Protocol("reds", _RGB, 2.0, {"reds": 300}),
+        Protocol("reds_blur", _RGB, 2.0, {"reds_blur": 300}),
         Protocol("sidd", ("psnr_rgb_unrounded", "ssim_rgb_3d_unrounded"), None, {"sidd": 1280}),
         *(
             Protocol(f"denoise_{sigma}", _RGB, 1.75, _DENOISE, degradation=GaussianNoise((sigma, sigma)))

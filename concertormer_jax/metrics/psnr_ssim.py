@@ -94,6 +94,8 @@ UNROUNDED_METRICS = {
 ALIGNED_METRICS = {  # they take a `realblur.Aligned`, and share it, since aligning takes most of the time
     "psnr_realblur": psnr_aligned,
     "ssim_realblur": ssim_aligned,
+    "psnr_rsblur": lambda pair: psnr_aligned(pair.clipped()),
+    "ssim_rsblur": lambda pair: ssim_aligned(pair.clipped()),
 }
 ROUNDED_METRICS = {
     "psnr_rgb": psnr_rgb,
