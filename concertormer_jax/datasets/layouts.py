@@ -180,7 +180,7 @@ def _pair_folders(description: SetDescription, variant: Variant, source: Path) -
             if not split:
                 continue
             if inputs is None or targets is None:
-                if is_sequence and (inputs or targets):
+                if is_sequence and (inputs or targets) and roles is variant.roles[0]:
                     missing = roles.inputs[0] if inputs is None else roles.targets[0]
                     incomplete.append(f"{folder.path}: has {inputs or targets}/ but no {missing}/.")
                 continue

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from concertormer_jax.data.images import to_uint8
+from concertormer_jax.metrics.lpips import lpips_alex, require_installed
 from concertormer_jax.metrics.realblur import aligned, psnr_aligned, ssim_aligned
 from concertormer_jax.runtime.errors import UserError
 
@@ -106,7 +107,8 @@ ROUNDED_METRICS = {
     "psnr_y_float": psnr_y_float,
     "ssim_y_float": ssim_y_float,
 }
-METRICS = (*ROUNDED_METRICS, *UNROUNDED_METRICS, *ALIGNED_METRICS)
+PERCEPTUAL_METRICS = {"lpips_alex": lpips_alex}  # of an optional package
+METRICS = (*ROUNDED_METRICS, *UNROUNDED_METRICS, *ALIGNED_METRICS, *PERCEPTUAL_METRICS)
 
 
 class Scores(NamedTuple):
@@ -133,16 +135,21 @@ def score(names: Collection[str], restored: np.ndarray, target: np.ndarray) -> S
         elif name in UNROUNDED_METRICS:
             values[name] = UNROUNDED_METRICS[name](restored, target)
         else:
-            values[name] = ROUNDED_METRICS[name](rounded, target)
+            values[name] = (ROUNDED_METRICS | PERCEPTUAL_METRICS)[name](rounded, target)
     return Scores(values, None if pair is None else pair.converged)
 
 
 def require_known(names: Collection[str]) -> tuple[str, ...]:
-    """Return the metric names as a tuple. Raises UserError for an unknown name, or if there is none."""
+    """Return the metric names as a tuple.
+
+    Raises UserError for an unknown name, if there is none, and for a metric whose package is not installed.
+    """
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
         wrong = f"unknown metric {', '.join(map(repr, unknown))}" if unknown else "no metric is named"
         raise UserError(f"--metrics: {wrong}; known are {', '.join(METRICS)}.")
+    if PERCEPTUAL_METRICS.keys() & set(names):
+        require_installed()
     return tuple(names)
 
 
