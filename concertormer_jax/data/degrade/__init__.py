@@ -70,7 +70,12 @@ def make_degradation(
     """
     sensor: dict[str, Any] = {"shot_noise": shot_noise, "read_noise": read_noise, "jpeg_quality": tuple(jpeg_quality)}
     path = {"min_length_px": min_length_px, "max_length_px": max_length_px}
-    settings = {"shake": sensor | path, "frames": sensor | path, "rain": sensor, "noise": sensor}
+    settings: dict[str, dict[str, Any]] = {
+        "shake": sensor | path,
+        "frames": sensor | path,
+        "rain": sensor,
+        "noise": sensor,
+    }
     settings["gaussian"] = {"sigma": tuple(sigma)}
     choices = []
     for name in map(str.strip, names.split(",")):
