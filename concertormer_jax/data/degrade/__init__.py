@@ -75,8 +75,8 @@ def make_degradation(
         "frames": sensor | path,
         "rain": sensor,
         "noise": sensor,
+        "gaussian": {"sigma": tuple(sigma)},
     }
-    settings["gaussian"] = {"sigma": tuple(sigma)}
     choices = []
     for name in map(str.strip, names.split(",")):
         if name not in DEGRADATIONS:
