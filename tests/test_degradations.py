@@ -413,7 +413,7 @@ def test_pairs_are_synthesised_by_any_degradation(tmp_path, request):
     (tmp_path / "photos").mkdir()
     Image.fromarray(photo).save(tmp_path / "photos" / "one.png")
     inputs = []
-    for name in ("shake", "rain"):
+    for name in ("shake", "rain", "gaussian"):
         synthesize(tmp_path / "photos", tmp_path / name, degradation=name)
         np.testing.assert_array_equal(read_rgb(tmp_path / name / "target" / "one.png"), photo)
         inputs.append(read_rgb(tmp_path / name / "input" / "one.png"))
