@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -106,6 +107,12 @@ def test_what_is_no_folder_of_clean_pictures_is_refused(clean, tmp_path):
     with pytest.raises(UserError, match=re.escape(f"give the folder of the clean pictures, {tmp_path}/pairs/target")):
         open_sets(str(tmp_path / "pairs"), "denoise_15")
     assert len(opened(tmp_path / "pairs" / "target", "denoise_15")[1]) == 1
+    write_png(clean / "more" / "0.png", read_rgb(clean / "0.png"))
+    assert opened(clean, "denoise_15")[1].names == ("0", "1", "more/0")
+    shutil.copy(clean / "0.png", clean / "0.jpg")
+    with pytest.raises(UserError, match=r"0\.(png|jpg)"):
+        open_sets(str(clean), "denoise_15")
+    (clean / "0.jpg").unlink()
     write_png(clean / "tiny.png", np.zeros((9, 8, 3), np.uint8))
     with pytest.raises(UserError, match=r"tiny.png: is too small for --protocol=super_resolution_x4"):
         open_sets(str(clean), "super_resolution_x4")

@@ -8,7 +8,6 @@ import numpy as np
 from concertormer_jax.data.degrade.bicubic import Bicubic
 from concertormer_jax.data.degrade.gaussian import GaussianNoise
 from concertormer_jax.data.folders import Pair, contents_of, find_pairs
-from concertormer_jax.data.held_out import relative_names
 from concertormer_jax.data.images import image_sizes, images_by_name
 from concertormer_jax.data.prepared import PREFIX, TRAINING_SPLITS, open_prepared, prepared_folder, read_pairs_file
 from concertormer_jax.data.sources import Pairs, PairSource, Sample
@@ -76,9 +75,8 @@ class DegradedPictures(PairSource):
     NumPy's older generator with seed 0, as in the programs that published results come from.
     """
 
-    def __init__(self, pictures: list[Path], degradation: GaussianNoise | Bicubic):
-        names = relative_names(pictures)
-        super().__init__(Pair(name, path, path) for name, path in zip(names, pictures, strict=True))
+    def __init__(self, pictures: dict[str, Path], degradation: GaussianNoise | Bicubic):
+        super().__init__(Pair(name, path, path) for name, path in pictures.items())
         self._degradation = degradation
 
     def size(self, index: int) -> tuple[int, int]:
@@ -99,7 +97,7 @@ def clean_set(data: str, protocol: Protocol, degradation: GaussianNoise | Bicubi
 
     degradation: that of the protocol, which makes the inputs.
 
-    Raises UserError for a prepared set, pairs, and pictures that are too small to be scored.
+    Raises UserError for a prepared set, pairs, two pictures of one name, and those that are too small to be scored.
     """
     if data.startswith(PREFIX):
         raise UserError(f"--data={data}: --protocol={protocol.name} takes a folder of clean pictures; give its path.")
@@ -109,7 +107,7 @@ def clean_set(data: str, protocol: Protocol, degradation: GaussianNoise | Bicubi
             f"{data}: holds pairs, but --protocol={protocol.name} makes the inputs itself; give the folder of the "
             f"clean pictures, {contents.pairs[0].target.parent}."
         )
-    source = DegradedPictures(contents.photographs, degradation)
+    source = DegradedPictures(images_by_name(data), degradation)
     for index in range(len(source)):
         if min(source.size(index)) <= 2 * protocol.border_px:
             raise UserError(f"{source.items[index].target}: is too small for --protocol={protocol.name}; remove it.")
