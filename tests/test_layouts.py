@@ -186,7 +186,9 @@ def test_sets_are_recognised_by_their_folders(tmp_path, name, layout):
     assert sets_in(write_set(name, layout, tmp_path)) == {name}
 
 
-@pytest.mark.parametrize("path, expected", [("test/HIDE", {"hide"}), ("Rain100H", {"rain13k"}), ("mine", set())])
+@pytest.mark.parametrize(
+    "path, expected", [("test/HIDE", {"hide"}), ("Rain100H", {"rain13k"}), ("REDS/mine", {"reds"}), ("mine", set())]
+)
 def test_sets_are_recognised_by_their_own_path(tmp_path, path, expected):
     (tmp_path / path / "input").mkdir(parents=True)
     assert sets_in(tmp_path / path) == expected

@@ -160,7 +160,7 @@ def sets_in(source: AnyPath) -> set[str]:
     if find_block_files(source):
         names.add("sidd")
     for part in reversed(source.resolve().parts[-3:]):
-        names = names or set(_named(part))
+        names = names or set(_named(part)[:1])
     return names
 
 
