@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from types import SimpleNamespace
 
 import command_lines
 import jax
@@ -99,6 +100,15 @@ def test_tflite_restores_the_same(tiny, checkpoint, tmp_path):
     output = run(**{manifest["input"]["name"]: images})[manifest["output"]["name"]]
     np.testing.assert_allclose(output, restored(tiny, images), rtol=0, atol=1e-4)
     assert manifest["input"]["shape"] == [1, 32, 64, 3]
+
+
+def test_a_network_that_tensorflow_cannot_convert_is_one_sentence(monkeypatch):
+    def refuse():
+        raise RuntimeError("/a/file.py:1:2: error: 'tfl.pad' op failed\n  x = pad(y)")
+
+    monkeypatch.setattr(tf.lite.TFLiteConverter, "from_concrete_functions", lambda *_: SimpleNamespace(convert=refuse))
+    with pytest.raises(UserError, match=r"write this network as \.tflite \('tfl\.pad' op failed\); export \.onnx$"):
+        tflite(Program(loaded(tiny_network(groups=(), skip="sum")), *SIZE, None))
 
 
 def test_a_converter_that_takes_a_network_for_another_is_found_out(monkeypatch):

@@ -34,8 +34,8 @@ def tflite(program: Program) -> tuple[bytes, dict]:
         converter = tf.lite.TFLiteConverter.from_concrete_functions([module.run.get_concrete_function()], module)
         try:
             content = converter.convert()
-        except Exception as error:  # of several kinds, with the reason in the first line
-            reason = str(error).partition("\n")[0]
+        except Exception as error:  # of several kinds, with a place in the code and the reason in the first line
+            reason = str(error).partition("\n")[0].rpartition("error: ")[2]
             raise UserError(
                 f"TensorFlow cannot write this network as a .tflite file ({reason}); export .onnx"
             ) from error
