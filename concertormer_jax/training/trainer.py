@@ -85,6 +85,7 @@ class Trainer:
             seed=config.seed,
             flip=config.data.flip,
             rotate=config.data.rotate,
+            input_dtype=self.training.input_dtype,
             host_index=jax.process_index(),
             host_count=jax.process_count(),
         )
