@@ -28,10 +28,10 @@ def tflite(program: Program) -> tuple[bytes, dict]:
     signature = [tf.TensorSpec(shape.shape, tf.float32, name=INPUT)]
     converted = jax2tf.convert(restore, with_gradient=False)
     module = tf.Module()
-    module.run = tf.function(lambda image: {OUTPUT: converted(image)}, input_signature=signature, autograph=False)
+    module.run = run = tf.function(lambda image: {OUTPUT: converted(image)}, input_signature=signature, autograph=False)
     picture = np.random.default_rng(0).random(shape.shape, np.float32)
     with _quiet():
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([module.run.get_concrete_function()], module)
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([run.get_concrete_function()], module)
         try:
             content = converter.convert()
         except Exception as error:  # of several kinds, with a place in the code and the reason in the first line
