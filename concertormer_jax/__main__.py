@@ -12,7 +12,7 @@ COMMANDS = {
     "train": "train a network by a recipe",
     "evaluate": "restore and score a benchmark or a folder of pairs",
     "convert": "convert weights between this software and PyTorch",
-    "export": "export a network as StableHLO or ONNX, for other software to run",
+    "export": "export a network as StableHLO, ONNX or TFLite, for other software to run",
     "upload": "upload weights to the Hugging Face Hub, with a model card",
     "prepare": "check and prepare a data set",
     "synthesize": "make pairs for evaluation from sharp photographs",

@@ -2,11 +2,14 @@
 
 import json
 import sys
+import warnings
+from types import SimpleNamespace
 
 import command_lines
 import jax
 import numpy as np
 import pytest
+import tensorflow as tf
 from jax import export
 from tiny_network import random_images, random_params, tiny_network
 from tiny_restormer import tiny_restormer
@@ -16,6 +19,7 @@ from concertormer_jax.commands import export as command
 from concertormer_jax.exporting import onnx_file
 from concertormer_jax.exporting.program import Program
 from concertormer_jax.exporting.stablehlo import stablehlo
+from concertormer_jax.exporting.tflite import tflite
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.weights.checkpoints import LoadedModel, save_converted
 
@@ -87,6 +91,32 @@ def test_onnx_restores_the_same(tiny, checkpoint, tmp_path):
     assert opsets == [("", manifest["opset"])]
 
 
+def test_tflite_restores_the_same(tiny, checkpoint, tmp_path):
+    manifest = exported(tmp_path / "tiny.tflite", checkpoint)
+    images = random_images(1, 32, 64, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the interpreter is deprecated
+        run = tf.lite.Interpreter(str(tmp_path / "tiny.tflite")).get_signature_runner()
+    output = run(**{manifest["input"]["name"]: images})[manifest["output"]["name"]]
+    np.testing.assert_allclose(output, restored(tiny, images), rtol=0, atol=1e-4)
+    assert manifest["input"]["shape"] == [1, 32, 64, 3]
+
+
+def test_a_network_that_tensorflow_cannot_convert_is_one_sentence(monkeypatch):
+    def refuse():
+        raise RuntimeError("/a/file.py:1:2: error: 'tfl.pad' op failed\n  x = pad(y)")
+
+    monkeypatch.setattr(tf.lite.TFLiteConverter, "from_concrete_functions", lambda *_: SimpleNamespace(convert=refuse))
+    with pytest.raises(UserError, match=r"write this network as a .tflite file \('tfl\.pad' op failed\); export"):
+        tflite(Program(loaded(tiny_network(groups=(), skip="sum")), *SIZE, None))
+
+
+def test_a_converter_that_takes_a_network_for_another_is_found_out(monkeypatch):
+    monkeypatch.setattr("concertormer_jax.exporting.tflite.TOLERANCE", -1)
+    with pytest.raises(UserError, match=r"restores other pictures, by up to .* converter; export \.onnx"):
+        tflite(Program(loaded(tiny_network(groups=(), skip="sum")), *SIZE, None))
+
+
 @pytest.mark.parametrize(
     "network",
     [
@@ -128,7 +158,7 @@ def test_mistakes_are_one_sentence(checkpoint, tmp_path):
     folder.mkdir()
     ckpt, size = f"--ckpt={checkpoint}", "--size=32x32"
     refused = {
-        (ckpt, size, "tiny.tflite"): "must end in .stablehlo or .onnx",
+        (ckpt, size, "tiny.pb"): "must end in one of .stablehlo, .onnx, .tflite",
         (ckpt, size, "gs://bucket/tiny.onnx"): "must be on this machine",
         (ckpt, size, str(folder)): "is a folder; name a file",
         (ckpt, size, "tiny.stablehlo", "--page"): "--page: browsers run ONNX files alone",

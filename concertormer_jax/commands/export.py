@@ -1,8 +1,9 @@
 """Export a network for other software: `concertormer export --size=HxW OUT.stablehlo`, or OUT.onnx.
 
-StableHLO is one file for CPUs, GPUs and TPUs and for any batch, which `jax.export.deserialize` reads; ONNX (the extra
-`onnx`) is for one picture. Both take and give float32 [B, H, W, 3] in [0, 1] of one size, which must be a multiple of
-the network's. OUT.stablehlo.json or OUT.onnx.json beside it says so: names, shapes, ranges, padding, TLC, weights.
+StableHLO is one file for CPUs, GPUs and TPUs and for any batch, which `jax.export.deserialize` reads; OUT.onnx (the
+extra `onnx`) and OUT.tflite, for LiteRT, are for one picture. All take and give float32 [B, H, W, 3] in [0, 1] of one
+size, which must be a multiple of the network's. OUT.onnx.json beside OUT.onnx says so: names, shapes, ranges, padding,
+TLC, weights.
 --page writes OUT.html too, which restores photographs in a browser by OUT.onnx and the npm package onnxruntime-web.
 """
 
@@ -15,6 +16,7 @@ from concertormer_jax.commands.flags import add_ckpt, make_parser, parse_argumen
 from concertormer_jax.exporting.onnx_file import onnx_file
 from concertormer_jax.exporting.program import Program, require_fitting
 from concertormer_jax.exporting.stablehlo import stablehlo
+from concertormer_jax.exporting.tflite import tflite
 from concertormer_jax.inference.tiles import LARGEST_PX, tlc_window
 from concertormer_jax.pages.onnx_page import write_onnx_page
 from concertormer_jax.runtime.devices import prepare_to_compile
@@ -24,14 +26,14 @@ from concertormer_jax.runtime.outputs import require_file_writable
 from concertormer_jax.runtime.paths import local_path
 from concertormer_jax.weights.checkpoints import load_model
 
-_WRITERS = {".stablehlo": stablehlo, ".onnx": onnx_file}
+_WRITERS = {".stablehlo": stablehlo, ".onnx": onnx_file, ".tflite": tflite}
 
 
 def main(arguments: Iterable[object] | None = None) -> None:
     """Run the command described at the top of this file."""
     parser = make_parser(__doc__)
     add_ckpt(parser)
-    parser.add_argument("output", metavar="OUT", help=f"the file, which ends in {' or '.join(_WRITERS)}")
+    parser.add_argument("output", metavar="OUT", help=f"the file, which ends in one of {', '.join(_WRITERS)}")
     parser.add_argument("--size", type=_size, required=True, metavar="HxW", help="of the pictures, in pixels")
     parser.add_argument(
         "--tlc", default="off", metavar="off|auto|N", help="window of the test-time local converter; default: off"
@@ -42,7 +44,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
         output = local_path(flags.output, "OUT")
         write = _WRITERS.get(output.suffix.lower())
         if write is None:
-            raise UserError(f"{output}: must end in {' or '.join(_WRITERS)}")
+            raise UserError(f"{output}: must end in one of {', '.join(_WRITERS)}")
         if flags.page and write is not onnx_file:
             raise UserError("--page: browsers run ONNX files alone; name an OUT.onnx, or leave --page out")
         page = output.with_suffix(".html")

@@ -36,7 +36,7 @@ class Group(NamedTuple):
 GROUPS = {
     "ripieno_spatial": Group("bnpmc,bnqmc->bnmpq", "bnmpq,bnqmc->bnpmc", "c", "blocks"),
     "ripieno_channel": Group("bnpmc,bnpmd->bnmcd", "bnmcd,bnpmd->bnpmc", "p", "blocks"),
-    "concertino_channel": Group("bnpmc,bnpmd->bpmcd", "bpmcd,bnpmd->bnpmc", "n", "bpscd,spqt->bqtcd"),
+    "concertino_channel": Group("bnpmc,bnpmd->bpmcd", "bpmcd,bnpmd->bnpmc", "n", "bpscd,psqt->bqtcd"),
     "concertino_spatial": Group("bnpmc,bnqmc->bmcpq", "bmcpq,bnqmc->bnpmc", "n", "bscpq,scdt->btdpq"),
     # Not the paper's, for comparison: plain attention in each block, and Restormer's between channels of all pixels.
     "window": Group("bnpmc,bnqmc->bnmpq", "bnmpq,bnqmc->bnpmc", None),
@@ -213,9 +213,11 @@ def apply_cdc(
     """CDC: a linear map of the logits that mixes heads with blocks, positions or channels."""
     product = GROUPS[group].cdc
     if product != "blocks":
-        return jnp.einsum(product, logits, cdc)
-    grid = logits.reshape(logits.shape[0], -1, columns, *logits.shape[2:])  # byxsef, e f being p q or c d
-    mixed = conv3x3(jnp.moveaxis(grid, 3, -1), cdc[:, :, None, None])  # byxeft
+        # TensorFlow's converter for LiteRT needs the summed axes in the same order on both sides.
+        return jnp.einsum(product, logits, cdc.swapaxes(0, 1) if group == "concertino_channel" else cdc)
+    batch, blocks, heads = logits.shape[:3]
+    grid = logits.reshape(batch, blocks // columns, columns, heads, -1)  # byxse, e being p q or c d
+    mixed = conv3x3(jnp.moveaxis(grid, 3, -1), cdc[:, :, None])  # byxet
     return jnp.moveaxis(mixed, -1, 3).reshape(logits.shape)
 
 
