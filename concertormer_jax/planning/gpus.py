@@ -86,8 +86,15 @@ GPUS = {
     "rtx5090": Gpu("NVIDIA GeForce RTX 5090", (12, 0), 170, 2.407, 32, 1792, 96, 209.5),
 }
 
-# The compiler tries kernels on the GPU unless told not to, and does not know which of Triton's to take without trying.
-COMPILER_OPTIONS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+COMPILER_OPTIONS = {
+    # XLA would try kernels on the GPU, which is not there, and cannot choose among Triton's without trying.
+    "xla_gpu_autotune_level": 0,
+    "xla_gpu_enable_triton_gemm": False,
+    # Nothing is run, so that the kernels need not be optimised. Neither memory nor traffic depends on it.
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_gpu_disable_gpuasm_optimizations": True,
+}
 
 
 def gpu(name: str) -> Gpu:
