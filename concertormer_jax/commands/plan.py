@@ -101,7 +101,7 @@ def plan(config: ConfigDict) -> None:
         print(f"\nThe plan is in {output}.")
 
 
-def _tasks(config: ConfigDict) -> list[tuple[str, Callable]]:
+def _tasks(config: ConfigDict) -> list[tuple[str, partial]]:
     """The programs that the flags ask for, as (name, function of (config, mesh) that traces it)."""
     if FORWARD.value:
         width, height = _size("forward", FORWARD.value)
