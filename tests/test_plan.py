@@ -100,7 +100,8 @@ def test_the_costlier_branch_of_a_conditional_counts():
 
 
 def test_programs_are_traced_for_their_target(monkeypatch):
-    target = SimpleNamespace(devices=[SimpleNamespace(platform="tpu")], chip=SimpleNamespace(memory_bytes=0))
+    device, chip = SimpleNamespace(platform="tpu"), SimpleNamespace(memory_bytes=0)
+    target = SimpleNamespace(devices=[device], chip=chip, compiler_options={})
     monkeypatch.setattr(compilation.chips, "target", lambda name: target)
     monkeypatch.setattr(compilation, "data_mesh", lambda devices: None)
     monkeypatch.setattr(compilation, "compile_task", lambda task, *_: task)

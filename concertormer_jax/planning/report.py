@@ -52,7 +52,7 @@ def describe(plan: Plan, chip: Chip, suggestions: Iterable[str] = ()) -> str:
         f"  arithmetic    {_arithmetic(plan)}",
         f"  traffic       {_scaled(plan.bytes, 'B')} on each chip, {_scaled(plan.hbm_bytes, 'B')} of it in main memory",
         f"  collectives   {_collectives(plan)}",
-        f"  program       {_scaled(plan.program_bytes, 'B')}, compiled in {plan.compile_s:.1f} s",
+        f"  program       {_program(plan)}compiled in {plan.compile_s:.1f} s",
     ]
     lines += _estimates(plan, chip)
     if plan.schedule and chip.peak:
@@ -146,6 +146,11 @@ def _arithmetic(plan: Plan) -> str:
     parts = ", ".join(f"{precision} {_scaled(flops, 'FLOP')}" for precision, flops in plan.products.items() if flops)
     shares = f": {parts}" if parts else ""
     return f"{_scaled(plan.flops, 'FLOP')} on each chip (matrix products and convolutions){shares}"
+
+
+def _program(plan: Plan) -> str:
+    """Its size, which XLA does not say of a GPU's."""
+    return f"{_scaled(plan.program_bytes, 'B')}, " if plan.program_bytes else ""
 
 
 def _collectives(plan: Plan) -> str:
