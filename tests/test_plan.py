@@ -39,7 +39,7 @@ def plan_of(**changes):
         "images": 64,
         "steps": 36_000,
         "compile_s": 12.34,
-        "flops": 1.97e12,
+        "products": {"float32, default precision": 1.97e12},
         "memory_limit": 16 * GIB,
         "memory_total": 3 * GIB,
         "memory": {"weights": GIB, "optimiser": 2 * GIB},
@@ -100,7 +100,8 @@ def test_the_costlier_branch_of_a_conditional_counts():
 
 
 def test_programs_are_traced_for_their_target(monkeypatch):
-    target = SimpleNamespace(devices=[SimpleNamespace(platform="tpu")], chip=SimpleNamespace(memory_bytes=0))
+    device, chip = SimpleNamespace(platform="tpu"), SimpleNamespace(memory_bytes=0)
+    target = SimpleNamespace(devices=[device], chip=chip, compiler_options={})
     monkeypatch.setattr(compilation.chips, "target", lambda name: target)
     monkeypatch.setattr(compilation, "data_mesh", lambda devices: None)
     monkeypatch.setattr(compilation, "compile_task", lambda task, *_: task)
@@ -188,7 +189,7 @@ def test_times_follow_from_cycles_and_from_the_slower_of_arithmetic_and_memory()
     assert report.cycles_s(plan_of(), V5E) == pytest.approx(0.1)
     assert report.roofline_s(plan_of(), V5E) == pytest.approx(0.01)  # both at 10 ms
     assert report.roofline_s(plan_of(hbm_bytes=81.9e9), V5E) == pytest.approx(0.1)
-    assert report.roofline_s(plan_of(flops=19.7e12), V5E) == pytest.approx(0.1)
+    assert report.roofline_s(plan_of(products={"bfloat16": 19.7e12}), V5E) == pytest.approx(0.1)
 
 
 def test_a_program_that_fits_is_described():
@@ -303,8 +304,10 @@ for arguments in json.loads(sys.argv[1]):
 def test_a_wrong_flag_is_one_sentence():
     """One process for all, as most of the time goes into starting it."""
     wrong = {
-        (): "--tpu=NAME:TOPOLOGY or --device",
-        ("--device=cpu", "--tpu=v5e:2x4"): "--tpu=NAME:TOPOLOGY or --device",
+        (): "one of --tpu=NAME:TOPOLOGY, --gpu=NAME and --device",
+        ("--device=cpu", "--tpu=v5e:2x4"): "one of --tpu=NAME:TOPOLOGY, --gpu=NAME and --device",
+        ("--gpu=rtx4091",): "--gpu=rtx4091 is unknown; give one of t4, l4",
+        ("--device=cpu", "--forward=64x64", "--largest_batch"): "--largest_batch is that of the training",
         ("--device=cpu", "--schedule"): "--schedule is that of a TPU",
         ("--device=cpu", "--shard=on"): "--shard=on: value should be one of <auto|off>",
         ("--device=cpu", "--forward=256"): "--forward=256: must be WIDTHxHEIGHT",

@@ -237,3 +237,17 @@ def test_tables_add_up_and_are_sorted():
 )
 def test_places_leave_loops_and_transformations_out(scope, expected):
     assert profile.place(scope) == expected
+
+
+def test_the_working_memory_of_gpu_libraries_is_no_traffic():
+    text = """HloModule product
+
+ENTRY %main (a: bf16[4,8], b: bf16[8,2]) -> bf16[4,2] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %b = bf16[8,2]{1,0} parameter(1)
+  %call = (bf16[4,2]{1,0}, s8[4194304]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul"
+  ROOT %product = bf16[4,2]{1,0} get-tuple-element(%call), index=0
+}
+"""
+    (run,), _ = hlo.executed(hlo.parse(text))
+    assert run.bytes == run.hbm_bytes == 2 * (4 * 8 + 8 * 2 + 4 * 2)

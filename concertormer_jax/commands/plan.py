@@ -1,8 +1,9 @@
 """Plan a run without the hardware: `python -m concertormer_jax plan --config=configs/gopro.py --tpu=v5e:2x4`.
 
-Compiles the training step of every phase and the evaluation with TLC ahead of time for a TPU that need not be there
-(package libtpu, pip install "jax[tpu]"), or for this machine's own device (--device=cpu, --device=gpu), and says what
-fits, where the memory goes, and how long the compiler thinks that it takes. Times are estimates; nothing is run.
+Compiles the training step of every phase and the evaluation with TLC ahead of time for a TPU (--tpu, package libtpu,
+pip install "jax[tpu]") or a GPU (--gpu, pip install "jax[cuda13]") that need not be there, or for this machine's own
+device (--device=cpu, --device=gpu), and says what fits, where the memory goes, and how long it takes at least, for TPUs
+also how long the compiler thinks that it takes. Times are estimates; nothing is run.
 """
 
 import contextlib
@@ -20,8 +21,9 @@ from tqdm import tqdm
 
 from concertormer_jax.commands.flags import define_config, parse_with_config, running
 from concertormer_jax.inference.sharding import SETTINGS, SHARD_HELP
-from concertormer_jax.planning import chips, compilation, report, schedule_report
+from concertormer_jax.planning import chips, compilation, gpus, report, schedule_report
 from concertormer_jax.planning.compilation import Plan, compile_apart
+from concertormer_jax.planning.largest_batch import LargestBatch, find_largest
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text
 from concertormer_jax.runtime.outputs import require_file_writable
@@ -30,7 +32,8 @@ from concertormer_jax.runtime.values import Whole
 
 CONFIG = define_config()
 TPU = flags.DEFINE_string("tpu", None, f"A TPU and its topology: {chips.EXAMPLES}.")
-DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu"], "This machine's own device in place of --tpu.")
+GPU = flags.DEFINE_string("gpu", None, f"One GPU: {', '.join(gpus.GPUS)}.")
+DEVICE = flags.DEFINE_enum("device", None, ["cpu", "gpu"], "This machine's own device in place of --tpu or --gpu.")
 ONLY = flags.DEFINE_enum("only", None, ["train", "evaluate"], "Plan one of the two; the default is both.")
 EVALUATE = flags.DEFINE_string("evaluate", "1280x720", "WIDTHxHEIGHT of the evaluated pictures in pixels.")
 TLC = flags.DEFINE_string("tlc", "auto", "Window of the evaluation: auto (that of evaluate.py), off or pixels.")
@@ -40,6 +43,7 @@ PROFILE = flags.DEFINE_integer("profile", 0, "Print tables of where the cycles g
 SCHEDULE = flags.DEFINE_bool(
     "schedule", False, "Read the compiler's final schedule, of TPUs only: cycles of every operation, and what binds."
 )
+LARGEST = flags.DEFINE_bool("largest_batch", False, "Find the largest batch of each phase that fits.")
 TRY = flags.DEFINE_bool("try_suggestions", False, "Compile suggestions for what does not fit, until one fits.")
 OUTPUT = flags.DEFINE_string("output", None, "A file for the plan as JSON.")
 NETWORK, EVALUATION = SPLIT = ("the network", "the evaluation")  # programs whose picture may be split over the devices
@@ -57,16 +61,20 @@ def main() -> None:
 
 def plan(config: ConfigDict) -> None:
     """Plan `config` as the flags say, and print and write the result. Raises UserError for flags that do not fit."""
-    named = [name for name in (TPU.value, DEVICE.value) if name is not None]
+    targets = [(TPU.value, chips.tpu), (GPU.value, chips.gpu), (DEVICE.value, chips.own)]
+    named = [(name, find) for name, find in targets if name is not None]
     if len(named) != 1:
-        raise UserError("give either --tpu=NAME:TOPOLOGY or --device=cpu|gpu")
+        raise UserError("give one of --tpu=NAME:TOPOLOGY, --gpu=NAME and --device=cpu|gpu")
     output = None if OUTPUT.value is None else local_path(OUTPUT.value, "--output")
     if SCHEDULE.value and not TPU.value:
         raise UserError("--schedule is that of a TPU; give --tpu=NAME:TOPOLOGY, which need not be there")
+    if LARGEST.value and (FORWARD.value or ONLY.value == "evaluate"):
+        raise UserError("--largest_batch is that of the training; leave out --forward and --only=evaluate")
     tasks = _tasks(config)
     if output:
         require_file_writable(output)
-    target = chips.own(named[0]) if DEVICE.value else chips.tpu(named[0])
+    ((name, find),) = named
+    target = find(name)
     memory = 0 if DEVICE.value == "cpu" else target.chip.memory_bytes
     if ONLY.value != "evaluate" and not FORWARD.value:
         compilation.require_trainable(config, len(target.devices))
@@ -82,14 +90,18 @@ def plan(config: ConfigDict) -> None:
             print("\n" + report.tables(found), flush=True)
         if found.schedule:
             print("\n" + schedule_report.tables(found.schedule), flush=True)
-        entries.append(report.as_json(found, target.chip, suggestions))
+        largest = None
+        if LARGEST.value and found.kind == "train":
+            largest = _largest_batch(what, make, config, found, target)
+            print(report.describe_largest(largest), flush=True)
+        entries.append(report.as_json(found, target.chip, suggestions, largest))
     if output is not None:
         content = {"target": target.name, "devices": len(target.devices), "programs": entries}
         write_text(output, json.dumps(content, indent=2) + "\n")
         print(f"\nThe plan is in {output}.")
 
 
-def _tasks(config: ConfigDict) -> list[tuple[str, Callable]]:
+def _tasks(config: ConfigDict) -> list[tuple[str, partial]]:
     """The programs that the flags ask for, as (name, function of (config, mesh) that traces it)."""
     if FORWARD.value:
         width, height = _size("forward", FORWARD.value)
@@ -136,6 +148,18 @@ def _progress(text: str) -> Generator[None]:
         finally:
             done.set()
             thread.join()
+
+
+def _largest_batch(
+    what: str, make: partial, config: ConfigDict, found: Plan, target: chips.Target
+) -> LargestBatch | None:
+    """The largest batch of the phase that `make` traces, of which `found` is the plan."""
+
+    def compile_batch(images: int) -> Plan:
+        changed = report.with_batch(config, make.keywords["number"], images)
+        return _compiled(f"{what} with a batch of {images}", make, changed, target.name)
+
+    return find_largest(found, len(target.devices) * config.train.accumulation, compile_batch)
 
 
 def _suggestions(what: str, make: Callable, config: ConfigDict, found: Plan, target: chips.Target) -> list[str]:

@@ -8,6 +8,7 @@ its products and convolutions, and as XLA counts it.
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ from concertormer_jax.models.concertormer import Concertormer
 from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.ops import concerto
 from concertormer_jax.ops.image import padded_size
+from concertormer_jax.runtime.peaks import FLOAT32, SHORT, TF32
 
 PROJECTIONS, CDC, SCA = "projections", "communication (CDC)", "channel attention (SCA)"
 MLP, NORMS, CONVOLUTIONS = "gated MLP", "norms", "convolutions"
@@ -235,26 +237,42 @@ def flops(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> int:
     once, and a conditional as its costliest branch. The count depends on the platform for which the function was
     traced, since the forms of an operation differ.
     """
+    return sum(flops_by_precision(jaxpr).values())
+
+
+def flops_by_precision(jaxpr: core.ClosedJaxpr | core.Jaxpr) -> Counter[str]:
+    """Return what `flops` counts as {precision of the products, one of those of `runtime.peaks`: FLOPs}."""
     jaxpr = jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
-    total = 0
+    found: Counter[str] = Counter()
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             shape = _array(equation.invars[0]).shape
-            total += 2 * _array(equation.outvars[0]).size * math.prod(shape[axis] for axis in contracted)
+            size = 2 * _array(equation.outvars[0]).size * math.prod(shape[axis] for axis in contracted)
+            found[_precision(equation)] += size
         elif name == "conv_general_dilated":
             kernel = _array(equation.invars[1])
             outputs = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += 2 * _array(equation.outvars[0]).size * kernel.size // outputs
+            found[_precision(equation)] += 2 * _array(equation.outvars[0]).size * kernel.size // outputs
         elif name == "cond":
-            total += max(flops(branch) for branch in equation.params["branches"])
+            found += max((flops_by_precision(branch) for branch in equation.params["branches"]), key=Counter.total)
         else:
             times = equation.params["length"] if name == "scan" else 1
             if name == "shard_map":
                 times = equation.params["mesh"].size
-            total += times * sum(flops(inner) for inner in _inner(equation.params))
-    return total
+            for inner in _inner(equation.params):
+                found.update({key: times * size for key, size in flops_by_precision(inner).items()})
+    return found
+
+
+def _precision(product: core.JaxprEqn) -> str:
+    """How exactly a matrix product or convolution multiplies."""
+    if max(_array(operand).dtype.itemsize for operand in product.invars) < 4:
+        return SHORT
+    asked = product.params["precision"]
+    exactly = isinstance(asked, tuple) and jax.lax.Precision.DEFAULT not in asked
+    return FLOAT32 if exactly else TF32
 
 
 def _array(variable: Any) -> Any:

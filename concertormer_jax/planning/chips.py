@@ -1,4 +1,4 @@
-"""The devices that programs are compiled for: TPUs by name, which need not be there, and those of this machine."""
+"""The devices that programs are compiled for: TPUs and GPUs by name, which need not be there, and those at hand."""
 
 import dataclasses
 import math
@@ -8,6 +8,7 @@ import re
 import jax
 from jax.experimental import topologies
 
+from concertormer_jax.planning import gpus
 from concertormer_jax.runtime.devices import deduplicate_tpu_code
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.peaks import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E, Peak
@@ -15,10 +16,10 @@ from concertormer_jax.runtime.peaks import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E, Pe
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip (a TPU's cores together).
+    """One chip (a TPU's cores together, or a GPU).
 
-    memory_bytes: of its HBM, 0 if not known; peak: None if not known; axes: lengths in the name of a TPU's topology;
-    options: of JAX's topology description.
+    memory_bytes: what a program may take, 0 if not known; peak: None if not known; axes: lengths in the name of a TPU's
+    topology; options: of JAX's topology description; note: a sentence on its memory, "" for none.
     """
 
     name: str
@@ -26,15 +27,17 @@ class Chip:
     peak: Peak | None = None
     axes: int | None = None
     options: dict = dataclasses.field(default_factory=dict)
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Devices to compile for. name: as the user gave it, such as "v5e:2x4"."""
+    """Devices to compile for. name: as the user gave it, such as "v5e:2x4"; compiler_options: XLA's."""
 
     name: str
     chip: Chip
     devices: tuple[jax.Device, ...]
+    compiler_options: dict = dataclasses.field(default_factory=dict)
 
 
 # Memory: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e.
@@ -78,6 +81,27 @@ def tpu(name: str) -> Target:
     return Target(name, chip, tuple(topology.devices))
 
 
+def gpu(name: str) -> Target:
+    """Return the target for a GPU such as "rtx4090", which need not be there.
+
+    Raises UserError for a name that is not known, and when JAX's compiler for GPUs is missing.
+    """
+    found = gpus.gpu(name)
+    chip = Chip(found.name, gpus.usable_bytes(found), found.peak, note=gpus.memory_note(found))
+    jax.config.update("jax_platforms", "cpu")  # a GPU of this machine may be in use, and is not needed
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA takes minutes of compiling for a mistake, and says so
+    try:
+        topology = topologies.get_topology_desc(
+            platform="cuda", target_config=gpus.target_config(found), topology="1x1x1"
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(
+            f'--gpu={name} needs JAX\'s compiler for GPUs, but no GPU: pip install "jax[cuda13]=={jax.__version__}", '
+            f"best in an environment of its own ({error})"
+        ) from error
+    return Target(name, chip, tuple(topology.devices), gpus.COMPILER_OPTIONS)
+
+
 def own(kind: str) -> Target:
     """Return the devices of this machine. kind: "cpu" or "gpu". Raises UserError when there is none."""
     if kind == "cpu":
@@ -95,8 +119,10 @@ def own(kind: str) -> Target:
 
 
 def target(name: str) -> Target:
-    """Return `tpu(name)` or `own(name)`, for a name such as "v5e:2x4" or "cpu"."""
-    return tpu(name) if ":" in name else own(name)
+    """Return `tpu(name)`, `own(name)` or `gpu(name)`, for a name such as "v5e:2x4", "cpu" or "rtx4090"."""
+    if ":" in name:
+        return tpu(name)
+    return own(name) if name in ("cpu", "gpu") else gpu(name)
 
 
 def count(name: str) -> int:

@@ -177,9 +177,10 @@ class Plan:
 
     reason: why it does not fit, None if it does; if it does not compile, the fields behind `reason` are empty.
     memory: bytes by kind; memory_total: their sum, or what the compiler would need; memory_limit: what a program may
-    take, 0 if not known. flops: of matrix products and convolutions; bytes: read and written in any memory; hbm_bytes:
-    in the device's main memory; cycles: the compiler's estimate, None if it gives none. Loops count as often as they
-    run, except for `unknown_loops`, which count once. schedule: the compiler's final schedule, None unless asked for.
+    take, 0 if not known. products: FLOPs of matrix products and convolutions by their precision; bytes: read and
+    written in any memory; hbm_bytes: in the device's main memory; cycles: the compiler's estimate, None if it gives
+    none. Loops count as often as they run, except for `unknown_loops`, which count once. schedule: the compiler's final
+    schedule, None unless asked for.
     """
 
     kind: str
@@ -187,7 +188,7 @@ class Plan:
     images: int
     steps: int | None
     compile_s: float
-    flops: float
+    products: dict[str, float]
     memory_limit: int
     memory_total: int
     reason: str | None = None
@@ -206,6 +207,11 @@ class Plan:
     def fits(self) -> bool:
         """Whether the program fits into the memory."""
         return self.reason is None
+
+    @property
+    def flops(self) -> float:
+        """The operations of all products and convolutions."""
+        return sum(self.products.values())
 
 
 def compile_apart(
@@ -263,20 +269,27 @@ def _compile_for(make: Callable[..., Task], config: Any, name: str, table_rows: 
     target = chips.target(name)
     with traced_for(target.devices[0].platform):
         task = make(config, data_mesh(target.devices))
-    return compile_task(task, target.chip.memory_bytes, table_rows, dump)
+    return compile_task(task, target.chip.memory_bytes, table_rows, dump, target.compiler_options)
 
 
-def compile_task(task: Task, memory_limit: int, table_rows: int = 0, dump: Path | None = None) -> Plan:
+def compile_task(
+    task: Task,
+    memory_limit: int,
+    table_rows: int = 0,
+    dump: Path | None = None,
+    compiler_options: dict[str, Any] | None = None,
+) -> Plan:
     """Compile `task` for chips with `memory_limit` bytes (0: not known). The plan says so if it is too large for them.
 
     table_rows: the most rows of the tables of where the cycles go; 0 for no tables. dump: the folder that was given to
-    `schedule.request`.
+    `schedule.request`. compiler_options: of XLA, by name.
     """
-    flops = costs.flops(task.traced.jaxpr) / task.devices
-    plan = partial(Plan, kind=task.kind, name=task.name, images=task.images, steps=task.steps, flops=flops)
+    products = costs.flops_by_precision(task.traced.jaxpr)
+    products = {precision: flops / task.devices for precision, flops in products.items()}
+    plan = partial(Plan, kind=task.kind, name=task.name, images=task.images, steps=task.steps, products=products)
     start = time.perf_counter()
     try:
-        compiled = task.traced.lower().compile()
+        compiled = task.traced.lower().compile(compiler_options or {})
     except jax.errors.JaxRuntimeError as error:
         needed = too_large(str(error))
         if needed is None:

@@ -30,6 +30,7 @@ _COLLECTIVES = (
 )
 _CONTROL = ("while", "conditional", "call")
 _SLICES = ("slice", "dynamic-slice", "gather")
+_WITH_WORKSPACE = re.compile(r'custom_call_target="__cu(?:blas|dnn)')  # whose last result is working memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,6 +288,7 @@ def accessed(program: Program, computation: Computation, instruction: Instructio
     """Return the bytes that an instruction reads and writes: (in any memory, in the device's main memory).
 
     Of an operand that is only sliced, also in a fusion, the slices count; of one that is updated in place, the update.
+    The working memory of GPU libraries does not count, since it is not known how much of it they use.
     """
     if instruction.opcode.endswith(("-done", "-update")):
         return 0, 0  # counted where it was started
@@ -314,7 +316,10 @@ def accessed(program: Program, computation: Computation, instruction: Instructio
             (o.shapes[0], min(o.shapes[0].bytes, sum(s.bytes for s in result))) for o in operands if o.shapes
         ]
     else:
-        parts = [(s, s.bytes) for o in operands for s in o.shapes] + [(s, s.bytes) for s in instruction.shapes]
+        results = instruction.shapes
+        if len(results) > 1 and _WITH_WORKSPACE.search(instruction.attributes):
+            results = results[:-1]
+        parts = [(s, s.bytes) for o in operands for s in o.shapes] + [(s, s.bytes) for s in results]
     return sum(size for _, size in parts), sum(size for shape, size in parts if not shape.on_chip)
 
 

@@ -10,13 +10,15 @@ from ml_collections import ConfigDict
 from concertormer_jax.planning import chips, schedule_report
 from concertormer_jax.planning.chips import Chip, Target
 from concertormer_jax.planning.compilation import Plan
+from concertormer_jax.planning.largest_batch import LargestBatch
+from concertormer_jax.runtime.peaks import Peak
 
 
 def roofline_s(plan: Plan, chip: Chip) -> float | None:
     """Estimate the least time of a run in seconds: of its arithmetic or its HBM traffic, whichever is longer."""
     if not plan.fits or chip.peak is None:
         return None
-    return max(plan.flops / chip.peak.flops_per_s, plan.hbm_bytes / chip.peak.bytes_per_s)
+    return max(chip.peak.arithmetic_s(plan.products), plan.hbm_bytes / chip.peak.bytes_per_s)
 
 
 def cycles_s(plan: Plan, chip: Chip) -> float | None:
@@ -25,19 +27,21 @@ def cycles_s(plan: Plan, chip: Chip) -> float | None:
 
 
 def heading(target: Target) -> str:
-    """Return a line on the devices."""
+    """Return a line on the devices, and one on their memory where there is something to say."""
     chip = target.chip
     known = [_memory(chip.memory_bytes)] if chip.memory_bytes else []
     if peak := chip.peak:
-        known.append(f"{peak.flops_per_s / 1e12:.0f} TFLOP/s")
+        known.append(_rates(peak))
         known.append(f"{peak.bytes_per_s / 1e9:.0f} GB/s, {peak.clock_hz / 1e9:.2f} GHz")
-    return f"{target.name}: {len(target.devices)} x {chip.name} (each {', '.join(known) or 'of unknown memory'})"
+    line = f"{target.name}: {len(target.devices)} x {chip.name} (each {', '.join(known) or 'of unknown memory'})"
+    return f"{line}\n{chip.note}" if chip.note else line
 
 
 def describe(plan: Plan, chip: Chip, suggestions: Iterable[str] = ()) -> str:
     """Return several lines on a program. suggestions: sentences for one that does not fit."""
     if not plan.fits:
         lines = [f"{plan.name}: does NOT fit, {plan.reason}"]
+        lines += [f"  memory        {_parts(plan.memory)}"] if plan.memory else []
         lines.append(f"  compiler      {plan.compile_s:.0f} s")
         lines += [f"  suggestion    {suggestion}" for suggestion in suggestions]
         return "\n".join(lines)
@@ -45,29 +49,41 @@ def describe(plan: Plan, chip: Chip, suggestions: Iterable[str] = ()) -> str:
     lines = [
         f"{plan.name}: fits" if plan.memory_limit else f"{plan.name}: compiled; how much memory there is, is not known",
         f"  memory        {_memory(plan.memory_total)}{limit} on each chip: {_parts(plan.memory)}",
-        f"  arithmetic    {_scaled(plan.flops, 'FLOP')} on each chip (matrix products and convolutions)",
+        f"  arithmetic    {_arithmetic(plan)}",
         f"  traffic       {_scaled(plan.bytes, 'B')} on each chip, {_scaled(plan.hbm_bytes, 'B')} of it in main memory",
         f"  collectives   {_collectives(plan)}",
-        f"  program       {_scaled(plan.program_bytes, 'B')}, compiled in {plan.compile_s:.1f} s",
+        f"  program       {_program(plan)}compiled in {plan.compile_s:.1f} s",
     ]
-    roofline, by_cycles = roofline_s(plan, chip), cycles_s(plan, chip)
-    if plan.cycles is not None and by_cycles is not None and roofline is not None:
-        lines.append(
-            f"  cycles        {plan.cycles / 1e6:.2f} million, the compiler's estimate"
-            f" (in {plan.instructions} instructions, loops included)"
-        )
-        lines.append(f"  estimates     {_time(by_cycles)} a run by the cycles; {_time(roofline)} at best (roofline)")
-        speed = f"  estimates     {plan.images / by_cycles:.1f} images/s by the cycles"
-        if plan.steps:
-            hours = plan.steps * by_cycles / 3600
-            speed += f"; {plan.steps:,} steps in {hours:.1f} h (at best {plan.steps * roofline / 3600:.1f} h)"
-        lines.append(speed)
+    lines += _estimates(plan, chip)
     if plan.schedule and chip.peak:
         bounds = schedule_report.roofline(plan.schedule, plan.flops, plan.hbm_bytes, chip.peak)
         lines.append(schedule_report.describe(plan.schedule, bounds, plan.images))
     if plan.unknown_loops:
         lines.append(f"  not counted   repetitions of {', '.join(plan.unknown_loops)}: their number is not known")
     return "\n".join(lines)
+
+
+def _estimates(plan: Plan, chip: Chip) -> list[str]:
+    """Lines on the time of a run: by the compiler's cycles, where it gives some, and by the roofline."""
+    roofline, by_cycles = roofline_s(plan, chip), cycles_s(plan, chip)
+    if roofline is None or chip.peak is None:
+        return []
+    if plan.cycles is None or by_cycles is None:
+        binds = "arithmetic" if chip.peak.arithmetic_s(plan.products) >= roofline else "main memory"
+        line = f"  estimates     at least {_time(roofline)} a run (roofline: {binds} binds)"
+        line += f", so at most {plan.images / roofline:.1f} images/s"
+        hours = f"; {plan.steps:,} steps in at least {plan.steps * roofline / 3600:.1f} h" if plan.steps else ""
+        return [line + hours]
+    lines = [
+        f"  cycles        {plan.cycles / 1e6:.2f} million, the compiler's estimate"
+        f" (in {plan.instructions} instructions, loops included)",
+        f"  estimates     {_time(by_cycles)} a run by the cycles; {_time(roofline)} at best (roofline)",
+    ]
+    speed = f"  estimates     {plan.images / by_cycles:.1f} images/s by the cycles"
+    if plan.steps:
+        hours = plan.steps * by_cycles / 3600
+        speed += f"; {plan.steps:,} steps in {hours:.1f} h (at best {plan.steps * roofline / 3600:.1f} h)"
+    return [*lines, speed]
 
 
 def tables(plan: Plan) -> str:
@@ -85,23 +101,56 @@ def tables(plan: Plan) -> str:
     return "\n\n".join(blocks)
 
 
-def as_json(plan: Plan, chip: Chip, suggestions: Iterable[str]) -> dict[str, Any]:
-    """Return the fields of `Plan` in SI units, and the estimates."""
+def describe_largest(largest: LargestBatch | None) -> str:
+    """Return a line on the largest batch that fits, None if it was not found."""
+    if largest is None:
+        return "  largest batch not found: how much memory there is, or is needed, is not known"
+    needs = f"{largest.next_batch} would need {_memory(largest.next_bytes)}"
+    how = "compiled as well" if largest.next_compiled else "by the line through two batches"
+    if not largest.batch:
+        return f"  largest batch none fits: {needs} ({how})"
+    return f"  largest batch {largest.batch} ({_memory(largest.bytes)}, compiled); {needs} ({how})"
+
+
+def as_json(plan: Plan, chip: Chip, suggestions: Iterable[str], largest: LargestBatch | None = None) -> dict[str, Any]:
+    """Return the fields of `Plan` in SI units, the estimates, and the largest batch that fits."""
     bounds = None
     if plan.schedule and chip.peak:
         bounds = schedule_report.roofline(plan.schedule, plan.flops, plan.hbm_bytes, chip.peak)
     return {
         **dataclasses.asdict(plan),
         "fits": plan.fits,
+        "flops": plan.flops,
         "estimated_step_s_by_cycles": cycles_s(plan, chip),
         "estimated_step_s_roofline": roofline_s(plan, chip),
         "estimated_step_s_by_schedule": bounds.step_s if bounds else None,
         "suggestions": list(suggestions),
+        "largest_batch": dataclasses.asdict(largest) if largest else None,
     }
 
 
 def _parts(memory: dict[str, int]) -> str:
     return ", ".join(f"{kind} {_memory(size)}" for kind, size in memory.items())
+
+
+def _rates(peak: Peak) -> str:
+    """The FLOP/s, by the precision of products where they differ."""
+    names = {"bfloat16": peak.flops_per_s, "TF32": peak.tf32_flops_per_s, "float32": peak.float32_flops_per_s}
+    known = {name: rate for name, rate in names.items() if rate}
+    if len(known) == 1:
+        return f"{peak.flops_per_s / 1e12:.0f} TFLOP/s"
+    return ", ".join(f"{rate / 1e12:.3g} TFLOP/s {name}" for name, rate in known.items())
+
+
+def _arithmetic(plan: Plan) -> str:
+    parts = ", ".join(f"{precision} {_scaled(flops, 'FLOP')}" for precision, flops in plan.products.items() if flops)
+    shares = f": {parts}" if parts else ""
+    return f"{_scaled(plan.flops, 'FLOP')} on each chip (matrix products and convolutions){shares}"
+
+
+def _program(plan: Plan) -> str:
+    """Its size, which XLA does not say of a GPU's."""
+    return f"{_scaled(plan.program_bytes, 'B')}, " if plan.program_bytes else ""
 
 
 def _collectives(plan: Plan) -> str:
@@ -169,6 +218,15 @@ def suggestions_for_training(config: ConfigDict, target: chips.Target, excess: f
 def suggestions_for_forward(config: ConfigDict) -> list[Suggestion]:
     """Return changes with which the bare network may fit."""
     return [] if config.model.dtype == "bfloat16" else [Suggestion({"model.dtype": "bfloat16"})]
+
+
+def with_batch(config: ConfigDict, number: int, images: int) -> ConfigDict:
+    """Return a copy of `config` whose phase `number` (from 1) has a batch of `images`."""
+    copy = config.copy_and_resolve_references()
+    batches = list(copy.stages.batch)
+    batches[number - 1] = images
+    copy.stages.batch = tuple(batches)
+    return copy
 
 
 def with_suggestion(config: ConfigDict, suggestion: Suggestion) -> ConfigDict:

@@ -1,20 +1,33 @@
 """The limits of chips, by the name that JAX gives to the device."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+
+# The precisions of products: of bfloat16 and other short types; of float32 that the device may round (a GPU to TF32, a
+# TPU to bfloat16); of float32 as it is.
+SHORT, TF32, FLOAT32 = "bfloat16", "float32, default precision", "float32, highest precision"
 
 
 class Peak(NamedTuple):
     """The limits of a chip.
 
-    flops_per_s: dense bfloat16, at which a TPU also multiplies float32 by default; bytes_per_s: of the HBM; clock_hz:
-    of the cores.
+    flops_per_s: dense bfloat16, at which a TPU also multiplies float32 by default; bytes_per_s: of the main memory;
+    clock_hz: of the cores; tf32_flops_per_s: of float32 products at the default precision, float32_flops_per_s: of
+    those that round nothing; None where they run at `flops_per_s`.
     """
 
     flops_per_s: float
     bytes_per_s: float
     clock_hz: float
+    tf32_flops_per_s: float | None = None
+    float32_flops_per_s: float | None = None
+
+    def arithmetic_s(self, products: Mapping[str, float]) -> float:
+        """Return the least seconds of {precision: FLOPs}, as `costs.flops_by_precision` counts them."""
+        rates = {TF32: self.tf32_flops_per_s, FLOAT32: self.float32_flops_per_s}
+        return sum(flops / (rates.get(precision) or self.flops_per_s) for precision, flops in products.items())
 
 
 # FLOP/s and bandwidth: docs.cloud.google.com/tpu/docs/v4, v5e, v5p and v6e. Clocks: v4 from Jouppi et al., "TPU v4",
