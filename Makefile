@@ -2,19 +2,20 @@
 # make train-demo   set up, train a network from nothing and score it; about ten minutes on two cores
 # make test         set up, lint and test
 # make lint         style and types alone
+# make docs         the documentation site, with the notebook run: runs/docs/index.html
 
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 
-.PHONY: demo train-demo test test-short lint
+.PHONY: demo train-demo test test-short lint docs
 
-$(VENV)/ready: requirements.txt pyproject.toml
+$(VENV)/ready: requirements.txt pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, and $(PYTHON) is " + \
 	  sys.version.split()[0] + "; name another: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	touch $@
 
 # Of the weights that come with this software: their scores, one minute of training that goes on from them, a page.
@@ -42,6 +43,10 @@ lint: $(VENV)/ready
 
 test: lint
 	$(RUN) -m pytest
+
+# A warning, such as a link that leads nowhere, is an error. CI builds it in tests/test_docs.py.
+docs: $(VENV)/ready
+	$(RUN) -m sphinx --quiet --fresh-env --fail-on-warning --keep-going -c docs . runs/docs
 
 # For another Python: make test-short PYTHON=python3.13 VENV=.venv-3.13
 test-short: $(VENV)/ready

@@ -15,7 +15,16 @@ SCHEDULE_STEPS = 100_000  # of the learning rate's cosine
 
 def write_weights(variant: str, folder: Path) -> None:
     """Have weights.pth and params.npz written to `folder`, by another process: this one needs no device."""
-    command = [sys.executable, "-m", "benchmarks.weights", variant, str(folder)]
+    _run("benchmarks.weights", variant, folder)
+
+
+def write_onnx(variant: str, folder: Path, height: int, width: int) -> None:
+    """Have network.onnx written to `folder`, which holds the weights, for one picture of height x width pixels."""
+    _run("benchmarks.onnx_network", variant, folder, height, width)
+
+
+def _run(module: str, *arguments) -> None:
+    command = [sys.executable, "-m", module, *map(str, arguments)]
     subprocess.run(command, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, check=True)
 
 
@@ -35,6 +44,7 @@ def make_job(folder: Path, *, variant, dtype, device, batch, height, width, tlc_
         "images": str(images),
         "weights": str(folder / "weights.pth"),
         "params": str(folder / "params.npz"),
+        "onnx": str(folder / "network.onnx"),
         "schedule_steps": SCHEDULE_STEPS,
         "compile": False,
     }

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks import report
-from benchmarks.jobs import environment, make_job, write_weights
+from benchmarks.jobs import environment, make_job, write_onnx, write_weights
 from benchmarks.machine import processor, use_cores
 from benchmarks.report import OURS
 from benchmarks.sides import Side
@@ -29,7 +29,7 @@ from concertormer_jax.runtime import errors, files
 from concertormer_jax.runtime.errors import UserError
 
 PEERS = [name for name, variant in VARIANTS.items() if variant.network is Concertormer]  # what the peer implements
-EAGER, COMPILED = "PyTorch eager", "torch.compile"
+EAGER, COMPILED, ONNX = "PyTorch eager", "torch.compile", "ONNX Runtime"
 LEAST_REPETITION_S = 0.3  # a repetition has as many calls as take this long
 TLC_WINDOW_PX = 448  # GoPro's
 # height, width of the images; whether a window of the test-time local converter is set; whether it is a training step
@@ -51,6 +51,9 @@ def flags_of(arguments=None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=["cpu", "gpu"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the computation")
     parser.add_argument("--compile", action="store_true", help="torch.compile takes part too")
+    parser.add_argument(
+        "--onnx", action="store_true", help="ONNX Runtime takes part too, in the forward pass of one float32 picture"
+    )
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--threads", type=int, help="cores that each side may use (default: all)")
     parser.add_argument("--batch", type=int, default=1, help="images at once")
@@ -71,6 +74,8 @@ def flags_of(arguments=None) -> argparse.Namespace:
             raise UserError(f"--{name}={value}: must be at least 1.")
     if flags.size is not None and (flags.size < 64 or flags.size % 64):
         raise UserError(f"--size={flags.size}: must be a positive multiple of 64 pixels.")
+    if flags.onnx and (flags.device, flags.dtype, flags.batch) != ("cpu", "float32", 1):
+        raise UserError("--onnx: the exported file is for one float32 picture on a CPU; leave out what says otherwise.")
     flags.task = flags.task or list(TASKS)
     flags.peer_windows = flags.peer_windows or {"gpu": "together", "cpu": "singly"}[flags.device]
     return flags
@@ -114,6 +119,9 @@ def race(flags, task: str, folder: Path, cores: int) -> dict:
                 sides.append(running.enter_context(theirs(COMPILED, True)))
             except UserError as error:
                 notes.append(f"{task}: {error}")
+        if flags.onnx and task == "forward":
+            write_onnx(flags.variant, folder, height, width)
+            sides.append(running.enter_context(Side(ONNX, sys.executable, "benchmarks.onnx_worker", job, variables)))
         bar.set_description(task)
         seconds = take_turns(sides, flags.repetitions, bar)
         found = {}
@@ -134,7 +142,8 @@ def race(flags, task: str, folder: Path, cores: int) -> dict:
         record["flops"] = record["images_per_s"] * flops
         peak = report.peak_flops(record["device"], flags.dtype)
         record["share_of_peak"] = record["flops"] / peak if peak else None
-        record["difference"] = report.difference(expected, np.load(folder / f"{name}.npy"))
+        found_by_us = expected.clip(0, 1) if name == ONNX else expected  # as the exported file clips
+        record["difference"] = report.difference(found_by_us, np.load(folder / f"{name}.npy"))
     what = {
         "forward": "forward",
         "tlc": f"forward, TLC of {TLC_WINDOW_PX} (peer: {flags.peer_windows})",

@@ -196,12 +196,13 @@ class ConcertormerPeer(nn.Module):
     """images [B, 3, H, W] in [0, 1] to the outputs of all scales, coarsest first, the restored images last."""
 
     def __init__(self, width, encoder_blocks, middle_blocks, decoder_blocks, encoder_heads, middle_heads,
-                 decoder_heads, expansion=2, tlc_window=None, windows_together=True):  # fmt: skip
+                 decoder_heads, expansion=2, unshuffle=1, tlc_window=None, windows_together=True):  # fmt: skip
         super().__init__()
+        self.unshuffle, picture = unshuffle, 3 * unshuffle**2
         levels = len(encoder_blocks)
         widths = [width * 2**level for level in range(levels + 1)]
-        self.intro = nn.Conv2d(3, width, 3, padding=1)
-        self.ending = nn.Conv2d(width, 3, 3, padding=1)
+        self.intro = nn.Conv2d(picture, width, 3, padding=1)
+        self.ending = nn.Conv2d(width, picture, 3, padding=1)
         self.intros, self.endings, self.downs, self.ups = (nn.ModuleList() for _ in range(4))
         self.encoders, self.decoders = nn.ModuleList(), nn.ModuleList()
         for level in range(levels):
@@ -210,11 +211,11 @@ class ConcertormerPeer(nn.Module):
                 stage(widths[level], encoder_heads[level], encoder_blocks[level], expansion, cross=level > 0)
             )
             self.downs.append(nn.Conv2d(widths[level], below, 2, stride=2))
-            self.intros.append(nn.Conv2d(3, below, 3, padding=1))
+            self.intros.append(nn.Conv2d(picture, below, 3, padding=1))
         self.middle_blks = stage(widths[levels], middle_heads, middle_blocks, expansion, cross=True)
         for index, level in enumerate(reversed(range(levels))):
             below = widths[level + 1]
-            self.endings.append(nn.Conv2d(below, 3, 3, padding=1))
+            self.endings.append(nn.Conv2d(below, picture, 3, padding=1))
             self.ups.append(nn.Sequential(nn.Conv2d(below, 2 * below, 1, bias=False), nn.PixelShuffle(2)))
             self.decoders.append(
                 stage(widths[level], decoder_heads[index], decoder_blocks[index], expansion, cross=True)
@@ -223,16 +224,17 @@ class ConcertormerPeer(nn.Module):
             stages = [*enumerate(self.encoders), (levels, self.middle_blks), *enumerate(reversed(self.decoders))]
             for level, blocks in stages:
                 for block in blocks:
-                    block.m.tlc_window = tlc_window // 2**level
+                    block.m.tlc_window = tlc_window // (unshuffle * 2**level)
                     block.m.windows_together = windows_together
 
     def forward(self, images):
         height, width = images.shape[2:]
-        multiple = BLOCK * 2 ** len(self.encoders)
+        multiple = BLOCK * self.unshuffle * 2 ** len(self.encoders)
         padded = F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="reflect")
         pyramid = [padded] + [downsample(padded, 2 ** (i + 1)) for i in range(len(self.encoders))]
+        pyramid = [F.pixel_unshuffle(picture, self.unshuffle) for picture in pyramid]
 
-        x, skips = self.intro(padded), []
+        x, skips = self.intro(pyramid[0]), []
         for level, encoder in enumerate(self.encoders):
             x = encoder(x)
             skips.append(x)
@@ -240,10 +242,14 @@ class ConcertormerPeer(nn.Module):
         x = self.middle_blks(x)
         outputs = []
         for index, decoder in enumerate(self.decoders):
-            outputs.append(self.endings[index](x) + pyramid[len(self.encoders) - index])
+            outputs.append(self.picture(self.endings[index](x), pyramid[len(self.encoders) - index]))
             x = decoder(torch.cat([self.ups[index](x), skips.pop()], dim=1))
-        outputs.append((self.ending(x) + padded)[:, :, :height, :width])
+        outputs.append(self.picture(self.ending(x), pyramid[0])[:, :, :height, :width])
         return outputs
+
+    def picture(self, difference, degraded):
+        """What is restored at one scale. degraded: what came in there, as `difference` with pixels as channels."""
+        return F.pixel_shuffle(difference + degraded, self.unshuffle)
 
 
 def downsample(images, factor):

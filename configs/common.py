@@ -51,13 +51,14 @@ def get_config() -> ConfigDict:
     config.data.shares = ()  # share of the samples that comes from each folder; () for in proportion to their images
     config.data.flip = True  # mirror at random
     config.data.rotate = True  # turn by quarter turns at random
-    # Of photographs: shake, frames, rain or noise (data/degrade/). Of several, separated by commas, each crop
-    # gets one.
+    # Of photographs: shake, frames, rain, noise, gaussian, bicubic_x2 or bicubic_x4 (data/degrade/). Of several,
+    # separated by commas, each crop gets one.
     config.data.degradation = "shake"
     config.data.blur_min_px = 3.0  # shortest path of the camera (shake, frames), in pixels
     config.data.blur_max_px = 14.0  # longest
     config.data.shot_noise = 2e-4  # largest variance at full intensity, in linear light in [0, 1]
     config.data.read_noise = 1e-3  # largest standard deviation, in linear light in [0, 1]
+    config.data.noise_sigma = (0.0, 50.0)  # (lowest, highest) standard deviation of gaussian, of values from 0 to 255
     config.data.jpeg_quality = ()  # (lowest, highest) quality of the degraded photographs' JPEG; () for none
 
     config.stages = ConfigDict()  # one entry for each phase of the training; one learning-rate schedule runs over all

@@ -42,6 +42,7 @@ LONGEST = (
     "test_ablations.py",
     "test_models.py",
     "test_other_networks.py",
+    "test_docs.py",
 )
 
 

@@ -126,13 +126,18 @@ def _realblur():
     return _video(splits, ["1", "2", "10"], "-")
 
 
-def _reds():
-    train = _video({"train": ["000", "001", "002"]}, ["00000008", "00000009"], "-", ".jpg")
+def _rsblur():
+    splits = {"train": ["0001", "0002", "0003"], "validation": ["0004"], "test": ["0005", "0006"]}
+    return _video(splits, ["000022", "000023"], "-")
+
+
+def _reds(suffix=".jpg"):
+    train = _video({"train": ["000", "001", "002"]}, ["00000008", "00000009"], "-", suffix)
     test = []
     for scene, sequence in enumerate(("000", "001")):
         sharp = sharp_picture(scene + 20, 0)
-        files = encoded(blurred(sharp), ".jpg"), encoded(sharp)
-        test.append(FixturePair("test", sequence, "00000009", f"{sequence}-00000009", *files, input_suffix=".jpg"))
+        files = encoded(blurred(sharp), suffix), encoded(sharp)
+        test.append(FixturePair("test", sequence, "00000009", f"{sequence}-00000009", *files, input_suffix=suffix))
     return train + test
 
 
@@ -178,8 +183,10 @@ _SETS = {
     "hide": _hide,
     "realblur_j": _realblur,
     "realblur_r": _realblur,
+    "rsblur": _rsblur,
     "rain13k": _rain13k,
     "reds": _reds,
+    "reds_blur": functools.partial(_reds, ".png"),
     "sidd": _sidd,
     "pairs": _generic,
 }
@@ -249,16 +256,34 @@ def _realblur_original(letter, set_folder):
     return write
 
 
+def _rsblur_names(pair):
+    return (f"{pair.sequence}_{pair.frame}",) * 2
+
+
 def _realblur_names(pair):
     return f"{pair.sequence}_blur_{pair.frame}", f"{pair.sequence}_gt_{pair.frame}"
 
 
-def _reds_original(pairs, folder):
+def _rsblur_original(pairs, folder):
+    lines = {"train": [], "validation": [], "test": []}
+    for pair in pairs:
+        scene = f"RSBlur/{pair.sequence}/{pair.frame}"
+        target, degraded = f"{scene}/gt/gt_sharp.png", f"{scene}/real_blur/real_blur.png"
+        for path, data in ((target, pair.target), (degraded, pair.input), (f"{scene}/avg65_img/blur.png", pair.gamma)):
+            _put(folder / path, data)
+        lines[pair.split].append(f"{target} {degraded}\n")
+    for split, content in lines.items():
+        name = {"validation": "val"}.get(split, split)
+        (folder / f"RSBlur_real_{name}.txt").write_text("".join(content))
+    return folder
+
+
+def _reds_original(blur, pairs, folder):
     for pair in pairs:
         part = {"train": "train", "test": "val"}[pair.split]
         # Frames of val that are not of val-300 hold the same pictures here.
         for frame in (pair.frame, "00000010") if part == "val" else (pair.frame,):
-            _put(folder / part / f"{part}_blur_jpeg" / pair.sequence / f"{frame}.jpg", pair.input)
+            _put(folder / part / f"{part}_{blur}" / pair.sequence / f"{frame}{pair.input_suffix}", pair.input)
             _put(folder / part / f"{part}_sharp" / pair.sequence / f"{frame}.png", pair.target)
     return folder
 
@@ -349,10 +374,19 @@ LAYOUTS = {
         "below_its_name": _repacked(lambda pair: f"Rain13K/{_rain_folder(pair)}"),
         "test_originals": _rain_test_originals,
     },
+    "rsblur": {
+        "original": _rsblur_original,
+        "input_target": _repacked(lambda pair: f"RSBlur/{pair.split}", names_of=_rsblur_names),
+    },
     "reds": {
-        "original": _reds_original,
+        "original": functools.partial(_reds_original, "blur_jpeg"),
         "nafnet": _reds_flattened,
         "input_target": _repacked(lambda pair: f"REDS/{pair.split}"),
+    },
+    "reds_blur": {
+        "original": functools.partial(_reds_original, "blur"),
+        "below_its_name": lambda pairs, folder: _reds_original("blur", pairs, folder / "REDS").parent,
+        "blur_sharp": _repacked(lambda pair: f"REDS_blur/{pair.split}", ("blur", "sharp")),
     },
     "sidd": {
         "original": _sidd_original("SIDD_Medium_Srgb"),

@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import data_pipeline, growth, jax_worker, params, profile_block, race, report, weights
+from benchmarks import (
+    data_pipeline,
+    growth,
+    jax_worker,
+    onnx_network,
+    onnx_worker,
+    params,
+    profile_block,
+    race,
+    report,
+    weights,
+)
 from benchmarks.jax_batches import Batches
 from benchmarks.jobs import make_job
 from benchmarks.sides import ROOT, Side
@@ -79,10 +90,10 @@ def test_sides_take_turns_in_changing_order():
     assert dict(log[2:]) == {"slow": 1, "quick": 10}  # calls of a turn: a slow side makes one
 
 
-@pytest.mark.parametrize("flag", ["--repetitions=0", "--batch=0", "--size=100", "--threads=-1"])
+@pytest.mark.parametrize("flag", ["--repetitions=0", "--batch=0", "--size=100", "--threads=-1", "--onnx --batch=2"])
 def test_flags_of_the_race_that_cannot_be_used_are_named(flag):
-    with pytest.raises(UserError, match=flag):
-        race.flags_of([flag])
+    with pytest.raises(UserError, match=flag.split()[0]):
+        race.flags_of(flag.split())
 
 
 def test_ratios_are_taken_turn_by_turn():
@@ -326,6 +337,23 @@ def test_our_worker_restores(folder_with_weights, tmp_path, monkeypatch):
     assert restored.shape == images.shape
     assert 1e-3 < np.abs(restored - images).max() < 10
     assert task.describe()["device_bytes"] is None
+
+
+def test_onnx_runtime_restores_what_our_worker_does(folder_with_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(jax_worker, "prepare_to_compile", lambda: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    size = {"height": 64, "width": 128}
+    job = make_job(folder_with_weights, variant="demo", dtype="float32", device="cpu", batch=1, **size)
+    onnx_network.main(["demo", str(folder_with_weights), "64", "128"])
+    results = {}
+    for name, task in (("ours", jax_worker.task_of(job)), ("theirs", onnx_worker.Restoration(job))):
+        task.run()
+        task.wait()
+        task.save(tmp_path / f"{name}.npy")
+        results[name] = np.load(tmp_path / f"{name}.npy")
+    assert results["ours"].clip(0, 1).std() > 0.1
+    np.testing.assert_allclose(results["theirs"], results["ours"].clip(0, 1), rtol=0, atol=1e-4)
+    assert task.describe()["versions"].keys() == {"onnxruntime"}
 
 
 def commands():

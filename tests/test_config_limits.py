@@ -87,6 +87,10 @@ def test_every_recipe_is_valid(recipe):
             "config.optimizer.final_learning_rate=0.01 must not be more than config.optimizer.learning_rate=0.001",
         ),
         ({"data.blur_min_px": 15.0}, "config.data.blur_min_px=15.0 must not be more than config.data.blur_max_px=14.0"),
+        (
+            {"data.noise_sigma": (25.0, 15.0)},
+            "config.data.noise_sigma=(25.0, 15.0) must have the lower number first",
+        ),
         ({"data.jpeg_quality": (50,)}, "config.data.jpeg_quality=(50,) must be () or two numbers"),
         ({"data.jpeg_quality": (50, 40)}, "config.data.jpeg_quality=(50, 40) must be () or two numbers"),
         ({"run.profile_steps": (10,)}, "config.run.profile_steps=(10,) must be () or two numbers"),

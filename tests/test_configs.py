@@ -23,10 +23,22 @@ ON_PHOTOGRAPHS = [
     "demo",
     "evidence",
     "pocket",
+    "denoise",
+    "super_resolution",
 ]
-ON_SETS = ["gopro", "realblur_r", "realblur_j", "derain", "reds", "sidd"]  # trained in test_protocols_end_to_end.py
+ON_SETS = [
+    "gopro",
+    "realblur_r",
+    "realblur_j",
+    "rsblur",
+    "derain",
+    "reds",
+    "reds_blur",
+    "sidd",
+]  # trained in test_protocols_end_to_end.py
 OTHER_NETWORKS = ["restormer", "restormer:csa"]  # trained in test_other_networks.py
 RECIPES = [*ON_PHOTOGRAPHS, *ON_SETS, *OTHER_NETWORKS, "pocket:short", "pocket:decay", "pocket:finetune"]
+RECIPES += ["denoise:25", "super_resolution:x2"]
 DUMPS = Path(__file__).parent / "golden" / "configs"
 
 
@@ -95,6 +107,8 @@ def test_rain_is_drawn_over_photographs(tmp_path):
         ("derain", "rain", "rain13k or synthetic"),
         ("restormer", "concerto", "transposed or csa"),
         ("pocket", "decaying", "short, constant, decay or finetune"),
+        ("denoise", "30", "blind, 15, 25 or 50"),
+        ("super_resolution", "x3", "x2 or x4"),
     ],
 )
 def test_unknown_argument_is_refused(name, argument, known):

@@ -8,6 +8,8 @@ from PIL import Image
 from concertormer_jax.commands.contact_sheet import main
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.degrade import DEGRADATIONS, make_degradation
+from concertormer_jax.data.degrade.bicubic import Bicubic, imresize
+from concertormer_jax.data.degrade.gaussian import GaussianNoise
 from concertormer_jax.data.degrade.motion_blur import CameraShake, FrameAverage, correlated, rasterised, shake_path
 from concertormer_jax.data.degrade.rain import Rain, streaks
 from concertormer_jax.data.degrade.sensor import Camera, encoded, jpeg_coded, linear_values
@@ -17,6 +19,7 @@ from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.photos.sheets import SHOWN
 from concertormer_jax.runtime.errors import UserError
 
+STORED_EXACTLY = ("gaussian", "bicubic_x2", "bicubic_x4")
 QUIET = CameraShake(shot_noise=0, read_noise=0)
 
 
@@ -322,7 +325,8 @@ def test_samples_depend_on_seed_and_position_alone(name, tmp_path):
         (tmp_path / "photos").mkdir(exist_ok=True)
         np_path = tmp_path / "photos" / f"{number}.png"
         Image.fromarray(blocks).save(np_path)
-    degradation = make_degradation(name, jpeg_quality=(20, 80), shot_noise=1e-3)
+    jpeg = {} if name in STORED_EXACTLY else {"jpeg_quality": (20, 80)}
+    degradation = make_degradation(name, shot_noise=1e-3, **jpeg)
 
     def sample(seed, position):
         source = open_source(tmp_path / "photos", degradation=degradation)
@@ -348,6 +352,47 @@ def test_degradations_are_made_by_name():
         make_degradation("fog")
     with pytest.raises(UserError, match="degradation 'rain': jpeg_quality"):
         make_degradation("rain", jpeg_quality=(3,))
+    assert make_degradation("gaussian", sigma=[25, 25], shot_noise=1) == GaussianNoise((25, 25))
+    assert make_degradation("bicubic_x4") == Bicubic(4)
+    for name in STORED_EXACTLY:
+        with pytest.raises(UserError, match=f"degradation '{name}' stores no JPEG"):
+            make_degradation(f"noise,{name}", jpeg_quality=(30, 40))
+    with pytest.raises(UserError, match="degradation 'gaussian': sigma"):
+        make_degradation("gaussian", sigma=(3, 2))
+
+
+def test_gaussian_noise_is_neither_clipped_nor_rounded():
+    sharp = np.zeros((200, 200, 3), np.uint8)
+    noisy = GaussianNoise((25, 25))(sharp, np.random.default_rng(0))
+    assert noisy.dtype == np.float32
+    assert abs(noisy.mean()) < 0.5 and abs(noisy.std() - 25) < 0.5
+    deviations = [GaussianNoise((10, 40))(sharp, np.random.default_rng(seed)).std() for seed in range(12)]
+    assert 9 < min(deviations) < 20 and 30 < max(deviations) < 41
+
+
+@pytest.mark.parametrize("scale", [1 / 2, 1 / 4, 2, 4])
+def test_bicubic_is_that_of_pillow_inside_and_mirrors_the_borders(scale, request):
+    """Pillow has the same cubic, but other borders."""
+    photo = read_rgb(list_images(request.config.rootpath / "photos" / "test")[0])[:96, :64]
+    size = round(96 * scale), round(64 * scale)
+    resized = imresize(photo, scale)
+    pillow = np.asarray(Image.fromarray(photo).resize(size[::-1], Image.Resampling.BICUBIC))
+    assert resized.shape == (*size, 3)
+    rim = max(3, round(3 * scale))
+    inside = (slice(rim, -rim),) * 2
+    assert np.abs(resized.astype(int) - pillow)[inside].max() <= 1
+    mirrored = imresize(np.pad(photo, ((32, 32), (32, 32), (0, 0)), mode="symmetric"), scale)
+    margin = round(32 * scale)
+    np.testing.assert_array_equal(mirrored[margin:-margin, margin:-margin], resized)
+
+
+def test_bicubic_keeps_the_size_of_any_picture():
+    sharp = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
+    small = imresize(sharp, 1 / 4)
+    assert small.shape == (10, 13, 3)
+    np.testing.assert_array_equal(Bicubic(4)(sharp), imresize(small, 4)[:37, :50])
+    flat = np.full((13, 9, 3), 201, np.uint8)
+    np.testing.assert_array_equal(Bicubic(2)(flat), flat)
 
 
 def test_of_several_degradations_each_picture_gets_one_in_its_place():
@@ -368,7 +413,7 @@ def test_pairs_are_synthesised_by_any_degradation(tmp_path, request):
     (tmp_path / "photos").mkdir()
     Image.fromarray(photo).save(tmp_path / "photos" / "one.png")
     inputs = []
-    for name in ("shake", "rain"):
+    for name in ("shake", "rain", "gaussian"):
         synthesize(tmp_path / "photos", tmp_path / name, degradation=name)
         np.testing.assert_array_equal(read_rgb(tmp_path / name / "target" / "one.png"), photo)
         inputs.append(read_rgb(tmp_path / name / "input" / "one.png"))

@@ -1,7 +1,6 @@
 """A small network with attention through train, kill, resume, evaluate and restore, compiled as a user compiles it."""
 
 import json
-import os
 import re
 import sys
 
@@ -96,19 +95,7 @@ def test_tiles_are_the_whole_picture(trained, tmp_path, monkeypatch):
 
 def test_two_hosts_train_like_one_process(trained, settings, tmp_path):
     settings = settings | {"init_from": str(trained)}
-    hosts = [
-        runs.start(
-            [*runs.command(tmp_path / "two", settings), "--distributed"],
-            devices=1,
-            SLURM_JOB_ID=str(os.getpid()),  # of which JAX makes the port, in this run of the tests its own
-            SLURM_STEP_NODELIST="localhost",
-            SLURM_NTASKS="2",
-            SLURM_PROCID=str(host),
-            SLURM_LOCALID=str(host),
-        )
-        for host in range(2)
-    ]
-    first, second = [runs.finish(host) for host in hosts]
+    first, second = [runs.finish(host) for host in runs.start_hosts(runs.command(tmp_path / "two", settings), 2)]
     assert f"step {LAST_STEP} is saved" in first
     assert "is saved" not in second
     runs.finish(start(runs.command(tmp_path / "one", settings)))

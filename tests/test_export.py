@@ -131,6 +131,7 @@ def test_mistakes_are_one_sentence(checkpoint, tmp_path):
         (ckpt, size, "tiny.tflite"): "must end in .stablehlo or .onnx",
         (ckpt, size, "gs://bucket/tiny.onnx"): "must be on this machine",
         (ckpt, size, str(folder)): "is a folder; name a file",
+        (ckpt, size, "tiny.stablehlo", "--page"): "--page: browsers run ONNX files alone",
         (ckpt, "tiny.onnx"): "the following arguments are required: --size; see --help",
         (ckpt, "--size=32", "tiny.onnx"): "'32' must be HEIGHTxWIDTH in pixels, such as 720x1280",
         (ckpt, "--size=0x32", "tiny.onnx"): "'0x32' must be HEIGHTxWIDTH",

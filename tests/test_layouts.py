@@ -104,6 +104,26 @@ def test_spare_targets_of_hide_are_no_fault_but_spare_inputs_are(tmp_path):
     assert re.search(r"1fromGOPR0950\.png: has no partner in .*GT", *find_in(source, "hide").unpaired)
 
 
+def test_scenes_of_two_days_are_told_apart_and_rsblurs_lists_decide(tmp_path):
+    source = write_set("rsblur", "original", tmp_path)
+    scenes = [path.parent.name for path in source.rglob("real_blur")]
+    assert len(set(scenes)) < len(scenes)
+    assert len(find_in(source / "RSBlur", "rsblur").pairs["validation"]) == 2, "the lists may lie beside"
+    (source / "RSBlur_real_val.txt").unlink()
+    with pytest.raises(UserError, match=r"has no RSBlur_real_val\.txt, which says what belongs to the validation"):
+        find_in(source, "rsblur")
+
+
+def test_reds_with_and_without_jpeg_are_told_apart(tmp_path):
+    for name in ("reds", "reds_blur"):
+        write_set(name, "original", tmp_path / "both" / "REDS")
+    assert sets_in(tmp_path / "both") == {"reds", "reds_blur"}
+    for name in ("reds", "reds_blur"):
+        found = find_in(tmp_path / "both", name)
+        assert {pair.input.suffix for pair in found.pairs["test"]} == {pairs_of(name)[0].input_suffix}
+        assert {split: len(pairs) for split, pairs in found.pairs.items()} == {"train": 6, "test": 2}
+
+
 def test_realblur_needs_its_lists_and_all_that_they_list(tmp_path):
     source = write_set("realblur_j", "original", tmp_path)
     scene = next(source.rglob("scene003"))
@@ -166,7 +186,9 @@ def test_sets_are_recognised_by_their_folders(tmp_path, name, layout):
     assert sets_in(write_set(name, layout, tmp_path)) == {name}
 
 
-@pytest.mark.parametrize("path, expected", [("test/HIDE", {"hide"}), ("Rain100H", {"rain13k"}), ("mine", set())])
+@pytest.mark.parametrize(
+    "path, expected", [("test/HIDE", {"hide"}), ("Rain100H", {"rain13k"}), ("REDS/mine", {"reds"}), ("mine", set())]
+)
 def test_sets_are_recognised_by_their_own_path(tmp_path, path, expected):
     (tmp_path / path / "input").mkdir(parents=True)
     assert sets_in(tmp_path / path) == expected

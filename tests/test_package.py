@@ -47,7 +47,7 @@ def test_the_wheel_brings_recipes_photographs_pages_and_types(installed):
         assert {path.name for path in (package / "bundled" / name).iterdir()} >= {
             path.name for path in bundled(name).iterdir() if path.is_file()
         }
-    for name in ("py.typed", "pages/app.html", "pages/slider.js", "evaluation/paper.json"):
+    for name in ("py.typed", "pages/app.html", "pages/onnx.js", "pages/slider.js", "evaluation/paper.json"):
         assert (package / name).is_file(), name
 
 

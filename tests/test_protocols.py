@@ -25,8 +25,12 @@ REALBLUR = ("psnr_realblur", "ssim_realblur")
         ("realblur_r", REALBLUR, 320, 980),
         ("realblur_j", REALBLUR, 320, 980),
         ("derain", ("psnr_y", "ssim_y"), 448, 4300),
+        ("rsblur", ("psnr_rsblur", "ssim_rsblur"), 320, 3360),
         ("reds", RGB, 512, 300),
+        ("reds_blur", RGB, 512, 300),
         ("sidd", ("psnr_rgb_unrounded", "ssim_rgb_3d_unrounded"), None, 1280),
+        ("denoise_25", RGB, 448, 210),
+        ("super_resolution_x4", ("psnr_y_float", "ssim_y_float"), 448, 328),
     ],
 )
 def test_protocol(name, metrics, window, images):
@@ -51,7 +55,8 @@ def test_the_average_of_deraining_leaves_test1200_out():
 
 def test_an_unknown_protocol_is_refused_with_the_known_ones():
     with pytest.raises(
-        UserError, match=r"--protocol=GoPro: .* gopro, hide, realblur_r, realblur_j, derain, reds, sidd"
+        UserError,
+        match=r"--protocol=GoPro: .* gopro, hide, realblur_r, realblur_j, derain, rsblur, reds, reds_blur, sidd",
     ):
         protocol_named("GoPro")
 
@@ -87,9 +92,8 @@ def test_plan_and_evaluation_take_the_same_window(path):
     assert task.name == (
         f"evaluation (24x40, {f'TLC windows of {window} px' if window else 'without TLC'}, protocol {protocol.name})"
     )
-    assert window == {"hide": 512, "reds": 512, "sidd": None, "realblur_r": 320, "realblur_j": 320}.get(
-        path.stem, 448 if prepared else PAIRS.tlc_window("auto", crop)
-    )
+    windows = {"hide": 512, "reds": 512, "reds_blur": 512, "sidd": None, "realblur_r": 320, "realblur_j": 320}
+    assert window == (windows | {"rsblur": 320}).get(path.stem, 448 if prepared else PAIRS.tlc_window("auto", crop))
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ from light_network import leave_out_blocks
 
 from concertormer_jax.commands import evaluate, prepare, table
 from concertormer_jax.data.images import read_rgb, write_png
+from concertormer_jax.data.prepared import TRAINING_SPLITS
 from concertormer_jax.evaluation.scores import PROTOCOLS
 from concertormer_jax.metrics import psnr_ssim
 from concertormer_jax.training import trainer
 
 DOCUMENTATION = (runs.ROOT / "docs" / "datasets.md").read_text()
-SETS = ["gopro", "hide", "realblur_r", "realblur_j", "rain13k", "reds", "sidd"]
+SETS = ["gopro", "hide", "realblur_r", "realblur_j", "rsblur", "rain13k", "reds", "reds_blur", "sidd"]
 PROTOCOL = {"rain13k": "derain"}
 EVERY_LAYOUT = [(name, layout) for name in SETS for layout in LAYOUTS[name]]
 SHRUNK = runs.TINY_RUN | runs.ONE_STAGE
@@ -109,7 +110,7 @@ def test_the_documented_commands_give_the_protocols_numbers(made, name):
     assert results["protocol"] == protocol.name
     assert results["variant"] == "custom"
     sets = results["sets"] if "sets" in results else {results["set"]: results}
-    expected = [pair for pair in pairs_of(name) if pair.split != "train"]
+    expected = [pair for pair in pairs_of(name) if pair.split not in TRAINING_SPLITS]
     assert set(sets) == set(protocol.sets)
     assert sum(scores["images"] for scores in sets.values()) == len(expected)
     for row, scores in sets.items():
@@ -135,7 +136,7 @@ def scored(made, tmp_path_factory):
             return of_the_prepared[name]
         folder, protocol = tmp_path_factory.mktemp(name), PROTOCOLS[PROTOCOL.get(name, name)]
         for pair in pairs_of(name):
-            if pair.split != "train":
+            if pair.split not in TRAINING_SPLITS:
                 place = folder / "made" / pair.split if len(protocol.sets) > 1 else folder / "made"
                 write_png(place / f"{pair.name}.png", np.mean(pair.pixels, axis=0).astype(np.uint8))
         arguments = [f"--predictions={folder / 'made'}", f"--data={data or f'tfds:{name}'}", "--metrics=psnr_rgb"]
@@ -156,7 +157,7 @@ def test_a_folder_is_scored_like_the_set_prepared_from_it(scored, tmp_path, name
     assert tables == scored(name)
     assert len(tables) == len(PROTOCOLS[PROTOCOL.get(name, name)].sets)
     lines = [line.split(",") for text in tables.values() for line in text.splitlines()[1:]]
-    assert {line[0] for line in lines} == {pair.name for pair in pairs_of(name) if pair.split != "train"}
+    assert {line[0] for line in lines} == {pair.name for pair in pairs_of(name) if pair.split not in TRAINING_SPLITS}
     assert all(float(line[-1]) > 5 for line in lines), "halving the error is 6 dB"
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from concertormer_jax.data.images import read_rgb
-from concertormer_jax.metrics import realblur
+from concertormer_jax.metrics import psnr_ssim, realblur
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,16 @@ def test_what_the_mask_leaves_out_does_not_count():
     halved = realblur.Aligned(restored * mask, restored * mask, mask, True)
     assert realblur.ssim_aligned(halved) == pytest.approx(1)
     assert realblur.psnr_aligned(halved) == math.inf
+
+
+def test_rsblur_clips_what_the_warp_overshoots():
+    rng = np.random.default_rng(0)
+    target = rng.random((40, 50, 3), np.float32)
+    bright = realblur.Aligned(target + np.float32(0.2), target, np.ones_like(target), True)
+    clipped = realblur.Aligned(np.minimum(bright.restored, 1), target, bright.mask, True)
+    psnr, ssim = (psnr_ssim.ALIGNED_METRICS[name](bright) for name in ("psnr_rsblur", "ssim_rsblur"))
+    assert psnr == realblur.psnr_aligned(clipped) > realblur.psnr_aligned(bright)
+    assert ssim == realblur.ssim_aligned(clipped) != realblur.ssim_aligned(bright)
 
 
 def test_the_outer_five_pixels_are_no_part_of_the_ssim():

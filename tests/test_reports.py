@@ -5,6 +5,7 @@ import json
 import math
 import re
 
+import cv2
 import numpy as np
 import pytest
 from fake_model import fake_model
@@ -71,6 +72,7 @@ def test_all_files_are_written_and_agree(tmp_path):
         assert mean == pytest.approx(np.mean([image["restored"][metric] for image in content["per_image"]]), abs=1e-6)
         assert content["mean"][metric]["gain"] > 0
     assert content["tlc"] == {"setting": "auto", "window_px": 448, "images_without_effect": 12}
+    assert content["opencv"] == cv2.__version__
     assert "psnr_rgb" not in content["mean"], "it only orders the worst ten"
     with Image.open(output / "worst_ten.png") as sheet:
         assert sheet.width > 4 * 70

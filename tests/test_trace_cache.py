@@ -210,7 +210,7 @@ def test_a_step_from_a_cached_trace_donates_the_state(folder, monkeypatch):
     whole = replicated(mesh)
     shapes = jax.eval_shape(training.initialise, 0)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
-    plain = trace_step(training.step, shapes, phases[0], mesh).lower()
+    plain = trace_step(training, shapes, phases[0], mesh).lower()
     cached = lower_step(training, shapes, phases[0], mesh)
     for lowered in (plain, cached):
         (main,) = [line for line in lowered.as_text().splitlines() if "@main(" in line]

@@ -92,6 +92,23 @@ def start(arguments, devices=8, **settings) -> subprocess.Popen:
     )
 
 
+def start_hosts(arguments, count: int, launcher="slurm") -> list[subprocess.Popen]:
+    """Start a command on `count` hosts with a device each, by the variables of Slurm or of Open MPI ("openmpi")."""
+    job = os.getpid()  # of which JAX makes the port, in this run of the tests its own
+    common = {"JAX_COORDINATOR_BIND_ADDRESS": f"127.0.0.1:{61440 + job % 4096}"}
+    if launcher == "slurm":
+        common |= {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost"}
+        size, *ranks = "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID"
+    else:
+        common |= {"OMPI_MCA_orte_hnp_uri": f"{job * 4096}.0;tcp://127.0.0.1:1"}
+        size, *ranks = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"
+    common[size] = str(count)
+    return [
+        start([*arguments, "--distributed"], devices=1, **common, **dict.fromkeys(ranks, str(host)))
+        for host in range(count)
+    ]
+
+
 def finish(process: subprocess.Popen, timeout_s=1200, status=0) -> str:
     """Wait for a command that must end with `status`; returns its output."""
     output, _ = process.communicate(timeout=timeout_s)

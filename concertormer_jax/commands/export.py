@@ -3,6 +3,7 @@
 StableHLO is one file for CPUs, GPUs and TPUs and for any batch, which `jax.export.deserialize` reads; ONNX (the extra
 `onnx`) is for one picture. Both take and give float32 [B, H, W, 3] in [0, 1] of one size, which must be a multiple of
 the network's. OUT.stablehlo.json or OUT.onnx.json beside it says so: names, shapes, ranges, padding, TLC, weights.
+--page writes OUT.html too, which restores photographs in a browser by OUT.onnx and the npm package onnxruntime-web.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from concertormer_jax.exporting.onnx_file import onnx_file
 from concertormer_jax.exporting.program import Program, require_fitting
 from concertormer_jax.exporting.stablehlo import stablehlo
 from concertormer_jax.inference.tiles import LARGEST_PX, tlc_window
+from concertormer_jax.pages.onnx_page import write_onnx_page
 from concertormer_jax.runtime.devices import prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text, written_atomically
@@ -34,13 +36,18 @@ def main(arguments: Iterable[object] | None = None) -> None:
     parser.add_argument(
         "--tlc", default="off", metavar="off|auto|N", help="window of the test-time local converter; default: off"
     )
+    parser.add_argument("--page", action="store_true", help="also write a page for a browser that runs OUT.onnx")
     flags = parse_arguments(parser, arguments)
     with running():
         output = local_path(flags.output, "OUT")
         write = _WRITERS.get(output.suffix.lower())
         if write is None:
             raise UserError(f"{output}: must end in {' or '.join(_WRITERS)}")
-        require_file_writable(output)
+        if flags.page and write is not onnx_file:
+            raise UserError("--page: browsers run ONNX files alone; name an OUT.onnx, or leave --page out")
+        page = output.with_suffix(".html")
+        for path in (output, page) if flags.page else (output,):
+            require_file_writable(path)
         prepare_to_compile()
         model = load_model(flags.ckpt, "--ckpt")
         require_fitting(*flags.size, model.module.multiple)
@@ -50,6 +57,9 @@ def main(arguments: Iterable[object] | None = None) -> None:
             temporary.write_bytes(content)
         beside = output.with_name(f"{output.name}.json")
         write_text(beside, json.dumps(manifest, indent=2) + "\n")
+        if flags.page:
+            write_onnx_page(page, output, manifest)
+            print(f"{page}: to be served beside it and the files of onnxruntime-web; see the README")
         print(f"{output}: {len(content) / 1e6:.1f} MB; {beside.name} describes it")
 
 

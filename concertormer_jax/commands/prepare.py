@@ -2,10 +2,10 @@
 
 python -m concertormer_jax prepare NAME --source=DIR [--data-dir=DIR] [--dry-run]
 
-NAME is one of gopro, hide, realblur_r, realblur_j, rain13k, reds, sidd, or pairs for input/ and target/ of your own;
-some have configurations, such as gopro/blur_gamma, and pairs/ANYTHING names yours. The command recognises the layout
-below --source. It decodes every file and compares it with its partner before it writes anything. After an interruption,
-give the same command again.
+NAME is one of gopro, hide, realblur_r, realblur_j, rsblur, rain13k, reds, reds_blur, sidd, or pairs for input/ and
+target/ of your own; some have configurations, such as gopro/blur_gamma, and pairs/ANYTHING names yours. The command
+recognises the layout below --source. It decodes every file and compares it with its partner before it writes anything.
+After an interruption, give the same command again.
 """
 
 import os

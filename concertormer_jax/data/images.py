@@ -282,6 +282,11 @@ def write_png(path: AnyPath, image: np.ndarray) -> None:
         Image.fromarray(image).save(temporary, format="PNG")
 
 
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Return uint8 pixels as they are, and floats on the scale from 0 to 255 clipped and rounded."""
+    return image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 255)).astype(np.uint8)
+
+
 def _rgb(decoded: Decoded, name: object) -> np.ndarray:
     _require_one(decoded.frames, name)
     samples = decoded.samples

@@ -53,13 +53,15 @@ def batches(
     steps: int | None = None,
     flip: bool = True,
     rotate: bool = True,
+    input_dtype: type = np.uint8,
     prefetch: int = _PREFETCHED_BATCHES,
 ) -> Generator[dict[str, np.ndarray]]:
     """Yield this host's share of `steps` batches (None: without end), the first of which starts at `position`.
 
     Batch j holds the samples `position + j * batch` to `position + (j + 1) * batch - 1` of an endless stream; host h
     of n gets the h-th of n equal, contiguous parts. Each is a dict of NumPy arrays:
-    "input", "target": uint8 [batch / host_count, crop_px, crop_px, 3]; "position": int64 [batch / host_count].
+    "input", "target": [batch / host_count, crop_px, crop_px, 3], of the types `input_dtype` (in which all inputs of the
+    source must fit) and uint8; "position": int64 [batch / host_count].
     Every picture of a source is seen once per epoch, in an order drawn from (seed, epoch); crop, degradation,
     mirroring (`flip`) and turns by 90 degrees (`rotate`) are drawn from (seed, position).
 
@@ -79,6 +81,7 @@ def batches(
         local=batch // host_count,
         crop_px=crop_px,
         steps=steps,
+        input_dtype=input_dtype,
         prefetch=prefetch,
     )
     _open_iterators.add(iterator)
@@ -86,7 +89,7 @@ def batches(
 
 
 def sample(source: Source, seed: int, position: int, *, crop_px: int, flip: bool, rotate: bool) -> Sample:
-    """Return (input, target), uint8 [crop_px, crop_px, 3] each, of the sample at `position`."""
+    """Return (input, target), [crop_px, crop_px, 3] each, of the sample at `position`."""
     part, index = located(source, seed, position)
     # Philox is counter-based: the key (seed, position) gives neighbouring positions unrelated numbers.
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, position], np.uint64)))
@@ -119,6 +122,7 @@ def _batches(
     local: int,
     crop_px: int,
     steps: int | None,
+    input_dtype: type,
     prefetch: int,
 ) -> Generator[dict[str, np.ndarray]]:
     """Yield batches of `local` samples, the first at position `first` and the next one `batch` positions later."""
@@ -127,14 +131,15 @@ def _batches(
 
     def read(position: Any) -> Sample:
         try:
-            return read_sample(int(position))
+            degraded, target = read_sample(int(position))
+            return degraded.astype(input_dtype, casting="safe", copy=False), target
         except Exception as error:
             failures.append(error)
             raise
 
     def mapped(number: Any) -> dict[str, Any]:
         position = first + number // local * batch + number % local
-        pair = tensorflow.numpy_function(read, [position], (tensorflow.uint8, tensorflow.uint8), stateful=False)
+        pair = tensorflow.numpy_function(read, [position], (input_dtype, np.uint8), stateful=False)
         degraded, target = (tensorflow.ensure_shape(image, (crop_px, crop_px, 3)) for image in pair)
         return {"input": degraded, "target": target, "position": position}
 

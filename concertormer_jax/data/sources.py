@@ -25,7 +25,7 @@ from concertormer_jax.runtime.paths import AnyPath, local_path
 
 _MIXTURE_CYCLE = 1000
 _DIGESTED = 8  # items of a part whose content goes into its digest, evenly spaced
-Sample = tuple[np.ndarray, np.ndarray]  # input and target, uint8 [H, W, 3] each
+Sample = tuple[np.ndarray, np.ndarray]  # input and target, uint8 [H, W, 3] each; `GaussianNoise` makes float32 inputs
 
 
 class Part(abc.ABC):
@@ -42,7 +42,7 @@ class Part(abc.ABC):
 
     @abc.abstractmethod
     def crop(self, index: int, crop_px: int, rng: np.random.Generator) -> Sample:
-        """Return one random crop, uint8 [crop_px, crop_px, 3] each; small pictures are reflected."""
+        """Return one random crop, [crop_px, crop_px, 3] each; small pictures are reflected."""
 
     @abc.abstractmethod
     def whole(self, index: int) -> Sample:

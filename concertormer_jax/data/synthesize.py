@@ -5,7 +5,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from concertormer_jax.data.degrade import make_degradation
-from concertormer_jax.data.images import picture_names, write_png
+from concertormer_jax.data.images import picture_names, to_uint8, write_png
 from concertormer_jax.data.listing import walk
 from concertormer_jax.data.sources import PhotoSource, open_source
 from concertormer_jax.runtime.errors import UserError
@@ -35,6 +35,6 @@ def synthesize(photos: AnyPath, out: AnyPath, seed: int = 0, degradation: str = 
     require_separate(sorted(written), source.items)
     for index, name in enumerate(tqdm(names, desc="degrading photographs", unit="picture")):
         degraded, sharp = source.whole(index, seed)
-        write_png(Path(out, "input", f"{name}.png"), degraded)
+        write_png(Path(out, "input", f"{name}.png"), to_uint8(degraded))
         write_png(Path(out, "target", f"{name}.png"), sharp)
     return len(names)

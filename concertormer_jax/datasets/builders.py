@@ -172,7 +172,7 @@ class _Shard:
 
 
 def split_pairs(report: Report) -> dict[str, list[CheckedPair]]:
-    """Return split to its pairs, sorted by name; part of the training pairs becomes the split "validation".
+    """Return split to its pairs, sorted by name; part of the training pairs becomes "validation" if there is none.
 
     Frames that `hold_out` puts into neither part stay with those for training, so that none is lost.
     """
@@ -180,7 +180,7 @@ def split_pairs(report: Report) -> dict[str, list[CheckedPair]]:
     for split, part in report.splits.items():
         measured = {item.name: one for item, one in zip(part.items, part.measured, strict=True) if one}
         parts = {split: part.items}
-        if split == "train" and len(part.items) > 1:
+        if split == "train" and "validation" not in report.splits and len(part.items) > 1:
             _, held = hold_out(part.items, HELD_OUT)
             names = {item.name for item in held}
             kept = [item for item in part.items if item.name not in names]

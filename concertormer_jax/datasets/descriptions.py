@@ -27,6 +27,12 @@ def scene_and_number(path: str) -> str:
     return f"{match[1]}-{match[2]}" if match else path
 
 
+def day_and_scene(path: str) -> str:
+    """RSBlur: 0001/000022/real_blur, 0001_000022 and the like to 0001-000022."""
+    match = re.search(r"(\d{4})[/_-](\d{6})(?!\d)", path)
+    return f"{match[1]}-{match[2]}" if match else path
+
+
 def sequence_and_frame(path: str) -> str:
     """REDS: 000/00000009, 000_00000009 to 000-00000009."""
     return re.sub(r"^(\d{3})[/_]", r"\1-", path)
@@ -92,6 +98,7 @@ class SetDescription:
     split_folders: name of a folder to split ("": not used); the deepest folder decides. default_split: if none says.
     rename: path below the set's folders without extension (<sequence>/<frame>, <name>) to the prepared name.
     sequence_folder: pattern of the folder of a sequence, if each sequence has inputs and targets of its own.
+    sequence_depth: how many folders name a sequence, the last of which is its own.
     file_role: stem of a file that lies beside its partner to "input", "target" or None.
     chosen: split to pattern of the prepared names that belong to it; a split without pattern takes all.
     lists: split to the text file that lists its pairs, one "<target> <input>" in each line.
@@ -113,6 +120,7 @@ class SetDescription:
     split_folders: dict[str, str] = dataclasses.field(default_factory=lambda: _TRAIN | _TEST | _VALIDATION_UNUSED)
     default_split: str = "train"
     sequence_folder: str | None = None
+    sequence_depth: int = 1
     file_role: Callable[[str], str | None] | None = None
     chosen: dict[str, str] = dataclasses.field(default_factory=dict)
     lists: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -136,6 +144,12 @@ _REALBLUR_CITATION = """@inproceedings{rim2020realblur,
   title={Real-World Blur Dataset for Learning and Benchmarking Deblurring Algorithms},
   author={Rim, Jaesung and Lee, Haeyun and Won, Jucheol and Cho, Sunghyun},
   booktitle={ECCV}, year={2020}}"""
+
+_REDS_CITATION = """@inproceedings{nah2019ntire,
+  title={NTIRE 2019 Challenge on Video Deblurring and Super-Resolution: Dataset and Study},
+  author={Nah, Seungjun and Baik, Sungyong and Hong, Seokil and Moon, Gyeongsik and Son, Sanghyun and
+    Timofte, Radu and Lee, Kyoung Mu},
+  booktitle={CVPR Workshops}, year={2019}}"""
 
 
 def _realblur(letter: str, kind: str) -> SetDescription:
@@ -213,6 +227,37 @@ SETS = {
         _realblur("R", "from raw data"),
         _realblur("J", "from the camera's JPEG files"),
         SetDescription(
+            name="rsblur",
+            title="RSBlur",
+            counts={"train": 8878, "validation": 1120, "test": 3360},
+            folders="rsblur",
+            rename=day_and_scene,
+            split_folders=_TRAIN | _TEST | dict.fromkeys(("val", "validation", "valid"), "validation"),
+            sequence_folder=r"\d{6}",
+            sequence_depth=2,
+            lists={
+                "train": "RSBlur_real_train.txt",
+                "validation": "RSBlur_real_val.txt",
+                "test": "RSBlur_real_test.txt",
+            },
+            variants=(
+                Variant("", "real blurred pictures and their targets", (Roles(("real_blur",), ("gt",)), Roles())),
+            ),
+            homepage="https://github.com/rimchang/RSBlur",
+            licence="CC BY 4.0",
+            citation="""@inproceedings{rim2022realistic,
+  title={Realistic Blur Synthesis for Learning Image Deblurring},
+  author={Rim, Jaesung and Kim, Geonung and Kim, Jungeon and Lee, Junyong and Lee, Seungyong and Cho, Sunghyun},
+  booktitle={ECCV}, year={2022}}""",
+            steps=(
+                "Open https://github.com/rimchang/RSBlur, follow its link to the data set, and unpack RSBlur.zip, "
+                "which holds RSBlur/<day>/<scene>/ with real_blur/ and gt/ (the other archives are not used).",
+                "Put RSBlur_real_train.txt, RSBlur_real_val.txt and RSBlur_real_test.txt from datalist/RSBlur/ of that "
+                "repository beside RSBlur/.",
+                "Give the folder that holds all of them as --source. A re-pack with input/ and target/ will do, too.",
+            ),
+        ),
+        SetDescription(
             name="rain13k",
             title="Rain13K",
             counts={"train": 13711} | _RAIN_TESTS,
@@ -259,16 +304,42 @@ SETS = {
             ),
             homepage="https://seungjunnah.github.io/Datasets/reds",
             licence="CC BY 4.0",
-            citation="""@inproceedings{nah2019ntire,
-  title={NTIRE 2019 Challenge on Video Deblurring and Super-Resolution: Dataset and Study},
-  author={Nah, Seungjun and Baik, Sungyong and Hong, Seokil and Moon, Gyeongsik and Son, Sanghyun and
-    Timofte, Radu and Lee, Kyoung Mu},
-  booktitle={CVPR Workshops}, year={2019}}""",
+            citation=_REDS_CITATION,
             steps=(
                 "Open https://seungjunnah.github.io/Datasets/reds and download train_blur_jpeg, train_sharp, "
                 "val_blur_jpeg and val_sharp (35 GB).",
                 "Unpack them into one folder: train/train_blur_jpeg/, train/train_sharp/, val/val_blur_jpeg/ and "
                 "val/val_sharp/, each with a folder for each sequence.",
+                "Give that folder as --source.",
+            ),
+        ),
+        SetDescription(
+            name="reds_blur",
+            title="REDS blur",
+            counts={"train": 24000, "test": 300},
+            folders="reds(blur)?|(train|val)blur",
+            rename=sequence_and_frame,
+            split_folders=_TRAIN | _TEST | _VALIDATION_IS_TEST,
+            chosen={"test": "9$"},
+            variants=(
+                Variant(
+                    "",
+                    "frames with blur alone; test is the frames of the validation set whose names end in 9",
+                    (
+                        Roles(("train_blur",), ("train_sharp",), "train"),
+                        Roles(("val_blur",), ("val_sharp",), "test"),
+                        Roles(("blur",), ("sharp",)),
+                    ),
+                ),
+            ),
+            homepage="https://seungjunnah.github.io/Datasets/reds",
+            licence="CC BY 4.0",
+            citation=_REDS_CITATION,
+            steps=(
+                "Open https://seungjunnah.github.io/Datasets/reds and download train_blur, train_sharp, val_blur and "
+                "val_sharp.",
+                "Unpack them into one folder: train/train_blur/, train/train_sharp/, val/val_blur/ and val/val_sharp/, "
+                "each with a folder for each sequence.",
                 "Give that folder as --source.",
             ),
         ),

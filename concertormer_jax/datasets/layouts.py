@@ -154,11 +154,13 @@ def sets_in(source: AnyPath) -> set[str]:
     source = Path(source)
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; check the path.")
-    names = {name for folder in _walk(source) for part in folder.parts for name in _named(part)}
+    named = [_named(part) for folder in _walk(source) for part in folder.parts]
+    sure = {candidates[0] for candidates in named if len(candidates) == 1}
+    names = {name for candidates in named for name in sure.intersection(candidates) or candidates[:1]}
     if find_block_files(source):
         names.add("sidd")
     for part in reversed(source.resolve().parts[-3:]):
-        names = names or set(_named(part))
+        names = names or set(_named(part)[:1])
     return names
 
 
@@ -178,14 +180,14 @@ def _pair_folders(description: SetDescription, variant: Variant, source: Path) -
             if not split:
                 continue
             if inputs is None or targets is None:
-                if is_sequence and (inputs or targets):
+                if is_sequence and (inputs or targets) and roles is variant.roles[0]:
                     missing = roles.inputs[0] if inputs is None else roles.targets[0]
                     incomplete.append(f"{folder.path}: has {inputs or targets}/ but no {missing}/.")
                 continue
             input_place, target_place = folder.path / inputs, folder.path / targets
             used.update((input_place, target_place))
             known = names.setdefault(split, set())
-            prefix = folder.path.name + "/" if is_sequence else ""
+            prefix = "/".join((*folder.path.parts[-description.sequence_depth :], "")) if is_sequence else ""
             input_paths = _without(known, _by_name(input_place, description, prefix))
             target_paths = _without(known, _by_name(target_place, description, prefix))
             known.update(input_paths, target_paths)

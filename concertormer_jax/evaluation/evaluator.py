@@ -13,10 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
-from concertormer_jax.data.images import read_rgb, write_png
+from concertormer_jax.data.images import read_rgb, to_uint8, write_png
 from concertormer_jax.evaluation.restoration import Restoration, items_of, share_of
 from concertormer_jax.evaluation.scores import PAIRS, Evaluation, EvaluationSet, ImageScores, Protocol
 from concertormer_jax.inference.compiled import precision_for
@@ -99,7 +98,7 @@ def evaluate(
         item, _, restored = result
         path = restored_path(output, pairs.names[item.index])
         try:
-            write_png(path, restored if restored.dtype == np.uint8 else np.rint(restored).astype(np.uint8))
+            write_png(path, to_uint8(restored))
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error}).") from error
         return path, *result
@@ -107,7 +106,7 @@ def evaluate(
     def scored(result):
         path, item, images, restored = result
         covers = window is not None and window >= max(item.padded)
-        return _image_scores(pairs, item.index, path, covers, restored, *images, wanted)
+        return _image_scores(pairs, item.index, path, covers, restored, *images, wanted, protocol.border_px)
 
     unrounded = bool(UNROUNDED_METRICS.keys() & set(wanted))
     say = log if hosts.first else lambda line: None
@@ -148,7 +147,8 @@ def evaluate_predictions(
     require_writable(output)
 
     def scored(index):
-        return _image_scores(pairs, index, paths[index], False, read_rgb(paths[index]), *pairs.read(index), wanted)
+        images = read_rgb(paths[index]), *pairs.read(index)
+        return _image_scores(pairs, index, paths[index], False, *images, wanted, protocol.border_px)
 
     images = _scores(range(len(pairs)), scored, pairs, len(pairs), Hosts())
     return Evaluation(
@@ -176,9 +176,10 @@ def _file_threads():
         threads.shutdown(cancel_futures=True)
 
 
-def _image_scores(pairs, index, file, window_covers, restored, degraded, target, wanted):
+def _image_scores(pairs, index, file, window_covers, restored, degraded, target, wanted, border_px):
     names = tuple(dict.fromkeys([ORDERING_METRIC, *wanted]))
-    after, before = score(names, restored, target), score(names, degraded, target)
+    rows, columns = (slice(border_px, length - border_px) for length in target.shape[:2])
+    after, before = (score(names, image[rows, columns], target[rows, columns]) for image in (restored, degraded))
     return ImageScores(
         index=index,
         name=pairs.names[index],

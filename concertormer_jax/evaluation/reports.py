@@ -10,7 +10,9 @@ import json
 import math
 from pathlib import Path
 
-from concertormer_jax.data.images import read_rgb
+import cv2
+
+from concertormer_jax.data.images import read_rgb, to_uint8
 from concertormer_jax.evaluation.evaluator import ORDERING_METRIC
 from concertormer_jax.evaluation.scores import PROTOCOLS, Average, Evaluation, difference
 from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
@@ -87,6 +89,7 @@ def results_json(evaluation: Evaluation) -> str:
         "precision": evaluation.precision,
         "mean": _means(evaluation, evaluation.metrics),
         "images_not_aligned": {which: evaluation.unaligned(which) for which in ("restored", "input")},
+        "opencv": cv2.__version__,  # on which RealBlur's alignment depends a little
         "devices": evaluation.devices,
         "seconds": round(evaluation.seconds, 1),
         "per_image": [
@@ -191,7 +194,7 @@ def _worst(evaluation, count):
 def _pictures(evaluation, image):
     """Input, restored and target of an image, uint8 [H, W, 3] each."""
     degraded, target = evaluation.set.read(image.index)
-    return degraded, read_rgb(image.file), target
+    return to_uint8(degraded), read_rgb(image.file), target
 
 
 def _images(evaluation):

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from concertormer_jax.data.degrade.bicubic import Bicubic
+from concertormer_jax.data.degrade.gaussian import GaussianNoise
 from concertormer_jax.inference import tiles
 from concertormer_jax.inference.tiles import GRID_PX
 from concertormer_jax.runtime.errors import UserError
@@ -20,7 +22,7 @@ class EvaluationSet:
     """A named set of pairs.
 
     source: has a length, and for every index `name(index)`, `size(index)` (height, width), and `whole(index)`, which
-    gives (input, target), uint8 [H, W, 3] each.
+    gives (input, target), [H, W, 3] each: uint8, or the input float32 on the same scale.
     """
 
     name: str
@@ -46,7 +48,7 @@ class EvaluationSet:
         return tuple(getattr(item, part) for item in items for part in ("input", "target") if hasattr(item, part))
 
     def read(self, index: int):
-        """Return (input, target), uint8 [H, W, 3]. Raises UserError naming a file that cannot be read."""
+        """Return (input, target), [H, W, 3] each. Raises UserError naming a file that cannot be read."""
         return self.source.whole(index)
 
 
@@ -128,7 +130,9 @@ def difference(a: float, b: float) -> float:
 class Protocol:
     """metrics: the headline PSNR and SSIM. tlc_factor: windows of so many times 256 pixels; None for no TLC.
 
-    sets: {set: its number of test pictures}; averaged: the sets of the average that papers report, if any.
+    sets: {set: its number of test pictures}; averaged: the sets of the average that papers report, if any. degradation:
+    what makes the inputs of clean pictures; None where the data are pairs. border_px: pixels at each side that are not
+    scored.
     """
 
     name: str
@@ -136,6 +140,8 @@ class Protocol:
     tlc_factor: float | None
     sets: dict[str, int]
     averaged: tuple[str, ...] = ()
+    degradation: GaussianNoise | Bicubic | None = None
+    border_px: int = 0
 
     def tlc_window(self, setting: str, train_crop_px: int | None, multiple: int = GRID_PX) -> int | None:
         """Return the TLC window in pixels, None for none; `setting` as in `tiles.tlc_window`, `auto` the protocol's.
@@ -163,6 +169,8 @@ class Protocol:
 
 PAIRS = Protocol("pairs", _RGB, tiles.TLC_GRID_FACTOR, {})
 _DERAIN = {"test100": 100, "rain100h": 100, "rain100l": 100, "test2800": 2800, "test1200": 1200}
+_DENOISE = {"cbsd68": 68, "kodak24": 24, "mcmaster": 18, "urban100": 100}
+_SUPER_RESOLUTION = {"set5": 5, "set14": 14, "bsd100": 100, "urban100": 100, "manga109": 109}
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
@@ -173,8 +181,25 @@ PROTOCOLS = {
         Protocol(
             "derain", ("psnr_y", "ssim_y"), 1.75, _DERAIN, averaged=("test100", "rain100h", "rain100l", "test2800")
         ),
+        Protocol("rsblur", ("psnr_rsblur", "ssim_rsblur"), 1.25, {"rsblur": 3360}),
         Protocol("reds", _RGB, 2.0, {"reds": 300}),
+        Protocol("reds_blur", _RGB, 2.0, {"reds_blur": 300}),
         Protocol("sidd", ("psnr_rgb_unrounded", "ssim_rgb_3d_unrounded"), None, {"sidd": 1280}),
+        *(
+            Protocol(f"denoise_{sigma}", _RGB, 1.75, _DENOISE, degradation=GaussianNoise((sigma, sigma)))
+            for sigma in (15, 25, 50)
+        ),
+        *(
+            Protocol(
+                f"super_resolution_x{scale}",
+                ("psnr_y_float", "ssim_y_float"),
+                1.75,
+                _SUPER_RESOLUTION,
+                degradation=Bicubic(scale),
+                border_px=scale,
+            )
+            for scale in (2, 4)
+        ),
         PAIRS,
     )
 }

@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
-from concertormer_jax.data.folders import Pair, find_pairs
+import numpy as np
+
+from concertormer_jax.data.degrade.bicubic import Bicubic
+from concertormer_jax.data.degrade.gaussian import GaussianNoise
+from concertormer_jax.data.folders import Pair, contents_of, find_pairs
 from concertormer_jax.data.images import image_sizes, images_by_name
 from concertormer_jax.data.prepared import PREFIX, TRAINING_SPLITS, open_prepared, prepared_folder, read_pairs_file
-from concertormer_jax.data.sources import Pairs, PairSource
+from concertormer_jax.data.sources import Pairs, PairSource, Sample
 from concertormer_jax.datasets.descriptions import SETS
 from concertormer_jax.datasets.layouts import BlockPair, Item, find, sets_in
 from concertormer_jax.datasets.sidd_blocks import SiddBlocks
@@ -20,10 +24,13 @@ _PROTOCOL_OF_SET = {"rain13k": "derain"}  # the others are named like their set
 def open_sets(data: str, protocol: str | None, data_dir: str = "") -> tuple[Protocol, list[EvaluationSet]]:
     """Return the protocol and the sets that `--data` names: tfds:NAME, or a folder in any layout of the known sets.
 
-    protocol: its name; None: that of the set, and `PAIRS` for a folder of no known set. Sets are named as in the
-    protocol where their folders say so. Raises UserError for an unknown protocol and data that cannot be opened.
+    protocol: its name; None: that of the set, and `PAIRS` for a folder of no known set. Of a protocol with a
+    degradation, `--data` is a folder of clean pictures. Sets are named as in the protocol where their folders say so.
+    Raises UserError for an unknown protocol and data that cannot be opened.
     """
     chosen = protocol_named(protocol) if protocol else None
+    if chosen is not None and chosen.degradation is not None:
+        return chosen, [EvaluationSet(*clean_set(data, chosen, chosen.degradation))]
     name, sources = open_evaluation_sets(data, data_dir)
     if chosen is None:
         chosen = _protocol_of(name)
@@ -59,6 +66,53 @@ def open_evaluation_sets(data: str, data_dir: str = "") -> tuple[str | None, dic
     if not sources:
         raise UserError(f"{data}: has training pairs of {description.title} but none of a test set.")
     return name, sources
+
+
+class DegradedPictures(PairSource):
+    """Clean pictures, and as their inputs what `degradation` makes of them, the same every time.
+
+    Sides are cut at the bottom and the right to multiples of `degradation.multiple`. Noise is drawn for each picture by
+    NumPy's older generator with seed 0, as in the programs that published results come from.
+    """
+
+    def __init__(self, pictures: dict[str, Path], degradation: GaussianNoise | Bicubic):
+        super().__init__(Pair(name, path, path) for name, path in pictures.items())
+        self._degradation = degradation
+
+    def size(self, index: int) -> tuple[int, int]:
+        height, width = super().size(index)
+        return self._whole(height), self._whole(width)
+
+    def whole(self, index: int) -> Sample:
+        _, picture = super().whole(index)
+        clean = picture[: self._whole(picture.shape[0]), : self._whole(picture.shape[1])]
+        return self._degradation(clean, np.random.RandomState(0)), clean
+
+    def _whole(self, length: int) -> int:
+        return length - length % self._degradation.multiple
+
+
+def clean_set(data: str, protocol: Protocol, degradation: GaussianNoise | Bicubic) -> tuple[str, DegradedPictures]:
+    """Return the name and the source of a folder of clean pictures: a set of `protocol` if the path names one.
+
+    degradation: that of the protocol, which makes the inputs.
+
+    Raises UserError for a prepared set, pairs, two pictures of one name, and those that are too small to be scored.
+    """
+    if data.startswith(PREFIX):
+        raise UserError(f"--data={data}: --protocol={protocol.name} takes a folder of clean pictures; give its path.")
+    contents = contents_of(data)
+    if contents.pairs:
+        raise UserError(
+            f"{data}: holds pairs, but --protocol={protocol.name} makes the inputs itself; give the folder of the "
+            f"clean pictures, {contents.pairs[0].target.parent}."
+        )
+    source = DegradedPictures(images_by_name(data), degradation)
+    for index in range(len(source)):
+        if min(source.size(index)) <= 2 * protocol.border_px:
+            raise UserError(f"{source.items[index].target}: is too small for --protocol={protocol.name}; remove it.")
+    parts = Path(data).resolve().parts
+    return next((part for part in map(_plain, reversed(parts[-3:])) if part in protocol.sets), parts[-1]), source
 
 
 def _prepared(reference: str, data_dir: str) -> tuple[str | None, dict[str, Pairs | SiddBlocks]]:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from concertormer_jax.data.images import to_uint8
+from concertormer_jax.metrics.lpips import lpips_alex, require_installed
 from concertormer_jax.metrics.realblur import aligned, psnr_aligned, ssim_aligned
 from concertormer_jax.runtime.errors import UserError
 
@@ -74,6 +76,18 @@ def ssim_rgb_3d_unrounded(restored: np.ndarray, target: np.ndarray) -> float:
     return _ssim_3d(restored, target)
 
 
+def psnr_y_float(restored: np.ndarray, target: np.ndarray) -> float:
+    """PSNR of the luma without rounding it, in dB, as for super-resolution. Arguments and errors as in `psnr_rgb`."""
+    _check(restored, target)
+    return _psnr(_luma_float(restored), _luma_float(target))
+
+
+def ssim_y_float(restored: np.ndarray, target: np.ndarray) -> float:
+    """`ssim_y` of the luma without rounding it. Arguments and errors as in `psnr_rgb`."""
+    _check(restored, target)
+    return _ssim_valid(_luma_float(restored), _luma_float(target))
+
+
 UNROUNDED_METRICS = {
     "psnr_rgb_unrounded": psnr_rgb_unrounded,
     "ssim_rgb_3d_unrounded": ssim_rgb_3d_unrounded,
@@ -81,6 +95,8 @@ UNROUNDED_METRICS = {
 ALIGNED_METRICS = {  # they take a `realblur.Aligned`, and share it, since aligning takes most of the time
     "psnr_realblur": psnr_aligned,
     "ssim_realblur": ssim_aligned,
+    "psnr_rsblur": lambda pair: psnr_aligned(pair.clipped()),
+    "ssim_rsblur": lambda pair: ssim_aligned(pair.clipped()),
 }
 ROUNDED_METRICS = {
     "psnr_rgb": psnr_rgb,
@@ -88,8 +104,11 @@ ROUNDED_METRICS = {
     "ssim_rgb_2d": ssim_rgb_2d,
     "psnr_y": psnr_y,
     "ssim_y": ssim_y,
+    "psnr_y_float": psnr_y_float,
+    "ssim_y_float": ssim_y_float,
 }
-METRICS = (*ROUNDED_METRICS, *UNROUNDED_METRICS, *ALIGNED_METRICS)
+PERCEPTUAL_METRICS = {"lpips_alex": lpips_alex}  # of an optional package
+METRICS = (*ROUNDED_METRICS, *UNROUNDED_METRICS, *ALIGNED_METRICS, *PERCEPTUAL_METRICS)
 
 
 class Scores(NamedTuple):
@@ -102,11 +121,12 @@ class Scores(NamedTuple):
 def score(names: Collection[str], restored: np.ndarray, target: np.ndarray) -> Scores:
     """Return the metrics `names` (of `METRICS`) of a restored picture.
 
-    restored: uint8, or float in [0, 255] (rounded for all but the unrounded metrics); target: uint8; both [H, W, 3].
+    restored: uint8, or float on the scale from 0 to 255 (clipped and rounded for all but the unrounded metrics);
+    target: uint8; both [H, W, 3].
     Raises ValueError for any other type or shape, or two different shapes.
     """
     _check(restored, target, unrounded=True)
-    rounded = restored if restored.dtype == np.uint8 else np.rint(restored).astype(np.uint8)
+    rounded = to_uint8(restored)
     pair = aligned(rounded, target) if ALIGNED_METRICS.keys() & set(names) else None
     values = {}
     for name in names:
@@ -115,16 +135,21 @@ def score(names: Collection[str], restored: np.ndarray, target: np.ndarray) -> S
         elif name in UNROUNDED_METRICS:
             values[name] = UNROUNDED_METRICS[name](restored, target)
         else:
-            values[name] = ROUNDED_METRICS[name](rounded, target)
+            values[name] = (ROUNDED_METRICS | PERCEPTUAL_METRICS)[name](rounded, target)
     return Scores(values, None if pair is None else pair.converged)
 
 
 def require_known(names: Collection[str]) -> tuple[str, ...]:
-    """Return the metric names as a tuple. Raises UserError for an unknown name, or if there is none."""
+    """Return the metric names as a tuple.
+
+    Raises UserError for an unknown name, if there is none, and for a metric whose package is not installed.
+    """
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
         wrong = f"unknown metric {', '.join(map(repr, unknown))}" if unknown else "no metric is named"
         raise UserError(f"--metrics: {wrong}; known are {', '.join(METRICS)}.")
+    if PERCEPTUAL_METRICS.keys() & set(names):
+        require_installed()
     return tuple(names)
 
 
@@ -135,6 +160,11 @@ def luma(image: np.ndarray) -> np.ndarray:
     """
     thousands = image.astype(np.int32) @ np.array([65481, 128553, 24966], np.int32)
     return (16 + (thousands + 127500) // 255000).astype(np.uint8)
+
+
+def _luma_float(image: np.ndarray) -> np.ndarray:
+    """`luma` without rounding: uint8 [H, W, 3] to float64 [H, W]."""
+    return 16 + image @ np.array([65.481, 128.553, 24.966]) / 255
 
 
 def _check(restored: Any, target: Any, unrounded: bool = False) -> None:

@@ -1,7 +1,7 @@
-"""Metrics of the RealBlur benchmark: the restored picture is aligned with the target before they are compared.
+"""Metrics of RealBlur and RSBlur: the restored picture is aligned with the target before they are compared.
 
-Two cameras took the sharp and the blurred picture. So the benchmark scales the brightness of the restored picture,
-warps it by a homography (OpenCV's ECC), and compares the two where both have pixels. The values depend a little on the
+Two cameras took the sharp and the blurred picture. So the benchmarks scale the brightness of the restored picture,
+warp it by a homography (OpenCV's ECC), and compare the two where both have pixels. The values depend a little on the
 version of OpenCV.
 """
 
@@ -29,6 +29,10 @@ class Aligned:
     target: np.ndarray
     mask: np.ndarray
     converged: bool
+
+    def clipped(self) -> "Aligned":
+        """Return the pair with the restored picture clipped to [0, 1], as RSBlur's program scores it."""
+        return dataclasses.replace(self, restored=np.clip(self.restored, 0, 1))
 
 
 def aligned(restored: np.ndarray, target: np.ndarray) -> Aligned:

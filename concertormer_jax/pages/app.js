@@ -1,4 +1,3 @@
-const find = (id) => document.getElementById(id);
 let current = null; // the address of the picture that is shown, and its file
 
 function showStrength() {
@@ -48,10 +47,3 @@ async function restore(file) {
 }
 
 find("strength").addEventListener("input", showStrength);
-find("file").addEventListener("change", (event) => event.target.files[0] && restore(event.target.files[0]));
-for (const kind of ["dragover", "dragleave", "drop"])
-  find("drop").addEventListener(kind, (event) => {
-    event.preventDefault();
-    find("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop" && event.dataTransfer.files[0]) restore(event.dataTransfer.files[0]);
-  });

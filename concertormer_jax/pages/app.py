@@ -127,9 +127,8 @@ def make_server(studio: Studio, model: str, port: int) -> http.server.ThreadingH
     """
     tiles = "".join(f"<option>{tile}</option>" for tile in _TILES)
     content = asset("app.html").replace("__TILES__", tiles).replace("__SLIDER__", slider("", ""))
-    html = page(
-        "Sharper photographs", content.replace("__MODEL__", model), style=asset("app.css"), script=asset("app.js")
-    )
+    script = asset("drop.js") + asset("app.js")
+    html = page("Sharper photographs", content.replace("__MODEL__", model), style=asset("app.css"), script=script)
     try:
         server = http.server.ThreadingHTTPServer((HOST, port), _handler(studio, html.encode()))
     except OSError as error:

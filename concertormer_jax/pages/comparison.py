@@ -49,10 +49,13 @@ def write_comparison(
     write_text(path, page(title, "\n".join(content)))
 
 
-def page(title: str, content: str, *, style: str = "", script: str = "") -> str:
-    """A whole HTML page of this package's look that asks nothing of any server."""
+def page(title: str, content: str, *, style: str = "", script: str = "", allowed: str = "") -> str:
+    """A whole HTML page of this package's look that asks nothing of any server.
+
+    allowed: what the page may do besides, as a source of a Content-Security-Policy.
+    """
     # The policy makes the browser refuse whatever is not in the page or, for the application, on its own server.
-    policy = "default-src 'self' 'unsafe-inline' data: blob:"
+    policy = f"default-src 'self' 'unsafe-inline' data: blob: {allowed}".strip()
     return f"""<!doctype html>
 <html lang="en">
 <head>

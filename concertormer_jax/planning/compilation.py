@@ -94,7 +94,7 @@ def training_task(config, mesh: Mesh, number: int) -> Task:
     phase = phases[number - 1]
     training = training_from(config, phases)
     state = _placed(jax.eval_shape(training.initialise, config.seed), replicated(mesh))
-    traced = trace_step(training.step, state, phase, mesh)
+    traced = trace_step(training, state, phase, mesh)
     name = f"phase {number} ({phase.crop_px} px x {phase.batch})"
     return Task("train", name, phase.batch, mesh.size, traced, phase.end - phase.start)
 

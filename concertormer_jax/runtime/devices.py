@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from concertormer_jax.runtime import threads, trace_cache
-from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.errors import UserError, end_at_once
 from concertormer_jax.runtime.files import written_atomically
 from concertormer_jax.runtime.outputs import require_writable
 from concertormer_jax.runtime.paths import user_path
@@ -105,6 +105,23 @@ def explain_out_of_memory(advice: str) -> Generator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise
         raise UserError(f"the device {jax.devices()[0].device_kind} ran out of memory; {advice}") from error
+
+
+@contextlib.contextmanager
+def end_with_lost_hosts(advice: str) -> Generator[None]:
+    """End this process, with a sentence that ends in `advice`, when its devices have lost those of another host.
+
+    It ends at once, as Orbax would wait for that host. Devices that wait for it in silence are ended by JAX, which
+    gives a host up after 100 s without a sign of life.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        host = f"host {jax.process_index()} of {jax.process_count()}"
+        reason = " ".join(str(error).split())
+        end_at_once(2, f"error: {host} cannot go on with the others, of which one may have ended ({reason}); {advice}")
 
 
 def deduplicate_tpu_code() -> None:

@@ -50,8 +50,14 @@ def exit_on_signals() -> None:
 
 
 def _exit_at_once(number: int, _: FrameType | None) -> NoReturn:
-    print(Stopped(number).text, file=sys.stderr, flush=True)
-    os._exit(128 + number)  # the command has written nothing yet
+    end_at_once(128 + number, Stopped(number).text)  # the command has written nothing yet
+
+
+def end_at_once(status: int, text: str) -> NoReturn:
+    """Say `text` on stderr and end this process, without waiting for threads or other processes."""
+    print(printable(text), file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(status)
 
 
 @contextlib.contextmanager
@@ -98,9 +104,8 @@ def _signals_raise() -> Generator[None]:
 
 
 def _end(status: int, text: str, cause: BaseException) -> NoReturn:
-    print(printable(text), file=sys.stderr, flush=True)
     # The compiler in a background thread would crash while the interpreter shuts down.
     if OWN_PROCESS.is_set() and threads.busy():
-        sys.stdout.flush()
-        os._exit(status)
+        end_at_once(status, text)
+    print(printable(text), file=sys.stderr, flush=True)
     raise SystemExit(status) from cause

@@ -64,6 +64,7 @@ KEYS = {
     "data.blur_max_px": Number(0, 256),
     "data.shot_noise": Number(0, 1),
     "data.read_noise": Number(0, 1),
+    "data.noise_sigma": Several(Number(0, 255), 2, 2),
     "data.jpeg_quality": Several(Whole(1, 100), 0, 2),
     "stages.steps": Several(_STEPS, *_PHASES),
     "stages.crop_px": Several(Whole(8, 4096, multiple=8), *_PHASES),
@@ -142,6 +143,8 @@ def _require_agreement(values: dict) -> None:
         pair = values[key]
         if len(pair) == 1 or list(pair) != sorted(pair):
             raise UserError(f"config.{key}={pair} must be () or two numbers, the lower one first")
+    if values["data.noise_sigma"][0] > values["data.noise_sigma"][1]:
+        raise UserError(f"config.data.noise_sigma={values['data.noise_sigma']} must have the lower number first")
     _require_shares(values["data.shares"], [path for path in values["data.source"].split(",") if path])
     steps, crops, batches = (values[f"stages.{name}"] for name in ("steps", "crop_px", "batch"))
     if sum(steps) > MOST_STEPS:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from concertormer_jax.data.degrade import make_degradation
+from concertormer_jax.data.degrade import input_dtype, make_degradation
 from concertormer_jax.data.sources import Mixture, leave_out, open_source, split_source
 from concertormer_jax.models import Network, create, initial_params
 from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
@@ -28,7 +28,7 @@ class Training(NamedTuple):
     """The network of a config and the functions that train it.
 
     apply: `(params, images) -> outputs`; initialise: `seed -> TrainState`, one program for all seeds; step: see
-    `make_train_step`. fingerprint: of all three, for the trace cache.
+    `make_train_step`. fingerprint: of all three, for the trace cache. input_dtype: of a batch's inputs.
     """
 
     module: Network
@@ -36,6 +36,7 @@ class Training(NamedTuple):
     initialise: Callable
     step: Callable
     fingerprint: str | None
+    input_dtype: type
 
 
 def module_from(model) -> Network:
@@ -88,22 +89,21 @@ def training_from(config, phases: Sequence[Phase]) -> Training:
         accumulation=config.train.accumulation,
         ema_decay=ema_decay,
     )
-    return Training(
-        module, apply, initialise, step, fingerprint(module, config.optimizer, config.train, f"{last_step} steps")
-    )
+    key = fingerprint(module, config.optimizer, config.train, f"{last_step} steps")
+    return Training(module, apply, initialise, step, key, input_dtype(config.data.degradation))
 
 
-def trace_step(step: Callable, state: TrainState, phase: Phase, mesh: Mesh):
-    """Trace `step` for the shapes of `phase` on `mesh`; the state, arrays or their shapes with shardings, is donated.
+def trace_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh):
+    """Trace the step for the shapes of `phase` on `mesh`; the state, arrays or their shapes with shardings, is donated.
 
     Returns what `jax.jit(...).trace` does.
     """
-    return jax.jit(step, **_step_options(mesh)).trace(state, _step_images(phase, mesh))
+    return jax.jit(training.step, **_step_options(mesh)).trace(state, _step_images(training, phase, mesh))
 
 
 def lower_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh) -> jax.stages.Lowered:
     """As `trace_step` does, but lowered, and from a cached trace if there is one."""
-    images = _step_images(phase, mesh)
+    images = _step_images(training, phase, mesh)
     return lower_cached(training.step, state, images, fingerprint=training.fingerprint, **_step_options(mesh))
 
 
@@ -111,10 +111,10 @@ def _step_options(mesh):
     return {"donate_argnums": 0, "out_shardings": replicated(mesh)}
 
 
-def _step_images(phase, mesh):
-    shape = (phase.batch, phase.crop_px, phase.crop_px, 3)
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
-    return {"input": images, "target": images}
+def _step_images(training, phase, mesh):
+    shape, split = (phase.batch, phase.crop_px, phase.crop_px, 3), batch_sharding(mesh)
+    types = {"input": training.input_dtype, "target": np.uint8}
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, dtype in types.items()}
 
 
 def starting_state(
@@ -179,6 +179,7 @@ def sources_from(config):
         shot_noise=data.shot_noise,
         read_noise=data.read_noise,
         jpeg_quality=data.jpeg_quality,
+        sigma=data.noise_sigma,
     )
     if not _places(data.source):
         raise UserError("config.data.source is empty; name a folder with input/ and target/ or one of photographs")

@@ -54,7 +54,7 @@ def batch_psnr(restored: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def to_unit(images: jax.Array) -> jax.Array:
-    """uint8 to float32 in [0, 1]."""
+    """Pixels on the scale from 0 to 255, of any type, to float32 on that from 0 to 1."""
     return images.astype(jnp.float32) / 255
 
 
@@ -69,8 +69,9 @@ def make_train_step(
 ) -> Callable:
     """Build `(state, batch) -> (state, metrics)`.
 
-    apply: `(params, images) -> outputs` of the network. batch: {"input", "target"}: uint8 [B, H, W, 3], B a multiple of
-    `accumulation`; the gradient is that of the mean over the whole batch, computed in `accumulation` parts.
+    apply: `(params, images) -> outputs` of the network. batch: {"input", "target"}: uint8 (the input may be float32 on
+    the same scale) [B, H, W, 3], B a multiple of `accumulation`; the gradient is that of the mean over the whole batch,
+    computed in `accumulation` parts.
     metrics: scalars "loss", "psnr" (mean of the batch, dB), "gradient_norm" (before clipping) and "learning_rate".
     """
 

@@ -10,7 +10,13 @@ import numpy as np
 
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.images import require_memory_for
-from concertormer_jax.runtime.devices import compile_interruptibly, data_mesh, explain_out_of_memory, place_batch
+from concertormer_jax.runtime.devices import (
+    compile_interruptibly,
+    data_mesh,
+    end_with_lost_hosts,
+    explain_out_of_memory,
+    place_batch,
+)
 from concertormer_jax.runtime.errors import Stopped, UserError
 from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.training.config_limits import flat, require_valid
@@ -26,6 +32,7 @@ from concertormer_jax.training.writers import Interval, Writer
 from concertormer_jax.weights.checkpoints import Checkpoints, architecture_dict
 
 SHOWN_PICTURES = 3
+_ON_ALL_HOSTS = "start the same command on all hosts again, and it goes on from the latest whole checkpoint."
 _LESS_MEMORY = "raise config.train.accumulation, up to the images on each device, or set config.model.remat=True."
 
 
@@ -78,6 +85,7 @@ class Trainer:
             seed=config.seed,
             flip=config.data.flip,
             rotate=config.data.rotate,
+            input_dtype=self.training.input_dtype,
             host_index=jax.process_index(),
             host_count=jax.process_count(),
         )
@@ -129,7 +137,7 @@ class Trainer:
             with self.goodput.spent_on("starting"):
                 self.trackers.start(self.workdir, self.config, resumed=self.step > 0)
             self._describe()
-            with self.stop.listening():
+            with end_with_lost_hosts(_ON_ALL_HOSTS), self.stop.listening():
                 self._run_phases()
             self.writer.note(f"step {self.step} is saved in {self.workdir}")
             return self.step

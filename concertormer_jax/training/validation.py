@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from concertormer_jax.data.images import to_uint8
 from concertormer_jax.data.sources import Mixture, PairSource, PhotoSource
 from concertormer_jax.runtime.devices import compile_interruptibly, place_batch
 from concertormer_jax.runtime.trace_cache import lower_cached
@@ -44,9 +45,9 @@ class Validation:
     ):
         # Evenly spaced, so that every part of a mixture is seen.
         self._chosen = np.unique(np.linspace(0, len(source) - 1, min(images, len(source))).round().astype(int))
-        self._crops = [
-            tuple(middle_crop(image, crop_px) for image in source.whole(int(index))) for index in self._chosen
-        ]
+        crops = [[middle_crop(image, crop_px) for image in source.whole(int(index))] for index in self._chosen]
+        dtype = np.result_type(*(degraded.dtype for degraded, _ in crops))  # of the inputs, which one program takes
+        self._crops = [(degraded.astype(dtype, copy=False), target) for degraded, target in crops]
         self._mesh = mesh
         self._devices = mesh.size
         self._local = self._devices // jax.process_count()
@@ -103,6 +104,6 @@ class Validation:
             for shard in sorted(output.addressable_shards, key=lambda shard: shard.index[0].start or 0):
                 if start < len(self._crops) and len(shown) < pictures:
                     degraded, target = self._crops[start]
-                    shown.append((degraded, jax.device_get(shard.data)[0], target))
+                    shown.append((to_uint8(degraded), jax.device_get(shard.data)[0], target))
                 start += 1
         return total / len(self._crops), shown

@@ -11,6 +11,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from concertormer_jax.data.images import to_uint8
 from concertormer_jax.photos.sheets import comparison_sheet
 from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.files import with_remedy, write_text
@@ -97,10 +98,10 @@ class Writer:
     def first_batch(self, step: int, inputs: np.ndarray, targets: np.ndarray) -> None:
         """Show the batch that the run begins with after `step` as a picture: inputs above their targets.
 
-        inputs, targets: uint8 [B, H, W, 3], of which the first few are shown.
+        inputs, targets: [B, H, W, 3] on the scale from 0 to 255, of which the first few are shown.
         """
         if self._enabled:
-            picture = np.concatenate([np.hstack(list(row[:_FIRST_PICTURES])) for row in (inputs, targets)])
+            picture = np.concatenate([np.hstack(list(to_uint8(row[:_FIRST_PICTURES]))) for row in (inputs, targets)])
             self._picture(step, "first_batch", picture, "first_batch.png")
 
     def summary(self, values: dict) -> None:
