@@ -58,8 +58,8 @@ def move_and_normalise(tiles: Tiles, x, scale, bias, was_shifted, shifted, keys=
                 normal = _layer_norm(tile, scale, bias)
                 features[target, :, lanes] = normal
                 if chosen:
-                    both = (words.from_rows(given) for given in (keys[target, :, lanes], normal))
-                    used[target, :, lanes] = words.rows(jnp.where(from_keys, *both), dtype)
+                    given, own = words.from_rows(keys[target, :, lanes]), words.from_rows(normal)
+                    used[target, :, lanes] = words.rows(jnp.where(from_keys, given, own), dtype)
 
         for down, rows in ((False, tiles.height - HALF), (True, HALF)):
             for right in (False, True):

@@ -89,7 +89,8 @@ def _block(tiles: Tiles, x, keys, position, weights, shift: bool, heads: int):
 
 def _tempered(attention: AttentionWeights, group: str, axes):
     """The group's CDC times the temperatures of the heads that it takes, which lie on the axis not in `axes`."""
-    return attention.cdc[group] * jnp.expand_dims(attention.temperature[CONCERTO.index(group)], axes)
+    temperature = attention.temperature[CONCERTO.index(group)]  # ty: ignore[not-subscriptable]  # of published blocks
+    return attention.cdc[group] * jnp.expand_dims(temperature, axes)
 
 
 def _bounded(*kernels):

@@ -7,8 +7,8 @@ The neighbour of a pixel is another matrix, but at a tile's border, where it is 
 Tiles are the attention's blocks, or the upper and lower halves of these where the blocks fill half of the lanes.
 """
 
+import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ VMEM_BYTES = 100 * 2**20  # of the 128 MiB of a core, for what a kernel keeps
 SPILLS = 4 * 2**20  # bytes, for registers
 
 
-class Tiles(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Tiles:
     """Of a map: their rows and columns, and the rows of pixels in each; they are `BLOCK` pixels wide."""
 
     rows: int

@@ -1,0 +1,72 @@
+"""Small kernels in Pallas's simulation of a TPU: it finds races, reads beyond arrays, and uses of what nobody wrote."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call as simulation
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from test_implementations import random_arrays
+
+from concertormer_jax.ops.reference import MLPWeights
+from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise, normalise
+from concertormer_jax.ops.tpu.kernels.cut import enter, leave
+from concertormer_jax.ops.tpu.kernels.mlp import gated_mlp
+from concertormer_jax.ops.tpu.kernels.tiles import LANES, Tiles
+
+TILES = Tiles(8, 16, 8)
+OFF, ON = (jnp.full(1, flag, jnp.int32) for flag in (0, 1))
+DETECTING = pltpu.InterpretParams(detect_races=True)
+
+
+def features(channels):
+    return TILES.pixels, channels, LANES
+
+
+def cut(maps):
+    return leave(TILES, enter(TILES, maps), True)
+
+
+def begin(x, keys, scale, bias):
+    return move_and_normalise(TILES, x, scale, bias, OFF, ON, keys, ON), normalise(TILES, x, scale, bias)
+
+
+def mlp(x, given, ripieno, concertino, sums, sca_kernel, sca_bias, *weights):
+    return gated_mlp(TILES, x, given, ripieno, concertino, sums, ON, MLPWeights(*weights), sca_kernel, sca_bias)
+
+
+WEIGHTS = [(8, 32), (3, 3, 16), (16, 16), (16, 8)]
+CASES = {
+    "cut": (cut, [(64, 128, 8)]),
+    "begin": (begin, [features(8), features(8), (8,), (8,)]),
+    "mlp": (mlp, [*[features(8)] * 4, (16, LANES), (16, 16), (16,), *WEIGHTS]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_has_no_races(monkeypatch, name):
+    function, shapes = CASES[name]
+    arrays = [jnp.asarray(array) for array in random_arrays(*shapes)]
+    expected = function(*arrays)
+    call = pl.pallas_call
+    monkeypatch.setattr(pl, "pallas_call", lambda *given, **options: call(*given, **options | {"interpret": DETECTING}))
+    found = function(*arrays)
+    assert not simulation.races.races_found
+    for ours, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
+def test_races_are_found():
+    """A copy that is read before it is awaited."""
+
+    def kernel(x, out, copied, semaphore):
+        copy = pltpu.make_async_copy(x, copied, semaphore)
+        copy.start()
+        out[...] = copied[...]
+        copy.wait()
+
+    x = jnp.ones((8, LANES))
+    scratch = [pltpu.VMEM(x.shape, x.dtype), pltpu.SemaphoreType.DMA]
+    pl.pallas_call(kernel, out_shape=x, scratch_shapes=scratch, interpret=DETECTING)(x).block_until_ready()
+    assert simulation.races.races_found
