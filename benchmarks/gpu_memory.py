@@ -27,12 +27,16 @@ TYPES = ("bfloat16", "float32")
 STATE = ("weights", "optimiser", "average of the weights")  # kinds of memory, as the plan names them
 
 
-def main() -> None:
+def main(arguments=None) -> None:
     """Compile what is missing and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu_memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("plans", type=Path)
     parser.add_argument("--table", action="store_true", help="compile nothing")
-    flags = parser.parse_args()
+    flags = parser.parse_args(arguments)
     flags.plans.mkdir(parents=True, exist_ok=True)
     if not flags.table:
         for dtype in TYPES:
