@@ -148,7 +148,8 @@ def stop_after(step, monkeypatch):
 def test_a_moving_average_goes_on_where_it_was_and_is_what_is_loaded(settings, tmp_path, monkeypatch):
     leave_out_blocks(monkeypatch)
     one_phase = {"stages.steps": (4,), "stages.crop_px": (16,), "stages.batch": (8,)}
-    config = config_with(settings | one_phase | {"train.ema_decay": 0.2, "run.checkpoint_every_steps": 1})
+    changed = {"train.ema_decay": 0.2, "run.checkpoint_every_steps": 1, "optimizer.name": "muon"}
+    config = config_with(settings | one_phase | changed)
     weights, save = [], Checkpoints.save
 
     def noting_save(checkpoints, state, *rest):
