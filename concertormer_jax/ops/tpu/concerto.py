@@ -115,12 +115,12 @@ transposed_attention = partial(attention.transposed_attention, SPATIAL)
 
 def _ripieno_spatial(x, y, own: Parameters, heads: int, cdc: CDC):
     q, k, v = (separate_heads(part, heads) for part in _projected(x, y, own))
-    return attend(SPATIAL, q, k, v, own.temperature, cdc)
+    return attend(SPATIAL, q, k, v, own.required_temperature, cdc)
 
 
 def _between_channels(x, y, own: Parameters, heads: int, cdc: CDC):
     q, k, v = _projected(x, y, own)
-    mixed = attend(SPATIAL, *(_heads_first(part, heads) for part in (q, k, v)), own.temperature, cdc)
+    mixed = attend(SPATIAL, *(_heads_first(part, heads) for part in (q, k, v)), own.required_temperature, cdc)
     return jnp.moveaxis(mixed, -1, -3).reshape(v.shape)
 
 
@@ -131,7 +131,7 @@ def _heads_first(features, heads):
 
 def _concertino_spatial(x, y, own: Parameters, _, cdc: CDC):
     q, k, v = _projected(x, y, own, project_channels_first)
-    return attend(SPATIAL, q, k, v, *for_every_channel(own.temperature, cdc, q))
+    return attend(SPATIAL, q, k, v, *for_every_channel(own.required_temperature, cdc, q))
 
 
 def _window(x, y, own: Parameters, heads: int, cdc: CDC):
@@ -141,7 +141,7 @@ def _window(x, y, own: Parameters, heads: int, cdc: CDC):
 def _transposed(x, y, own: Parameters, heads: int, cdc: CDC):
     q, k, v = _projected(x, y, own)
     pixels = (_heads_first(part.reshape(len(part), -1, part.shape[-1]), heads) for part in (q, k, v))
-    mixed = attend(SPATIAL, *pixels, own.temperature, cdc)
+    mixed = attend(SPATIAL, *pixels, own.required_temperature, cdc)
     return jnp.moveaxis(mixed, -1, -3).reshape(q.shape)
 
 

@@ -1,5 +1,7 @@
 """Convolutions as matrix products, which a TPU reads and writes in the layouts of the operations around them."""
 
+from functools import reduce
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -35,7 +37,7 @@ def _convolve_cells(features, kernel):
         jnp.einsum("bhwc,cd->bhwd", rows[:, :, row], own, preferred_element_type=wide(features))
         for row, own in enumerate(kernel.reshape(size, -1, outputs))
     )
-    return sum(products).astype(features.dtype)
+    return reduce(jnp.add, products).astype(features.dtype)
 
 
 def convolve_to_few(features: Float[Array, "b H W C"], kernel: Float[Array, "3 3 C D"]) -> Float[Array, "b H W D"]:

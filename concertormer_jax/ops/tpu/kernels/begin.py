@@ -1,5 +1,7 @@
 """The beginning of a block: features in tiles moved to where its blocks are, and their layer norm."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -8,6 +10,20 @@ from jax.experimental.pallas import tpu as pltpu
 from concertormer_jax.ops.reference import NORM_EPSILON
 from concertormer_jax.ops.tpu.kernels import words
 from concertormer_jax.ops.tpu.kernels.tiles import BLOCK, HALF, LANES, Tiles, call
+
+
+class Flags(NamedTuple):
+    """Of a block, each int32 [1]: whether its tiles are shifted, those it is given are, and it is its stage's first."""
+
+    shifted: jax.Array
+    was_shifted: jax.Array
+    first: jax.Array
+
+
+def flags_of(position, shift: bool) -> Flags:
+    """Of block `position` of a stage, every other block of which is shifted if `shift`."""
+    flags = shift & (position % 2 == 1), shift & (position % 2 == 0) & (position > 0), position == 0
+    return Flags(*(jnp.asarray(flag, jnp.int32).reshape(1) for flag in flags))
 
 
 def move_and_normalise(tiles: Tiles, x, scale, bias, was_shifted, shifted, keys=None, first=None):
@@ -58,8 +74,8 @@ def move_and_normalise(tiles: Tiles, x, scale, bias, was_shifted, shifted, keys=
                 normal = _layer_norm(tile, scale, bias)
                 features[target, :, lanes] = normal
                 if chosen:
-                    both = (words.from_rows(given) for given in (keys[target, :, lanes], normal))
-                    used[target, :, lanes] = words.rows(jnp.where(from_keys, *both), dtype)
+                    given, own = words.from_rows(keys[target, :, lanes]), words.from_rows(normal)
+                    used[target, :, lanes] = words.rows(jnp.where(from_keys, given, own), dtype)
 
         for down, rows in ((False, tiles.height - HALF), (True, HALF)):
             for right in (False, True):

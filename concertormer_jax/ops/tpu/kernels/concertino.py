@@ -6,6 +6,8 @@ Logits lie on the lanes with several queries side by side: channels c, c + 8, c 
 positions p and p + 32, each with 64 keys.
 """
 
+from functools import reduce
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -72,7 +74,7 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
 
         @pl.loop(0, words_of_tile)
         def _(i):
-            logits = [[0] * tiles.fold for _ in range(in_word)]
+            logits = [[jnp.zeros((group, group), wide)] * tiles.fold for _ in range(in_word)]
             squares = [[0, 0] for _ in range(in_word)]
             for together in chunks:
                 lanes = slice(together[0] * LANES, (together[-1] + 1) * LANES)
@@ -101,10 +103,12 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
                     position = f * tiles.pixels + i * in_word + j
                     for head in range(heads):
                         own = scaled[head * per_head : (head + 1) * per_head]
-                        side_by_side = 0
-                        for slot in range(per_head // ROWS):
-                            moved = roll(own[slot * ROWS : (slot + 1) * ROWS], slot * SLOT - head * per_head)
-                            side_by_side += jnp.where(in_slot[slot], moved, 0.0)
+                        moved = [
+                            roll(own[slot * ROWS : (slot + 1) * ROWS], slot * SLOT - head * per_head)
+                            for slot in range(per_head // ROWS)
+                        ]
+                        apart = (jnp.where(*part, 0.0) for part in zip(in_slot, moved, strict=True))
+                        side_by_side = reduce(jnp.add, apart)
                         words.write(channel_maps, head * POSITIONS + position, stride_positions, side_by_side)
 
         # Logits between positions.
@@ -166,7 +170,8 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
             weights = [channel_weights(f * tiles.pixels + p) for f in range(tiles.fold)]
             for together in chunks:
                 lanes = slice(together[0] * LANES, (together[-1] + 1) * LANES)
-                result = sum(dot(own, of_half(values[p, :, lanes], f)) for f, own in enumerate(weights))
+                products = (dot(own, of_half(values[p, :, lanes], f)) for f, own in enumerate(weights))
+                result = reduce(jnp.add, products)
                 out[p, :group, lanes] = result.astype(dtype)
                 sums[:group] += _over_parts(result)
 

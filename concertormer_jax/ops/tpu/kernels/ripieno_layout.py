@@ -11,6 +11,7 @@ Logits lie with two queries side by side: position p and p + 32, each with 64 ke
 the keys at their place in slot 1 or 3. Communication takes one row of all maps at once.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -49,7 +50,8 @@ def bands_of(blocks: tuple[int, int], heads: int) -> Bands:
     return Bands(max(fitting, default=1), 1)
 
 
-class Layout(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Layout:
     """Of a Ripieno with so many heads and channels in each of its two groups."""
 
     tiles: Tiles

@@ -7,8 +7,8 @@ The neighbour of a pixel is another matrix, but at a tile's border, where it is 
 Tiles are the attention's blocks, or the upper and lower halves of these where the blocks fill half of the lanes.
 """
 
+import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ VMEM_BYTES = 100 * 2**20  # of the 128 MiB of a core, for what a kernel keeps
 SPILLS = 4 * 2**20  # bytes, for registers
 
 
-class Tiles(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Tiles:
     """Of a map: their rows and columns, and the rows of pixels in each; they are `BLOCK` pixels wide."""
 
     rows: int
@@ -72,6 +73,12 @@ def vmem_bytes(tiles: Tiles, hidden: int, dtype) -> int:
     features = hidden * pixels * size * 5 // 2  # padded queries, keys and values, and what has been attended
     maps = hidden // 96 * pixels * (56 * 4 + 24 * 2 * size) * LANES // 64  # of positions and channels, padded
     return features + maps
+
+
+def backward_bytes(tiles: Tiles, hidden: int, dtype) -> int:
+    """About what the derivatives of the MLP, which take most, keep at once: two maps, and all that goes in and out."""
+    maps = hidden * tiles.pixels * tiles.count
+    return maps * (2 * 4 + 7 * jnp.dtype(dtype).itemsize // 2)
 
 
 def call(kernel, outputs, *inputs, scalars=(), scratch=(), name):
