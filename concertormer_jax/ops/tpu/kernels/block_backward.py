@@ -21,10 +21,10 @@ from concertormer_jax.ops.tpu.kernels.tiles import Tiles
 
 
 def differentiable_block(tiles: Tiles, x, keys, flags: Flags, weights, attended, heads: int):
-    """`block` of x [P, C, N], whose attended channels are known.
+    """`block` of x [b, P, C, N], at most `tiles.fold` pictures, whose attended channels are known.
 
-    keys: [P, C, N], normalised, for where flags.first, or None; attended: what `ripieno` and
-    `concertino` returned, [P, h / 2, N] each.
+    keys: [b, P, C, N], normalised, for where flags.first, or None; attended: what `ripieno` and `concertino` returned
+    of all pictures, [b, P, h / 2, N] each.
     """
     norm, attention, mlp = weights
     x = moved(tiles, x, flags.was_shifted, flags.shifted)
@@ -33,15 +33,17 @@ def differentiable_block(tiles: Tiles, x, keys, flags: Flags, weights, attended,
     parameters = list(parameters_by_group(attention, CONCERTO, x.dtype))
 
     ripieno = []
-    for own, known in zip(parameters[:2], jnp.split(attended[0], 2, axis=1), strict=True):
+    for own, known in zip(parameters[:2], jnp.split(attended[0], 2, axis=2), strict=True):
         matrix = lane_matrix(tiles, attention.cdc[own.group] * own.required_temperature)
         kernels = own.to_q, own.to_k, own.to_v
         spatial = own.group == "ripieno_spatial"
         ripieno.append(_ripieno(tiles, spatial, heads, features, keys, kernels, matrix, flags.shifted, known))
-    concertino = concertino_of(tiles, heads, features, features if keys is None else keys, *parameters[2:])
-    halves = [jnp.concatenate(ripieno, axis=1), _known(jnp.concatenate(concertino, axis=1), attended[1])]
-    to_hidden = _gated_hidden(attention, mlp, halves)
-    return x + _mlp(tiles, features, *halves, flags.shifted, mlp._replace(to_hidden=to_hidden))
+    sources = (features, features) if keys is None else (features, keys)
+    concertino = jax.vmap(lambda x, y: jnp.concatenate(concertino_of(tiles, heads, x, y, *parameters[2:]), axis=1))
+    halves = jnp.concatenate(ripieno, axis=2), _known(concertino(*sources), attended[1])
+    to_hidden = jax.vmap(lambda *halves: _gated_hidden(attention, mlp, halves))(*halves)
+    weights = mlp._replace(to_hidden=to_hidden)
+    return x + _mlp(tiles, features, *halves, flags.shifted, weights)
 
 
 def layer_norm(x, scale, bias):
@@ -114,9 +116,9 @@ _known.defvjp(lambda _, value: (value, None), lambda _, gradient: (gradient, Non
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def moved(tiles, x, was_shifted, shifted):
-    """x [P, C, N] of tiles that are shifted or not, moved to others that are, or are not; int32 [1] each."""
-    none = jnp.zeros(x.shape[1], jnp.float32)
-    return move_and_normalise(tiles, x, none, none, was_shifted, shifted)[0]
+    """x [b, P, C, N] of tiles that are shifted or not, moved to others that are, or are not; int32 [1] each."""
+    none = jnp.zeros(x.shape[2], jnp.float32)
+    return jnp.stack([move_and_normalise(tiles, own, none, none, was_shifted, shifted)[0] for own in x])
 
 
 def _moved_forward(tiles, x, was_shifted, shifted):
@@ -143,9 +145,9 @@ def _ripieno_backward(tiles, spatial, heads, saved, gradient):
     x, y, kernels, matrix, shifted = saved
     source = x if y is None else y
     *projected, by_matrix = ripieno_backward(tiles, spatial, x, source, gradient, kernels, matrix, heads, shifted)
-    by_x, *by_y = [jnp.einsum("pgn,cg->pcn", rows, kernel) for rows, kernel in zip(projected, kernels, strict=True)]
+    by_x, *by_y = [jnp.einsum("bpgn,cg->bpcn", rows, kernel) for rows, kernel in zip(projected, kernels, strict=True)]
     by_kernels = [
-        jnp.einsum("pcn,pgn->cg", features, rows, preferred_element_type=jnp.float32).astype(x.dtype)
+        jnp.einsum("bpcn,bpgn->cg", features, rows, preferred_element_type=jnp.float32).astype(x.dtype)
         for features, rows in zip((x, source, source), projected, strict=True)
     ]
     by_source = sum(by_y)
@@ -158,6 +160,7 @@ _ripieno.defvjp(_ripieno_forward, _ripieno_backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mlp(tiles, features, ripieno, concertino, shifted, weights: MLPWeights):
+    """weights: with `to_hidden` of each picture."""
     return jnp.zeros_like(features)  # the block's result is not computed again
 
 
@@ -169,8 +172,13 @@ def _mlp_forward(tiles, features, ripieno, concertino, shifted, weights):
 def _mlp_backward(tiles, saved, gradient):
     features, ripieno, concertino, shifted, weights = saved
     mlp = jax.tree.map(lambda kernel: kernel.astype(features.dtype), weights)
-    *by_maps, by_weights = gated_mlp_backward(tiles, features, ripieno, concertino, gradient, shifted, mlp)
-    return *by_maps, None, by_weights
+    found = []
+    for own, to_hidden in zip(zip(features, ripieno, concertino, gradient, strict=True), mlp.to_hidden, strict=True):
+        found.append(gated_mlp_backward(tiles, *own, shifted, mlp._replace(to_hidden=to_hidden)))
+    by_features, by_ripieno, by_concertino, by_weights = zip(*found, strict=True)
+    by_uz, by_taps, by_hidden, by_output = zip(*by_weights, strict=True)
+    by_mlp = MLPWeights(sum(by_uz), sum(by_taps), jnp.stack(by_hidden), sum(by_output))
+    return *(jnp.stack(maps) for maps in (by_features, by_ripieno, by_concertino)), None, by_mlp
 
 
 _mlp.defvjp(_mlp_forward, _mlp_backward)

@@ -139,7 +139,7 @@ def attend(layout: Layout, scratch: Scratch) -> None:
     def multiply(pair, unit, ahead):
         v = features_of(layout, scratch, 2, pair, unit)
         moved, channels = ahead[: 2 * half], jnp.split(ahead[2 * half : 4 * half], 2, axis=0)
-        mixed = jnp.zeros((POSITIONS, LANES), jnp.float32)
+        mixed = jnp.zeros((SPATIAL_ROWS, LANES), jnp.float32)
         for member, (head, first) in enumerate(layout.members(pair)):
             own = words.read(scratch.weights, head * layout.count + first + unit, SPATIAL_ROWS // in_word, stride)
             apart = [jnp.where(slot == 2 * member + side, part, 0) for side, part in enumerate((v, moved))]

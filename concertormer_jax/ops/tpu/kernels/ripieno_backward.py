@@ -38,14 +38,15 @@ POSITIONS = BLOCK * BLOCK
 
 
 def ripieno_backward(tiles: Tiles, spatial: bool, x, y, gradient, kernels, cdc, heads: int, shifted):
-    """The derivatives by queries, keys and values [P, G, N] of a group, and by `cdc`.
+    """The derivatives by queries, keys and values [b, P, G, N] of a group, and by `cdc`.
 
-    spatial: whether positions attend to each other, else channels. x, y: [P, C, N], normalised features that give the
-    queries, and the keys and values; gradient: [P, G, N]; kernels: to_q, to_k, to_v of the group, [C, G] each; cdc:
-    `lane_matrix`, with the temperatures in it. shifted: int32 [1], whether the shift's mask applies.
+    spatial: whether positions attend to each other, else channels. x, y: [b, P, C, N], normalised features that give
+    the queries, and the keys and values, of at most `tiles.fold` pictures; gradient: [b, P, G, N]; kernels: to_q, to_k,
+    to_v of the group, [C, G] each; cdc: `lane_matrix`, with the temperatures in it. shifted: int32 [1], whether the
+    shift's mask applies.
     """
     group = kernels[0].shape[1]
-    layout = Layout(tiles, spatial, heads, group)
+    layout = Layout(tiles, spatial, heads, group, len(x))
     same = y is x
 
     def kernel(*refs):
@@ -73,7 +74,7 @@ def ripieno_backward(tiles: Tiles, spatial: bool, x, y, gradient, kernels, cdc, 
             _communicate_back(layout, scratch, turned, cdc_gradient, t)
             _write_queries_and_keys(layout, scratch, x, y, queries, keys, t)
 
-    results = [((tiles.pixels, group, tiles.count), x.dtype)] * 3 + [(cdc.shape, jnp.float32)]
+    results = [(gradient.shape, x.dtype)] * 3 + [(cdc.shape, jnp.float32)]
     inputs = (x, gradient) if same else (x, y, gradient)
     turned = _turned(cdc, layout.reach)
     inputs = (*inputs, *kernels, cdc.astype(x.dtype), turned.astype(x.dtype))
@@ -116,6 +117,7 @@ class Layout(NamedTuple):
     spatial: bool
     heads: int
     group: int
+    pictures: int
 
     @property
     def per_head(self) -> int:
@@ -224,16 +226,31 @@ def _lanes(t):
     return pl.ds(pl.multiple_of(t * LANES, LANES), LANES)
 
 
-def _of_half(layout, features, half):
-    """Those of the upper or lower tiles of blocks where the upper ones are."""
-    return roll(features, -layout.tiles.columns) if half else features
+def _upper(layout):
+    """[1, 128], which lanes have the upper tiles of blocks that are two tiles."""
+    lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
+    return jax.lax.rem(jax.lax.div(lane, jnp.int32(layout.tiles.columns)), 2) == 0
+
+
+def _of_blocks(layout, load, half):
+    """The tiles of blocks, of which load(picture) returns one of each: [rows, 128].
+
+    Of blocks of two tiles, where their upper ones are; where the lower ones are come those of the second picture.
+    """
+    columns = layout.tiles.columns
+    if layout.tiles.fold == 1:
+        return load(0)
+    first = roll(load(0), -columns) if half else load(0)
+    if layout.pictures == 1:
+        return jnp.where(_upper(layout), first, 0.0)
+    return jnp.where(_upper(layout), first, load(1) if half else roll(load(1), columns))
 
 
 def _projected(layout, scratch, features, number, t):
     """A function of a pixel and a half to the projected features [G, 128] of a part."""
 
     def at(p, half):
-        return _of_half(layout, dot(scratch.weights[number], features[p, :, _lanes(t)]), half)
+        return _of_blocks(layout, lambda b: dot(scratch.weights[number], features[b, p, :, _lanes(t)]), half)
 
     return at
 
@@ -308,14 +325,18 @@ def _through_norm(layout, projected, gradient: Matrices):
 
 
 def _store(layout, features: Matrices, out, t):
-    """Write the features of a part to `out`; lanes of no upper tile are zero in them."""
+    """Write the features of a part to `out`: the inverse of `_of_blocks`."""
     tiles = layout.tiles
 
     @pl.loop(0, tiles.pixels)
     def _(p):
         halves = [features.ref[features.rows(half * tiles.pixels + p, 0, layout.group)] for half in range(tiles.fold)]
-        total = halves[0] if tiles.fold == 1 else halves[0] + roll(halves[1], tiles.columns)
-        out[p, :, _lanes(t)] = total.astype(out.dtype)
+        found = halves
+        if tiles.fold == 2:
+            first = jnp.where(_upper(layout), halves[0], roll(halves[1], tiles.columns))
+            found = [first, jnp.where(_upper(layout), roll(halves[0], -tiles.columns), halves[1])]
+        for b in range(layout.pictures):
+            out[b, p, :, _lanes(t)] = found[b].astype(out.dtype)
 
 
 def _clear_around(layout, scratch):
@@ -413,14 +434,10 @@ def _hidden(layout, shifted, n, t):
 def _write_gradients(layout, scratch, y, gradient, values, t):
     """Write the derivatives by the values, and by the logits after communication."""
     given, own, result = (_features(layout, scratch, i) for i in range(3))
-    tiles = layout.tiles
-    lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
-    upper = jax.lax.rem(jax.lax.div(lane, jnp.int32(tiles.columns)), jnp.int32(tiles.fold)) == 0
     projected = _projected(layout, scratch, y, 2, t)
 
     def load(position, p, half):
-        found = gradient[p, :, _lanes(t)].astype(jnp.float32)
-        found = jnp.where(upper, _of_half(layout, found, half), 0.0)
+        found = _of_blocks(layout, lambda b: gradient[b, p, :, _lanes(t)].astype(jnp.float32), half)
         given.positions.ref[given.positions.rows(position, 0, layout.group)] = found
         own.positions.ref[own.positions.rows(position, 0, layout.group)] = projected(p, half)
 

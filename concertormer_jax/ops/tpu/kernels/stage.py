@@ -1,5 +1,6 @@
 """A stage of the network on features in tiles: kernels, between which features do not change their layout."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -101,17 +102,25 @@ def _stage_backward(tiles, shift, heads, saved, gradient):
     gradient = jax.lax.map(partial(enter, tiles), gradient)
     if _ends_shifted(count, shift):
         last = flags_of(jnp.asarray(count - 1), shift)
-        gradient = jax.lax.map(lambda features: moved(tiles, features, last.was_shifted, last.shifted), gradient)
+        gradient = jax.lax.map(lambda own: moved(tiles, own[None], last.was_shifted, last.shifted)[0], gradient)
     keys, by_keys = None, None
     if y is not None:
         keys, through_norm = jax.vjp(layer_norm, jax.lax.map(partial(enter, tiles), y), *norm)
         by_keys = jnp.zeros_like(keys)
 
+    together = math.gcd(len(gradient), tiles.fold)
+
+    def grouped(maps):
+        return maps.reshape(-1, together, *maps.shape[1:])
+
+    def ungrouped(maps):
+        return jax.tree.map(lambda maps: maps.reshape(-1, *maps.shape[2:]), maps)
+
     def turn(gradients, turn):
         position, own, (x, attended) = turn
 
-        def of_picture(total, picture):
-            x, keys, attended, gradient = picture
+        def of_pictures(total, pictures):
+            x, keys, attended, gradient = pictures
 
             def apply(x, keys, own):
                 return differentiable_block(tiles, x, keys, flags_of(position, shift), own, attended, heads)
@@ -120,8 +129,10 @@ def _stage_backward(tiles, shift, heads, saved, gradient):
             return jax.tree.map(jnp.add, total, by_own), (by_x, by_keys)
 
         none = jax.tree.map(jnp.zeros_like, own)
-        by_own, (by_x, more) = jax.lax.scan(of_picture, none, (x, keys, attended, gradients[0]))
-        return (by_x, jax.tree.map(jnp.add, gradients[1], more)), by_own
+        pictures = jax.tree.map(grouped, (x, keys, attended, gradients[0]))
+        by_own, (by_x, more) = jax.lax.scan(of_pictures, none, pictures)
+        by_keys = jax.tree.map(jnp.add, gradients[1], ungrouped(more))
+        return (ungrouped(by_x), by_keys), by_own
 
     with jax.named_scope("blocks"):
         turns = jnp.arange(count), weights, kept

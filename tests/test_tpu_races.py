@@ -1,0 +1,83 @@
+"""Small kernels in Pallas's simulation of a TPU: it finds races, reads beyond arrays, and uses of what nobody wrote."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call as simulation
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from test_implementations import random_arrays
+
+from concertormer_jax.ops.reference import MLPWeights
+from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise, normalise
+from concertormer_jax.ops.tpu.kernels.cut import enter, leave
+from concertormer_jax.ops.tpu.kernels.mlp_backward import gated_mlp_backward
+from concertormer_jax.ops.tpu.kernels.ripieno_backward import lane_matrix, ripieno_backward
+from concertormer_jax.ops.tpu.kernels.tiles import LANES, Tiles
+
+TILES = Tiles(8, 16, 8)
+OFF, ON = (jnp.full(1, flag, jnp.int32) for flag in (0, 1))
+
+
+def features(channels):
+    return TILES.pixels, channels, LANES
+
+
+def cut(maps):
+    return leave(TILES, enter(TILES, maps), True)
+
+
+def begin(x, keys, scale, bias):
+    return move_and_normalise(TILES, x, scale, bias, OFF, ON, keys, ON), normalise(TILES, x, scale, bias)
+
+
+def mlp_backward(x, ripieno, concertino, gradient, *weights):
+    return gated_mlp_backward(TILES, x, ripieno, concertino, gradient, ON, MLPWeights(*weights))
+
+
+def channels_backward(x, gradient, to_q, to_k, to_v, cdc):
+    kernels, matrix = (to_q, to_k, to_v), lane_matrix(TILES, cdc)
+    return ripieno_backward(TILES, False, x[None], x[None], gradient[None], kernels, matrix, 1, ON)
+
+
+CASES = {
+    "cut": (cut, [(64, 128, 8)]),
+    "begin": (begin, [features(8), features(8), (8,), (8,)]),
+    "mlp_backward": (mlp_backward, [*[features(8)] * 4, (8, 32), (3, 3, 16), (16, 16), (16, 8)]),
+    "ripieno_channel_backward": (channels_backward, [features(8), features(8), *[(8, 8)] * 3, (3, 3, 1, 1)]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_has_no_races(monkeypatch, name):
+    function, shapes = CASES[name]
+    arrays = random_arrays(*shapes)
+    expected = function(*arrays)
+    call = pl.pallas_call
+    settings = {"interpret": pltpu.InterpretParams(detect_races=True)}
+    monkeypatch.setattr(pl, "pallas_call", lambda *given, **options: call(*given, **options | settings))
+    found = function(*arrays)
+    assert simulation.races is not None and not simulation.races.races_found
+    for ours, other in zip(*map(leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(ours, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+
+
+def leaves(results):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(results)]
+
+
+def test_races_are_found(monkeypatch):
+    """A copy that is read before it is awaited."""
+    expect_races = pltpu.InterpretParams(detect_races=True)
+
+    def kernel(x, out, copied, semaphore):
+        copy = pltpu.make_async_copy(x, copied, semaphore)
+        copy.start()
+        out[...] = copied[...]
+        copy.wait()
+
+    x = jnp.ones((8, LANES))
+    scratch = [pltpu.VMEM(x.shape, x.dtype), pltpu.SemaphoreType.DMA]
+    pl.pallas_call(kernel, out_shape=x, scratch_shapes=scratch, interpret=expect_races)(x).block_until_ready()
+    assert simulation.races.races_found
