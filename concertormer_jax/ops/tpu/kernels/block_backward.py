@@ -1,7 +1,6 @@
 """A block on features in tiles as its derivatives see it: what was attended is given, and kernels go back through it.
 
-`differentiable_block` is made for `jax.vjp`. What it returns costs as much as the block, and nothing where it is not
-used.
+`differentiable_block` is for `jax.vjp` alone: its derivatives are the block's, while its result is not computed.
 """
 
 from functools import partial
@@ -21,7 +20,7 @@ from concertormer_jax.ops.tpu.kernels.tiles import Tiles
 
 
 def differentiable_block(tiles: Tiles, x, keys, flags: Flags, weights, attended, heads: int):
-    """`block` of x [b, P, C, N], at most `tiles.fold` pictures, whose attended channels are known.
+    """A function with the derivatives of `block`, of x [b, P, C, N] with at most `tiles.fold` pictures.
 
     keys: [b, P, C, N], normalised, for where flags.first, or None; attended: what `ripieno` and `concertino` returned
     of all pictures, [b, P, h / 2, N] each.
@@ -161,7 +160,7 @@ _ripieno.defvjp(_ripieno_forward, _ripieno_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _mlp(tiles, features, ripieno, concertino, shifted, weights: MLPWeights):
     """weights: with `to_hidden` of each picture."""
-    return jnp.zeros_like(features)  # the block's result is not computed again
+    return jnp.zeros_like(features)
 
 
 def _mlp_forward(tiles, features, ripieno, concertino, shifted, weights):
