@@ -13,7 +13,7 @@ from concertormer_jax.ops.shared.attention import attend
 from concertormer_jax.ops.shared.cdc import cdc_of
 from concertormer_jax.ops.shared.groups import Parameters, for_every_channel, parameters_by_group
 from concertormer_jax.ops.tpu.concerto import SPATIAL
-from concertormer_jax.ops.tpu.kernels.begin import Flags, move_and_normalise
+from concertormer_jax.ops.tpu.kernels.begin import Flags, move
 from concertormer_jax.ops.tpu.kernels.mlp_backward import gated_mlp_backward
 from concertormer_jax.ops.tpu.kernels.ripieno_backward import lane_matrix, ripieno_backward
 from concertormer_jax.ops.tpu.kernels.tiles import Tiles
@@ -116,8 +116,7 @@ _known.defvjp(lambda _, value: (value, None), lambda _, gradient: (gradient, Non
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def moved(tiles, x, was_shifted, shifted):
     """x [b, P, C, N] of tiles that are shifted or not, moved to others that are, or are not; int32 [1] each."""
-    none = jnp.zeros(x.shape[2], jnp.float32)
-    return jnp.stack([move_and_normalise(tiles, own, none, none, was_shifted, shifted)[0] for own in x])
+    return jnp.stack([move(tiles, own, was_shifted, shifted) for own in x])
 
 
 def _moved_forward(tiles, x, was_shifted, shifted):
