@@ -176,7 +176,7 @@ def _scratch(layout, x):
     all_maps = ((layout.parts + 2 * layout.reach) * maps, LANES), jnp.float32
     by_position = (POSITIONS * words.stride_to_read(layout.group), LANES), jnp.float32
     by_channel = (layout.group * words.stride_to_read(POSITIONS), LANES), jnp.float32
-    weights = (3, layout.group, x.shape[1]), x.dtype
+    weights = (3, layout.group, x.shape[2]), x.dtype
     return Scratch(weights, all_maps, all_maps, ((maps, LANES), jnp.float32), *[by_position] * 3, *[by_channel] * 3)
 
 
