@@ -70,7 +70,8 @@ def get_config() -> ConfigDict:
     config.train.accumulation = 1  # parts in which a batch is computed, one after the other
     config.train.ema_decay = 0.0  # of the moving average of the weights, which is then evaluated; 0 for none
 
-    config.optimizer = ConfigDict()  # AdamW and one cosine over all steps
+    config.optimizer = ConfigDict()  # one cosine over all steps
+    config.optimizer.name = "adamw"  # or "muon", which takes matrices along all their directions alike
     config.optimizer.learning_rate = 1e-3
     config.optimizer.final_learning_rate = 1e-7
     config.optimizer.constant_steps = 0  # steps at the learning rate before the cosine begins

@@ -10,6 +10,7 @@ def get_config():
     """The demo network, 500 steps."""
     config = common.get_config()
     config.model.variant = "demo"
+    config.model.remat = False
     config.data.source = "bundled:photos/train"
     config.stages.steps = (500,)
     config.stages.crop_px = (64,)

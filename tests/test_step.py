@@ -9,11 +9,12 @@ from tiny_network import random_params, tiny_network
 
 from concertormer_jax.runtime.devices import batch_sharding, data_mesh, replicated
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.training.schedule import adamw, cosine
+from concertormer_jax.training.schedule import adamw, cosine, muon
 from concertormer_jax.training.step import batch_psnr, initial_state, make_train_step, to_unit
 
 SCHEDULE = cosine(1e-2, 1e-4, steps=10)
-ADAMW = adamw(SCHEDULE, beta1=0.9, beta2=0.9, epsilon=1e-8, weight_decay=1e-3, clip_norm=0.01)
+SETTINGS = {"beta1": 0.9, "beta2": 0.9, "epsilon": 1e-8, "weight_decay": 1e-3, "clip_norm": 0.01}
+ADAMW = adamw(SCHEDULE, **SETTINGS)
 GRADIENT_DESCENT = optax.sgd(1.0)
 
 
@@ -166,3 +167,24 @@ def test_eight_devices_are_one_device(batch):
     assert_close(metrics_of_8, one_metrics, rtol=1e-5)
     for start, one, eight in zip(*map(jax.tree.leaves, (params, one_params, params_of_8)), strict=True):
         assert np.linalg.norm(one - eight) <= 1e-4 * np.linalg.norm(one - start)
+
+
+def test_muon_moves_matrices_along_all_directions_alike_and_all_else_like_adam():
+    params = random_params(tiny_network(encoder_blocks=(3,)))
+    gradient = jax.tree.map(lambda leaf: leaf**3, params)
+
+    def moved(optimizer):
+        return optimizer.update(gradient, optimizer.init(params), params)[0]
+
+    by_muon = moved(muon(SCHEDULE, **SETTINGS | {"weight_decay": 0.0}))
+    by_nadam = moved(optax.chain(optax.clip_by_global_norm(0.01), optax.nadam(5e-3, b1=0.9, b2=0.9)))
+    block = by_muon["encoders_0"]["blocks"]
+    matrices = [block["to_uz"], block["attention"]["to_q"], by_muon["downs_0"]["kernel"].reshape(1, -1, 16)]
+    for matrix in matrices:
+        singular = np.linalg.svd(matrix, compute_uv=False) / (1e-2 * 0.2 * max(matrix.shape[1:]) ** 0.5)
+        assert singular.shape[0] == len(matrix)
+        assert 0.5 < singular.min() < singular.max() < 1.5  # five Newton-Schulz iterations come as near to 1 as that
+    for name in ("intro", "ending"):
+        assert_close(by_muon[name], by_nadam[name], rtol=1e-4)
+    for name in ("dw_u", "norm"):
+        assert_close(block[name], by_nadam["encoders_0"]["blocks"][name], rtol=1e-4)

@@ -41,7 +41,7 @@ ONE_STAGE = {"stages.steps": (2,), "stages.crop_px": (16,), "stages.batch": (8,)
 
 
 # One small network with all that the real ones have: attention of all groups with communication, between heads too,
-# cross attention, several scales; trained with a moving average.
+# cross attention, several scales; trained by Muon, with a moving average.
 REAL_RUN = TINY_RUN | {
     "model.width": 8,
     "model.middle_heads": 2,
@@ -49,6 +49,7 @@ REAL_RUN = TINY_RUN | {
     "stages.crop_px": (32,),
     "stages.batch": (2,),
     "train.ema_decay": 0.5,
+    "optimizer.name": "muon",
     "run.checkpoint_every_steps": 1,
 }
 

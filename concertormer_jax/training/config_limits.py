@@ -12,7 +12,7 @@ from concertormer_jax.models.restormer import ATTENTIONS
 from concertormer_jax.ops.concerto import GROUPS
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.values import NamesOf, Number, OneOf, OrNone, Several, Switch, Text, Whole, shown
-from concertormer_jax.training.schedule import make_phases
+from concertormer_jax.training.schedule import OPTIMIZERS, make_phases
 from concertormer_jax.training.trackers import TRACKERS
 
 DTYPES = ("float32", "bfloat16")
@@ -71,6 +71,7 @@ KEYS = {
     "train.fft_weight": Number(0, 100),
     "train.accumulation": Whole(1, 65536),
     "train.ema_decay": Number(0, _BELOW_ONE),
+    "optimizer.name": OneOf(tuple(OPTIMIZERS)),
     "optimizer.learning_rate": Number(1e-12, 1000),
     "optimizer.final_learning_rate": Number(0, 1000),
     "optimizer.constant_steps": Whole(0, MOST_STEPS),

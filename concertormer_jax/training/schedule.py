@@ -3,8 +3,10 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from concertormer_jax.runtime.errors import UserError
 
@@ -91,3 +93,47 @@ def adamw(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(schedule, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay),
     )
+
+
+_MUON_UPDATE_RMS = 0.2  # root mean square of a step at learning rate 1, about that of Adam (arXiv 2502.16982)
+
+
+def muon(
+    schedule: optax.Schedule, *, beta1: float, beta2: float, epsilon: float, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+    """Muon for the matrices of the blocks and between levels, AdamW of half the learning rate for all else.
+
+    Muon moves a matrix by its gradient's mean with all singular values set to about 1 (Newton-Schulz iterations). Both
+    have Nesterov momentum. clip_norm: the largest global norm of the gradient.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.contrib.muon(
+            schedule,
+            weight_decay=weight_decay,
+            consistent_rms=_MUON_UPDATE_RMS,
+            muon_weight_dimension_numbers=_matrices,
+            adam_b1=beta1,
+            adam_b2=beta2,
+            eps=epsilon,
+            adam_learning_rate=lambda step: 0.5 * schedule(step),
+            adam_weight_decay=weight_decay,
+        ),
+    )
+
+
+OPTIMIZERS = {"adamw": adamw, "muon": muon}
+
+
+def _matrices(params):
+    """Of each parameter, the axes that multiply channels as a matrix, or None: the others are AdamW's."""
+
+    def axes(path, parameter):
+        names = [entry.key for entry in path]
+        if "blocks" in names and parameter.ndim == 3 and names[-1] != "temperature":  # [blocks, in, out]
+            return optax.contrib.MuonDimensionNumbers(1, 2)
+        if names[0].startswith(("downs_", "ups_")) and names[-1] == "kernel":  # [y, x, in, out]
+            return optax.contrib.MuonDimensionNumbers((0, 1, 2), 3)
+        return None
+
+    return jax.tree_util.tree_map_with_path(axes, params)

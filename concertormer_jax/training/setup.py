@@ -18,7 +18,7 @@ from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.memory import available_memory_bytes
 from concertormer_jax.runtime.trace_cache import fingerprint, lower_cached
 from concertormer_jax.training.config_limits import require_valid
-from concertormer_jax.training.schedule import Phase, adamw, cosine
+from concertormer_jax.training.schedule import OPTIMIZERS, Phase, cosine
 from concertormer_jax.training.step import TrainState, initial_state, make_train_step
 from concertormer_jax.weights.checkpoints import Checkpoints, architecture_dict, load_model, require_same_architecture
 
@@ -71,7 +71,7 @@ def training_from(config, phases: Sequence[Phase]) -> Training:
     schedule = cosine(
         settings.pop("learning_rate"), settings.pop("final_learning_rate"), last_step, settings.pop("constant_steps")
     )
-    optimizer = adamw(schedule, **settings)
+    optimizer = OPTIMIZERS[settings.pop("name")](schedule, **settings)
     ema_decay = config.train.ema_decay
 
     def apply(params, images):

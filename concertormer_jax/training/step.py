@@ -7,6 +7,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax import export
 
 from concertormer_jax.training import losses
@@ -28,7 +29,15 @@ export.register_pytree_node_serialization(
     serialize_auxdata=lambda _: b"",
     deserialize_auxdata=lambda _: (),
 )
-for _state in (optax.EmptyState, optax.ScaleByAdamState, optax.ScaleByScheduleState):
+for _state in (
+    optax.EmptyState,
+    optax.MaskedNode,
+    optax.MaskedState,
+    optax.PartitionState,
+    optax.ScaleByAdamState,
+    optax.ScaleByScheduleState,
+    optax.contrib.MuonState,
+):
     export.register_namedtuple_serialization(_state, serialized_name=f"optax.{_state.__name__}")
 
 
