@@ -13,6 +13,8 @@ from concertormer_jax.ops.reference import MLPWeights
 from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise, normalise
 from concertormer_jax.ops.tpu.kernels.cut import enter, leave
 from concertormer_jax.ops.tpu.kernels.mlp import gated_mlp
+from concertormer_jax.ops.tpu.kernels.mlp_backward import gated_mlp_backward
+from concertormer_jax.ops.tpu.kernels.ripieno_backward import lane_matrix, ripieno_backward
 from concertormer_jax.ops.tpu.kernels.tiles import LANES, Tiles
 
 TILES = Tiles(8, 16, 8)
@@ -36,11 +38,22 @@ def mlp(x, given, ripieno, concertino, sums, sca_kernel, sca_bias, *weights):
     return gated_mlp(TILES, x, given, ripieno, concertino, sums, ON, MLPWeights(*weights), sca_kernel, sca_bias)
 
 
+def mlp_backward(x, ripieno, concertino, gradient, *weights):
+    return gated_mlp_backward(TILES, x, ripieno, concertino, gradient, ON, MLPWeights(*weights))
+
+
+def channels_backward(x, gradient, to_q, to_k, to_v, cdc):
+    kernels, matrix = (to_q, to_k, to_v), lane_matrix(TILES, cdc)
+    return ripieno_backward(TILES, False, x[None], x[None], gradient[None], kernels, matrix, 1, ON)
+
+
 WEIGHTS = [(8, 32), (3, 3, 16), (16, 16), (16, 8)]
 CASES = {
     "cut": (cut, [(64, 128, 8)]),
     "begin": (begin, [features(8), features(8), (8,), (8,)]),
     "mlp": (mlp, [*[features(8)] * 4, (16, LANES), (16, 16), (16,), *WEIGHTS]),
+    "mlp_backward": (mlp_backward, [*[features(8)] * 4, *WEIGHTS]),
+    "ripieno_channel_backward": (channels_backward, [features(8), features(8), *[(8, 8)] * 3, (3, 3, 1, 1)]),
 }
 
 

@@ -9,6 +9,10 @@ traced_for = jax.make_user_context(default_value=None)
 # derivatives, which are not divided among devices, can serve then. None for all else.
 single_device_kind = jax.make_user_context(default_value=None)
 
+# The mesh over whose devices the pictures of a batch are split, where what is traced is a training step: kernels with
+# derivatives serve each device's pictures then. None for all else.
+training_mesh = jax.make_user_context(default_value=None)
+
 
 def platform() -> str:
     """The platform that is traced for: the default backend where no other is named."""

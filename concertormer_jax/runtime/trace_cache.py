@@ -16,7 +16,7 @@ import jax
 from etils import epath
 from jax import export
 
-from concertormer_jax.ops.platform import single_device_kind, traced_for
+from concertormer_jax.ops.platform import single_device_kind, traced_for, training_mesh
 
 MOST_TRACES = 500  # of about 0.1 MB each
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
@@ -78,7 +78,7 @@ def _key(function, source, fingerprint, arguments, options):
         fingerprint,
         sorted(options.items()),
         (tree, kinds),
-        (devices, jax.process_count(), traced_for.value, single_device_kind.value),
+        (devices, jax.process_count(), traced_for.value, single_device_kind.value, training_mesh.value),
         sorted(jax.config.values.items()),
         [version(name) for name in _LIBRARIES],
         _package,

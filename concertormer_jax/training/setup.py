@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from concertormer_jax.data.degrade import input_dtype, make_degradation
 from concertormer_jax.data.sources import Mixture, leave_out, open_source, split_source
 from concertormer_jax.models import Network, create, initial_params
+from concertormer_jax.ops.platform import training_mesh
 from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.memory import available_memory_bytes
@@ -98,13 +99,15 @@ def trace_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh):
 
     Returns what `jax.jit(...).trace` does.
     """
-    return jax.jit(training.step, **_step_options(mesh)).trace(state, _step_images(training, phase, mesh))
+    with training_mesh(mesh):
+        return jax.jit(training.step, **_step_options(mesh)).trace(state, _step_images(training, phase, mesh))
 
 
 def lower_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh) -> jax.stages.Lowered:
     """As `trace_step` does, but lowered, and from a cached trace if there is one."""
     images = _step_images(training, phase, mesh)
-    return lower_cached(training.step, state, images, fingerprint=training.fingerprint, **_step_options(mesh))
+    with training_mesh(mesh):
+        return lower_cached(training.step, state, images, fingerprint=training.fingerprint, **_step_options(mesh))
 
 
 def _step_options(mesh):

@@ -1,5 +1,7 @@
 """The gated-dconv MLP with the simplified channel attention in it, on features in tiles."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -50,18 +52,34 @@ def gated_mlp(tiles: Tiles, x, features, ripieno, concertino, sums, shifted, mlp
                 gated = (inner * dot(from_features[hidden:], features[p, :, lanes])).astype(dtype)
                 out[p, :, lanes] = (x[p, :, lanes].astype(wide) + dot(from_gated[...], gated)).astype(dtype)
 
-    taps = jnp.broadcast_to(mlp.depthwise.reshape(9, hidden, 1), (9, hidden, LANES)).astype(wide)
     maps = ((tiles.pixels, parts, hidden, LANES), wide)
     scratch = [maps, maps, *(((shape), dtype) for shape in ((2 * hidden, width), (hidden, hidden), (width, hidden)))]
-    weights = (mlp.to_uz, taps, mlp.to_hidden, mlp.to_output, sca_kernel.astype(dtype), sca_bias[:, None])
+    weights = (mlp.to_uz, lane_taps(mlp.depthwise), mlp.to_hidden, mlp.to_output)
+    weights += (sca_kernel.astype(dtype), sca_bias[:, None])
     inputs = (x, features, ripieno, concertino, sums, *weights)
     return call(kernel, [(x.shape, dtype)], *inputs, scalars=(shifted,), scratch=scratch, name="gated_mlp")[0]
+
+
+def lane_taps(kernel: jax.Array) -> jax.Array:
+    """[3, 3, h] to [9, h, 128], as float32."""
+    channels = kernel.shape[-1]
+    return jnp.broadcast_to(kernel.reshape(9, channels, 1), (9, channels, LANES)).astype(jnp.float32)
 
 
 def depthwise(tiles: Tiles, u, mixed, taps, channels, part, shifted):
     """Write to `mixed` the depthwise 3x3 convolution of `u`, zero outside the map, for 8 channels of 128 tiles.
 
     u, mixed: [P, N / 128, h, 128]; taps: nine of [8, 128]; part: which 128 tiles.
+    """
+    for position, nearby in neighbourhoods(tiles, u, channels, part, shifted):
+        rows = [sum(nearby[tap] * taps[tap] for tap in range(row, row + 3)) for row in (0, 3, 6)]
+        mixed[position, part, channels] = sum(rows)
+
+
+def neighbourhoods(tiles: Tiles, u, channels, part, shifted) -> Iterator[tuple[int, list[jax.Array]]]:
+    """Yield each pixel of the tiles, and `u` [8, 128] in the nine around it, zero outside the map.
+
+    Arguments as in `depthwise`.
     """
     parts = tiles.count // LANES
     lane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 1)
@@ -112,8 +130,5 @@ def depthwise(tiles: Tiles, u, mixed, taps, channels, part, shifted):
     for y in range(tiles.height):
         nearby = seen(y, tiles.height, *rows[y : y + 3], row, tiles.rows, masked)
         for x in range(BLOCK):
-            total = 0
-            for tap, values in enumerate(nearby):
-                three = seen(x, BLOCK, *values[x : x + 3], column, tiles.columns, jnp.multiply)
-                total += sum(value * weight for value, weight in zip(three, taps[3 * tap : 3 * tap + 3], strict=True))
-            mixed[y * BLOCK + x, part, channels] = total
+            found = [seen(x, BLOCK, *values[x : x + 3], column, tiles.columns, jnp.multiply) for values in nearby]
+            yield y * BLOCK + x, [value for three in found for value in three]

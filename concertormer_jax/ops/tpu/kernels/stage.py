@@ -1,22 +1,21 @@
 """A stage of the network on features in tiles: kernels, between which features do not change their layout."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from concertormer_jax.ops.platform import single_device_kind
-from concertormer_jax.ops.reference import CONCERTO, AttentionWeights
+from concertormer_jax.ops.platform import single_device_kind, training_mesh
 from concertormer_jax.ops.tpu.kernels import words
-from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise, normalise
-from concertormer_jax.ops.tpu.kernels.concertino import concertino
+from concertormer_jax.ops.tpu.kernels.begin import flags_of, normalise
+from concertormer_jax.ops.tpu.kernels.block import block
+from concertormer_jax.ops.tpu.kernels.block_backward import differentiable_block, layer_norm, moved
 from concertormer_jax.ops.tpu.kernels.cut import enter, leave
-from concertormer_jax.ops.tpu.kernels.mlp import gated_mlp
-from concertormer_jax.ops.tpu.kernels.ripieno import cdc_matrix, ripieno
-from concertormer_jax.ops.tpu.kernels.softmax import LARGEST
-from concertormer_jax.ops.tpu.kernels.tiles import Tiles, tiles_of
+from concertormer_jax.ops.tpu.kernels.tiles import VMEM_BYTES, Tiles, backward_bytes, tiles_of
 
 LARGE_VMEM = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")  # chips with 128 MiB of VMEM
 
@@ -24,76 +23,137 @@ LARGE_VMEM = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")  # chips with 
 def tiled_stage(shape: tuple[int, int, int], hidden: int, heads: int, dtype: Any) -> Callable | None:
     """The form of a stage of published blocks for maps of `shape` (H, W, C); None where the kernels cannot take them.
 
-    hidden: channels of the attention's result. The form has no derivatives and runs on a single device, whose kind
-    `single_device_kind` tells. On a TPU it is for bfloat16: float32 takes too much of VMEM.
+    hidden: channels of the attention's result. The form runs on the single device whose kind `single_device_kind`
+    tells, or on each device of `training_mesh`, which takes more of VMEM, as it is differentiated there. On a TPU it is
+    for bfloat16: float32 takes too much of VMEM.
     """
-    served = single_device_kind.value in LARGE_VMEM and (dtype == jnp.bfloat16 or words.interpreted())
-    if not served:
+    mesh = training_mesh.value
+    kind = single_device_kind.value if mesh is None else mesh.devices.flat[0].device_kind
+    if kind not in LARGE_VMEM or not (dtype == jnp.bfloat16 or words.interpreted()):
         return None
     tiles = tiles_of(*shape, hidden, heads, dtype)
-    return None if tiles is None else partial(_stage, tiles)
+    if tiles is None or (mesh is not None and backward_bytes(tiles, hidden, dtype) > VMEM_BYTES):
+        return None
+    return partial(_stage, tiles) if mesh is None else partial(_split_stage, mesh, tiles)
 
 
+def _split_stage(mesh, tiles, x, y, norm, weights, shift, heads):
+    """`_stage` of the pictures of each device; the derivatives by the weights are added over the devices once."""
+    pictures, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+
+    def own(x, y, norm, weights):
+        return _stage(tiles, x, y, norm, weights, shift, heads)
+
+    specs = pictures, pictures, whole, whole
+    split = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=pictures, check_vma=False)
+    return split(x, y, norm, weights)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
 def _stage(tiles: Tiles, x, y, norm, weights, shift: bool, heads: int):
     """The stage of maps x [b, H, W, C] whose first block takes keys from y, likewise, unless it is None.
 
     norm: scale and bias for y; weights: those of `ops.reference.block` (norm, attention, mlp), of all blocks on a first
     axis; shift: whether every other block is shifted.
     """
-    count = len(jax.tree.leaves(weights)[0])
+    count = _count(weights)
 
     def of_picture(pair):
         x, y = pair
         keys = None if y is None else normalise(tiles, enter(tiles, y), *norm)
 
         def turn(x, turn):
-            return _block(tiles, x, keys, *turn, shift, heads), None
+            position, own = turn
+            return block(tiles, x, keys, flags_of(position, shift), own, heads)[0], None
 
         with jax.named_scope("blocks"):
             features = jax.lax.scan(turn, enter(tiles, x), (jnp.arange(count), weights))[0]
-        return leave(tiles, features, shifted=shift and count % 2 == 0)
+        return leave(tiles, features, shifted=_ends_shifted(count, shift))
 
     if len(x) > 1:
         return jax.lax.map(of_picture, (x, y))
     return jax.tree.map(lambda maps: maps[None], of_picture(jax.tree.map(lambda maps: maps[0], (x, y))))
 
 
-def _block(tiles: Tiles, x, keys, position, weights, shift: bool, heads: int):
-    """`ops.reference.block` of x [P, C, N], whose tiles lie as the block before it in the stage left them."""
-    norm, attention, mlp = weights
-    shifted, was_shifted, first = (
-        jnp.asarray(flag, jnp.int32).reshape(1)
-        for flag in (shift & (position % 2 == 1), shift & (position % 2 == 0) & (position > 0), position == 0)
-    )
-    x, features, *others = move_and_normalise(tiles, x, *norm, was_shifted, shifted, keys, first)
-    keys = others[0] if others else features
-    projections = attention.to_q.astype(x.dtype), attention.to_kv.astype(x.dtype)
+def _stage_forward(tiles, x, y, norm, weights, shift, heads):
+    """All pictures block by block, as their derivatives are taken: what blocks are given and what attends is kept."""
+    keys = None if y is None else jax.lax.map(lambda maps: normalise(tiles, enter(tiles, maps), *norm), y)
 
-    inside = [_tempered(attention, group, -1) for group in CONCERTO[:2]]  # [3, 3, s, t]
-    blocks = tiles.rows // tiles.fold, tiles.columns
-    matrices = [cdc_matrix(blocks, heads, kernel) for kernel in inside]
-    bounded = _bounded(*((kernel, (0, 1, 2)) for kernel in inside))
-    in_blocks, sums_in_blocks = ripieno(tiles, features, keys, *projections, *matrices, heads, shifted, bounded)
+    def turn(x, turn):
+        position, own = turn
 
-    between = [_tempered(attention, group, (1, 2, 3)) for group in CONCERTO[2:]]  # [s, p, q, t], [s, c, d, t]
-    matrices = [kernel.transpose(3, 2, 0, 1) for kernel in between]
-    matrices = [kernel.reshape(kernel.shape[0] * kernel.shape[1], -1) for kernel in matrices]
-    bounded = _bounded(*((kernel, (0, 1)) for kernel in between))
-    across, sums_across = concertino(tiles, features, keys, *projections, *matrices, heads, bounded)
+        def of_picture(pair):
+            return block(tiles, *pair, flags_of(position, shift), own, heads)
 
-    sums = jnp.concatenate([sums_in_blocks, sums_across], axis=0)
-    sca = attention.sca_kernel, attention.sca_bias
-    mlp = jax.tree.map(lambda kernel: kernel.astype(x.dtype), mlp)
-    return gated_mlp(tiles, x, features, in_blocks, across, sums, shifted, mlp, *sca)
+        result, attended = jax.lax.map(of_picture, (x, keys))
+        return result, (x, attended)
+
+    count = _count(weights)
+    with jax.named_scope("blocks"):
+        x = jax.lax.map(partial(enter, tiles), x)
+        features, kept = jax.lax.scan(turn, x, (jnp.arange(count), weights))
+    maps = jax.lax.map(partial(leave, tiles, shifted=_ends_shifted(count, shift)), features)
+    return maps, (kept, y, norm, weights)
 
 
-def _tempered(attention: AttentionWeights, group: str, axes):
-    """The group's CDC times the temperatures of the heads that it takes, which lie on the axis not in `axes`."""
-    temperature = attention.temperature[CONCERTO.index(group)]  # ty: ignore[not-subscriptable]  # of published blocks
-    return attention.cdc[group] * jnp.expand_dims(temperature, axes)
+def _stage_backward(tiles, shift, heads, saved, gradient):
+    kept, y, norm, weights = saved
+    count = _count(weights)
+    gradient = jax.lax.map(partial(enter, tiles), gradient)
+    if _ends_shifted(count, shift):
+        last = flags_of(jnp.asarray(count - 1), shift)
+        gradient = jax.lax.map(lambda own: moved(tiles, own[None], last.was_shifted, last.shifted)[0], gradient)
+    keys, by_keys = None, None
+    if y is not None:
+        keys, through_norm = jax.vjp(layer_norm, jax.lax.map(partial(enter, tiles), y), *norm)
+        by_keys = jnp.zeros_like(keys)
+
+    together = math.gcd(len(gradient), tiles.fold)
+
+    def grouped(maps):
+        return maps.reshape(-1, together, *maps.shape[1:])
+
+    def ungrouped(maps):
+        return jax.tree.map(lambda maps: maps.reshape(-1, *maps.shape[2:]), maps)
+
+    def turn(gradients, turn):
+        position, own, (x, attended) = turn
+
+        def of_pictures(total, pictures):
+            x, keys, attended, gradient = pictures
+
+            def apply(x, keys, own):
+                return differentiable_block(tiles, x, keys, flags_of(position, shift), own, attended, heads)
+
+            by_x, by_keys, by_own = jax.vjp(apply, x, keys, own)[1](gradient)
+            return jax.tree.map(jnp.add, total, by_own), (by_x, by_keys)
+
+        none = jax.tree.map(jnp.zeros_like, own)
+        pictures = jax.tree.map(grouped, (x, keys, attended, gradients[0]))
+        by_own, (by_x, more) = jax.lax.scan(of_pictures, none, pictures)
+        by_keys = jax.tree.map(jnp.add, gradients[1], ungrouped(more))
+        return (ungrouped(by_x), by_keys), by_own
+
+    with jax.named_scope("blocks"):
+        turns = jnp.arange(count), weights, kept
+        (by_x, by_keys), by_weights = jax.lax.scan(turn, (gradient, by_keys), turns, reverse=True)
+
+    def left(features):
+        return jax.lax.map(partial(leave, tiles, shifted=False), features)
+
+    if y is None:
+        return left(by_x), None, None, by_weights
+    by_y, *by_norm = through_norm(by_keys)
+    return left(by_x), left(by_y), tuple(by_norm), by_weights
 
 
-def _bounded(*kernels):
-    """Int32 [groups], 1 where exponentials of logits stay finite, as each logit before CDC is a cosine."""
-    largest = [jnp.abs(kernel).sum(axis=axes).max() for kernel, axes in kernels]
-    return (jnp.stack(largest) <= LARGEST).astype(jnp.int32)
+_stage.defvjp(_stage_forward, _stage_backward)
+
+
+def _count(weights):
+    return len(jax.tree.leaves(weights)[0])
+
+
+def _ends_shifted(count, shift):
+    """Whether the last of so many blocks leaves shifted tiles."""
+    return shift and count % 2 == 0

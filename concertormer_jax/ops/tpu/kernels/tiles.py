@@ -75,6 +75,12 @@ def vmem_bytes(tiles: Tiles, hidden: int, dtype) -> int:
     return features + maps
 
 
+def backward_bytes(tiles: Tiles, hidden: int, dtype) -> int:
+    """About what the derivatives of the MLP, which take most, keep at once: two maps, and all that goes in and out."""
+    maps = hidden * tiles.pixels * tiles.count
+    return maps * (2 * 4 + 7 * jnp.dtype(dtype).itemsize // 2)
+
+
 def call(kernel, outputs, *inputs, scalars=(), scratch=(), name):
     """`kernel`(*scalars, *inputs, *outputs, *scratch), all in VMEM but the scalars, which are int32 [k] in SMEM.
 

@@ -1,0 +1,529 @@
+"""The derivatives of the Ripieno by its projected queries, keys and values, and by its communication.
+
+For a group, between positions (a, b) or between channels, with the logits l of unit vectors q and k and the gradient g
+of the result:
+
+    w = softmax(CDC(l))    v' = w^T g    l' = CDC^T(w (g v^T - sum_b w g v^T))    q' = l' k    k' = l'^T q
+
+All maps are [b, a], a block on each lane, so that a softmax sums over registers. The maps of all lanes are kept for the
+communication between blocks; everything else is computed for 128 lanes at a time, the features anew where they are
+needed.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+
+from concertormer_jax.ops.reference import MASK
+from concertormer_jax.ops.tpu.kernels import words
+from concertormer_jax.ops.tpu.kernels.lanes import Matrices, multiply, transpose
+from concertormer_jax.ops.tpu.kernels.tiles import (
+    AT_ONCE,
+    BLOCK,
+    HALF,
+    LANES,
+    ROWS,
+    Tiles,
+    call,
+    dot,
+    inverse_norm,
+    roll,
+)
+
+POSITIONS = BLOCK * BLOCK
+
+
+def ripieno_backward(tiles: Tiles, spatial: bool, x, y, gradient, kernels, cdc, heads: int, shifted):
+    """The derivatives by queries, keys and values [b, P, G, N] of a group, and by `cdc`.
+
+    spatial: whether positions attend to each other, else channels. x, y: [b, P, C, N], normalised features that give
+    the queries, and the keys and values, of at most `tiles.fold` pictures; gradient: [b, P, G, N]; kernels: to_q, to_k,
+    to_v of the group, [C, G] each; cdc: `lane_matrix`, with the temperatures in it. shifted: int32 [1], whether the
+    shift's mask applies.
+    """
+    group = kernels[0].shape[1]
+    layout = Layout(tiles, spatial, heads, group, len(x))
+    same = y is x
+
+    def kernel(*refs):
+        shifted, x, *refs = refs
+        y, *refs = (x, *refs) if same else refs
+        gradient, to_q, to_k, to_v, cdc, turned, *refs = refs
+        queries, keys, values, cdc_gradient, *scratch = refs
+        scratch = Scratch(*scratch)
+        for i, weights in enumerate((to_q, to_k, to_v)):
+            scratch.weights[i] = weights[...].T
+        cdc_gradient[...] = jnp.zeros(cdc_gradient.shape, jnp.float32)
+        _clear_around(layout, scratch)
+
+        @pl.loop(0, layout.parts)
+        def _(t):
+            _write_logits(layout, scratch, x, y, t)
+
+        @pl.loop(0, layout.parts)
+        def _(t):
+            _write_weights(layout, scratch, cdc, shifted, t)
+            _write_gradients(layout, scratch, y, gradient, values, t)
+
+        @pl.loop(0, layout.parts)
+        def _(t):
+            _communicate_back(layout, scratch, turned, cdc_gradient, t)
+            _write_queries_and_keys(layout, scratch, x, y, queries, keys, t)
+
+    results = [(gradient.shape, x.dtype)] * 3 + [(cdc.shape, jnp.float32)]
+    inputs = (x, gradient) if same else (x, y, gradient)
+    turned = _turned(cdc, layout.reach)
+    inputs = (*inputs, *kernels, cdc.astype(x.dtype), turned.astype(x.dtype))
+    name = f"ripieno_{'spatial' if spatial else 'channel'}_backward"
+    return call(kernel, results, *inputs, scalars=(shifted,), scratch=_scratch(layout, x), name=name)
+
+
+def lane_matrix(tiles: Tiles, kernel: jax.Array) -> jax.Array:
+    """The 3x3 convolution of blocks with `kernel` [3, 3, s, t] as a matrix that multiplies lanes from the right.
+
+    Its rows are the lanes of the heads s in the 128 lanes before, at and behind those of the result, its columns these
+    in the heads t; if there are only 128 lanes, its rows are those of the heads s.
+    """
+    columns, in_part = tiles.columns, LANES // tiles.columns // tiles.fold
+    row, half, column = np.unravel_index(np.arange(LANES), (in_part, tiles.fold, columns))
+    reach = [0] if tiles.count == LANES else [-1, 0, 1]
+    places = np.zeros((3, 3, len(reach), LANES, LANES), np.float32)
+    for number, part in enumerate(reach):
+        down = (row[:, None] + part * in_part) - row
+        right = column[:, None] - column
+        near = (half[:, None] == half) & (abs(down) <= 1) & (abs(right) <= 1)
+        source, target = np.nonzero(near)
+        places[down[near] + 1, right[near] + 1, number, source, target] = 1
+    places, heads = places.reshape(9, len(reach), LANES, LANES), kernel.shape[-1]
+    matrix = jnp.einsum("kdio,kst->dsito", places, kernel.reshape(9, heads, heads), precision="highest")
+    return matrix.reshape(-1, heads * LANES)
+
+
+def _turned(matrix, reach):
+    """The matrix of the transposed convolution, which reads other lanes in the opposite order."""
+    size = matrix.shape[1]
+    parts = matrix.reshape(1 + 2 * reach, size, size)[::-1]
+    return parts.swapaxes(1, 2).reshape(-1, size)
+
+
+class Layout(NamedTuple):
+    """Of a group of the Ripieno with so many channels."""
+
+    tiles: Tiles
+    spatial: bool
+    heads: int
+    group: int
+    pictures: int
+
+    @property
+    def per_head(self) -> int:
+        return self.group // self.heads
+
+    @property
+    def parts(self) -> int:
+        """Of 128 tiles."""
+        return self.tiles.count // LANES
+
+    @property
+    def reach(self) -> int:
+        """How many parts before and behind one its communication reads."""
+        return 0 if self.parts == 1 else 1
+
+    @property
+    def size(self) -> int:
+        """Of a map's sides."""
+        return POSITIONS if self.spatial else self.per_head
+
+    @property
+    def terms(self) -> int:
+        """Of the products of queries and keys."""
+        return self.per_head if self.spatial else POSITIONS
+
+    @property
+    def map_rows(self) -> int:
+        return self.size * self.size
+
+    def map(self, ref, h, part=0) -> Matrices:
+        """The maps of a head in a part, of which there are `reach` more at the beginning."""
+        return Matrices(ref, self.size, (part * self.heads + h) * self.map_rows)
+
+
+class Scratch(NamedTuple):
+    """What is kept in VMEM: references in the kernel, (shape, type) outside of it.
+
+    Maps [b, a] of each head are rows of 128 lanes. The features of a part are there with the positions first, and with
+    the channels first.
+    """
+
+    weights: Any  # [3, G, C]: those of queries, keys and values, a row for each output channel
+    logits: Any  # of all parts
+    gradients: Any  # by the logits after communication, of all parts
+    maps: Any  # of a part
+    first: Any  # features of a part with the positions first
+    second: Any
+    third: Any
+    first_turned: Any  # the same with the channels first
+    second_turned: Any
+    third_turned: Any
+
+
+def _scratch(layout, x):
+    maps = layout.heads * layout.map_rows
+    all_maps = ((layout.parts + 2 * layout.reach) * maps, LANES), jnp.float32
+    by_position = (POSITIONS * words.stride_to_read(layout.group), LANES), jnp.float32
+    by_channel = (layout.group * words.stride_to_read(POSITIONS), LANES), jnp.float32
+    weights = (3, layout.group, x.shape[2]), x.dtype
+    return Scratch(weights, all_maps, all_maps, ((maps, LANES), jnp.float32), *[by_position] * 3, *[by_channel] * 3)
+
+
+class Features(NamedTuple):
+    """Features of a part in both orders of their axes: matrices [64, G] and [G, 64]."""
+
+    positions: Matrices
+    channels: Matrices
+
+    def complete(self, layout: Layout, from_positions: bool = True) -> None:
+        """Write one order from the other."""
+        if from_positions:
+            transpose((POSITIONS, layout.group), self.positions, self.channels)
+        else:
+            transpose((layout.group, POSITIONS), self.channels, self.positions)
+
+    def attending(self, layout: Layout, h) -> Matrices:
+        """Those of a head with what attends first: [positions, channels], or [channels, positions]."""
+        channel = h * layout.per_head
+        return self.positions.at(0, channel) if layout.spatial else self.channels.at(channel, 0)
+
+    def summed(self, layout: Layout, h) -> Matrices:
+        """Those of a head with what its products sum over first."""
+        channel = h * layout.per_head
+        return self.channels.at(channel, 0) if layout.spatial else self.positions.at(0, channel)
+
+
+def _features(layout, scratch, number):
+    names = ("first", "second", "third")
+    positions, channels = (getattr(scratch, names[number] + end) for end in ("", "_turned"))
+    pitches = words.stride_to_read(layout.group), words.stride_to_read(POSITIONS)
+    return Features(Matrices(positions, pitches[0]), Matrices(channels, pitches[1]))
+
+
+def _for_each_position(layout: Layout, function: Callable[[Any, Any, int], None]) -> None:
+    """function(position in the block, pixel in the tile, number of the tile in the block)."""
+    pixels = layout.tiles.pixels
+    for half in range(layout.tiles.fold):
+
+        @pl.loop(0, pixels // AT_ONCE)
+        def _(n, half=half):
+            for p in range(AT_ONCE):
+                function(half * pixels + n * AT_ONCE + p, n * AT_ONCE + p, half)
+
+
+def _lanes(t):
+    return pl.ds(pl.multiple_of(t * LANES, LANES), LANES)
+
+
+def _upper(layout):
+    """[1, 128], which lanes have the upper tiles of blocks that are two tiles."""
+    lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
+    return jax.lax.rem(jax.lax.div(lane, jnp.int32(layout.tiles.columns)), 2) == 0
+
+
+def _of_blocks(layout, load, half):
+    """The tiles of blocks, of which load(picture) returns one of each: [rows, 128].
+
+    Of blocks of two tiles, where their upper ones are; where the lower ones are come those of the second picture.
+    """
+    columns = layout.tiles.columns
+    if layout.tiles.fold == 1:
+        return load(0)
+    first = roll(load(0), -columns) if half else load(0)
+    if layout.pictures == 1:
+        return jnp.where(_upper(layout), first, 0.0)
+    return jnp.where(_upper(layout), first, load(1) if half else roll(load(1), columns))
+
+
+def _projected(layout, scratch, features, number, t):
+    """A function of a pixel and a half to the projected features [G, 128] of a part."""
+
+    def at(p, half):
+        return _of_blocks(layout, lambda b: dot(scratch.weights[number], features[b, p, :, _lanes(t)]), half)
+
+    return at
+
+
+def _over_channels(layout, features):
+    """The sums [G, 128] over the channels of each head, as often as it has channels."""
+    own = jnp.split(features, layout.heads, axis=0)
+    return jnp.concatenate([jnp.broadcast_to(part.sum(axis=0, keepdims=True), part.shape) for part in own], axis=0)
+
+
+def _over_positions(layout, count, function):
+    """The sums of `count` results [G, 128] of function(position, pixel, half) over a block's positions."""
+    pixels = layout.tiles.pixels
+    totals = (jnp.zeros((layout.group, LANES), jnp.float32),) * count
+    for half in range(layout.tiles.fold):
+
+        def add(n, totals, half=half):
+            for p in range(AT_ONCE):
+                found = function(half * pixels + n * AT_ONCE + p, n * AT_ONCE + p, half)
+                totals = tuple(total + each for total, each in zip(totals, found, strict=True))
+            return totals
+
+        totals = jax.lax.fori_loop(0, pixels // AT_ONCE, add, totals)
+    return totals
+
+
+def _normalised(layout, projected, target: Features):
+    """Write unit vectors to `target`."""
+    positions, group = target.positions, layout.group
+    if layout.spatial:
+
+        def inverse(rows):
+            return inverse_norm(_over_channels(layout, jnp.square(rows)))
+    else:
+        norm = inverse_norm(*_over_positions(layout, 1, lambda _, p, half: (jnp.square(projected(p, half)),)))
+
+        def inverse(_):
+            return norm
+
+    def write(position, p, half):
+        rows = projected(p, half)
+        positions.ref[positions.rows(position, 0, group)] = rows * inverse(rows)
+
+    _for_each_position(layout, write)
+    target.complete(layout)
+
+
+def _through_norm(layout, projected, gradient: Matrices):
+    """Replace gradients by unit vectors by those by what was projected: at right angles to it."""
+    group = layout.group
+
+    def own(position):
+        return gradient.ref[gradient.rows(position, 0, group)]
+
+    def sums(position, p, half):
+        rows = projected(p, half)
+        return jnp.square(rows), rows * own(position)
+
+    if not layout.spatial:
+        of_block = _over_positions(layout, 2, sums)
+
+    def write(position, p, half):
+        if layout.spatial:
+            squared, along = (_over_channels(layout, part) for part in sums(position, p, half))
+        else:
+            squared, along = of_block
+        inverse = inverse_norm(squared)
+        result = inverse * (own(position) - projected(p, half) * (along * jnp.square(inverse)))
+        gradient.ref[gradient.rows(position, 0, group)] = result
+
+    _for_each_position(layout, write)
+
+
+def _store(layout, features: Matrices, out, t):
+    """Write the features of a part to `out`: the inverse of `_of_blocks`."""
+    tiles = layout.tiles
+
+    @pl.loop(0, tiles.pixels)
+    def _(p):
+        halves = [features.ref[features.rows(half * tiles.pixels + p, 0, layout.group)] for half in range(tiles.fold)]
+        found = halves
+        if tiles.fold == 2:
+            first = jnp.where(_upper(layout), halves[0], roll(halves[1], tiles.columns))
+            found = [first, jnp.where(_upper(layout), roll(halves[0], -tiles.columns), halves[1])]
+        for b in range(layout.pictures):
+            out[b, p, :, _lanes(t)] = found[b].astype(out.dtype)
+
+
+def _clear_around(layout, scratch):
+    """Zeros before the first part and behind the last."""
+    if layout.reach:
+        size = layout.heads * layout.map_rows
+        for ref in (scratch.logits, scratch.gradients):
+            for start in (0, (layout.parts + 1) * size):
+                ref[pl.ds(start, size)] = jnp.zeros((size, LANES), jnp.float32)
+
+
+def _write_logits(layout, scratch, x, y, t):
+    queries, keys = _features(layout, scratch, 0), _features(layout, scratch, 1)
+    _normalised(layout, _projected(layout, scratch, x, 0, t), queries)
+    _normalised(layout, _projected(layout, scratch, y, 1, t), keys)
+
+    @pl.loop(0, layout.heads)
+    def _(h):
+        logits = layout.map(scratch.logits, h, t + layout.reach)
+
+        def write(b, a, found):
+            logits.ref[logits.rows(b, a)] = found
+
+        own = keys.attending(layout, h)
+        multiply((layout.size, layout.terms, layout.size), own.row, queries.summed(layout, h), write)
+
+
+def _around(layout, ref, t, rows):
+    """The same rows of all heads in the parts that communication reads, side by side."""
+    reach = range(1 + 2 * layout.reach)
+    maps = [layout.map(ref, h, t + d).start for d in reach for h in range(layout.heads)]
+    together = [ref[pl.ds(pl.multiple_of(start + rows.start, ROWS), rows.size)] for start in maps]
+    return jnp.concatenate(together, axis=1)
+
+
+def _for_rows(layout, function):
+    """function(n, rows) of eight rows of maps after others."""
+    count = ROWS * layout.size
+
+    @pl.loop(0, layout.size // ROWS)
+    def _(n):
+        function(n, pl.ds(n * count, count))
+
+
+def _write_weights(layout, scratch, cdc, shifted, t):
+    """Write the softmax after communication to `scratch.maps`."""
+    dtype = scratch.weights.dtype
+
+    def write(n, rows):
+        found = dot(_around(layout, scratch.logits, t, rows).astype(dtype), cdc[...])
+        hidden = _hidden(layout, shifted, n, t) if layout.spatial else 0.0
+        for h in range(layout.heads):
+            start = pl.multiple_of(h * layout.map_rows + rows.start, ROWS)
+            scratch.maps[pl.ds(start, rows.size)] = found[:, h * LANES : (h + 1) * LANES] + hidden
+
+    _for_rows(layout, write)
+
+    @pl.loop(0, layout.heads)
+    def _(h):
+        weights = layout.map(scratch.maps, h)
+
+        @pl.loop(0, layout.size // ROWS)
+        def _(n):
+            logits = _column(layout, weights, n)
+            found = jnp.exp(logits - logits.max(axis=0))
+            share = 1 / found.sum(axis=0)
+            for b in range(layout.size):
+                weights.ref[weights.rows(b, n * ROWS)] = found[b] * share
+
+
+def _column(layout, maps, n):
+    """Eight columns [I, 8, 128] of maps."""
+    return jnp.stack([maps.ref[maps.rows(b, n * ROWS)] for b in range(layout.size)])
+
+
+def _hidden(layout, shifted, n, t):
+    """The shift's mask of a row of keys and all queries: in the last column of blocks, and in the last row."""
+    tiles = layout.tiles
+    lane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 1) + t * LANES
+    query_column = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 0)
+    last_column = jax.lax.rem(lane, jnp.int32(tiles.columns)) == tiles.columns - 1
+    last_row = lane >= tiles.count - tiles.columns * tiles.fold
+    scale = MASK * shifted[0].astype(jnp.float32)
+
+    def pattern(key_right, query_below):
+        across_right = last_column & ((query_column >= HALF) != key_right)
+        across_bottom = last_row & ((n >= HALF) != query_below)
+        return scale * (across_right.astype(jnp.float32) + across_bottom.astype(jnp.float32))
+
+    patterns = {(right, below): pattern(right, below) for right in (False, True) for below in (False, True)}
+    rows = [patterns[right >= HALF, below >= HALF] for right in range(BLOCK) for below in range(BLOCK)]
+    return jnp.concatenate(rows, axis=0)
+
+
+def _write_gradients(layout, scratch, y, gradient, values, t):
+    """Write the derivatives by the values, and by the logits after communication."""
+    given, own, result = (_features(layout, scratch, i) for i in range(3))
+    projected = _projected(layout, scratch, y, 2, t)
+
+    def load(position, p, half):
+        found = _of_blocks(layout, lambda b: gradient[b, p, :, _lanes(t)].astype(jnp.float32), half)
+        given.positions.ref[given.positions.rows(position, 0, layout.group)] = found
+        own.positions.ref[own.positions.rows(position, 0, layout.group)] = projected(p, half)
+
+    _for_each_position(layout, load)
+    for features in (given, own):
+        features.complete(layout)
+
+    @pl.loop(0, layout.heads)
+    def _(h):
+        weights = layout.map(scratch.maps, h)
+        gradients = layout.map(scratch.gradients, h, t + layout.reach)
+        found = result.attending(layout, h)
+
+        def write_values(b, k, values):
+            found.ref[found.rows(b, k)] = values
+
+        def write_weights(b, a, weights):
+            gradients.ref[gradients.rows(b, a)] = weights
+
+        size, terms = layout.size, layout.terms
+        multiply((size, size, terms), weights.row, given.attending(layout, h), write_values)
+        multiply((size, terms, size), own.attending(layout, h).row, given.summed(layout, h), write_weights)
+
+        @pl.loop(0, size // ROWS)
+        def _(n):
+            both = [_column(layout, maps, n) for maps in (weights, gradients)]
+            along = (both[0] * both[1]).sum(axis=0)
+            for b in range(size):
+                gradients.ref[gradients.rows(b, n * ROWS)] = both[0][b] * (both[1][b] - along)
+
+    if not layout.spatial:
+        result.complete(layout, from_positions=False)
+    _store(layout, result.positions, values, t)
+
+
+def _communicate_back(layout, scratch, turned, cdc_gradient, t):
+    """Write the derivatives by the logits before communication to `scratch.maps`, and add those by its matrix."""
+    dtype = scratch.weights.dtype
+
+    def write(_, rows):
+        found = dot(_around(layout, scratch.gradients, t, rows).astype(dtype), turned[...])
+        after = []
+        for h in range(layout.heads):
+            start = pl.multiple_of(h * layout.map_rows + rows.start, ROWS)
+            scratch.maps[pl.ds(start, rows.size)] = found[:, h * LANES : (h + 1) * LANES]
+            start = pl.multiple_of(layout.map(scratch.gradients, h, t + layout.reach).start + rows.start, ROWS)
+            after.append(scratch.gradients[pl.ds(start, rows.size)])
+        before = _around(layout, scratch.logits, t, rows).astype(dtype)
+        cdc_gradient[...] += dot(before, jnp.concatenate(after, axis=1).astype(dtype), (0, 0))
+
+    _for_rows(layout, write)
+
+
+def _write_queries_and_keys(layout, scratch, x, y, queries, keys, t):
+    """Write the derivatives by queries and keys."""
+    own_queries, own_keys, result = (_features(layout, scratch, i) for i in range(3))
+    projected = [_projected(layout, scratch, features, i, t) for i, features in enumerate((x, y))]
+    for rows, own in zip(projected, (own_queries, own_keys), strict=True):
+        _normalised(layout, rows, own)
+    size, terms = layout.size, layout.terms
+
+    def multiply_heads(write_to, arguments):
+        @pl.loop(0, layout.heads)
+        def _(h):
+            target = write_to(h)
+
+            def write(i, j, found):
+                target.ref[target.rows(i, j)] = found
+
+            multiply(*arguments(h, layout.map(scratch.maps, h)), write)
+
+    def by_queries(h, gradients):
+        key = own_keys.attending(layout, h)
+        return (terms, size, size), lambda k, b: key.row(b, k), gradients
+
+    def by_keys(h, gradients):
+        return (size, size, terms), gradients.row, own_queries.attending(layout, h)
+
+    multiply_heads(lambda h: result.summed(layout, h), by_queries)
+    if layout.spatial:
+        result.complete(layout, from_positions=False)
+    _through_norm(layout, projected[0], result.positions)
+    _store(layout, result.positions, queries, t)
+
+    multiply_heads(lambda h: result.attending(layout, h), by_keys)
+    if not layout.spatial:
+        result.complete(layout, from_positions=False)
+    _through_norm(layout, projected[1], result.positions)
+    _store(layout, result.positions, keys, t)
