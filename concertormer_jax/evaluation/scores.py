@@ -115,9 +115,11 @@ class Average:
     parts: tuple[Evaluation, ...]
 
     def mean(self, which: str, metric: str) -> float:
+        """Return the mean over the sets of `Evaluation.mean`."""
         return float(np.mean([part.mean(which, metric) for part in self.parts]))
 
     def gain(self, metric: str) -> float:
+        """Return how much higher the average of the restored images is than that of the inputs."""
         return difference(self.mean("restored", metric), self.mean("input", metric))
 
 
