@@ -24,8 +24,14 @@ ACTIVE) ;;
         --accelerator-type="$TYPE" --runtime-version="$RUNTIME" --spot --autocheckpoint-enabled
     ;;
 esac
-until [ "$(state)" = ACTIVE ]; do
-    echo "$(date +%H:%M) $(state)"
+while now=$(state) && [ "$now" != ACTIVE ]; do
+    case "$now" in
+    SUSPENDED | FAILED)
+        echo "error: $NAME is $now; run this again to ask anew, or see gcloud compute tpus queued-resources" >&2
+        exit 1
+        ;;
+    esac
+    echo "$(date +%H:%M) $now"
     sleep 60
 done
 
