@@ -208,7 +208,7 @@ PROTOCOLS = {
 
 
 def protocol_named(name: str) -> Protocol:
-    """Return the protocol; UserError for an unknown name."""
+    """Return the protocol `name`. Raises UserError for an unknown one."""
     if name not in PROTOCOLS:
         raise UserError(f"--protocol={name}: is unknown; choose one of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]

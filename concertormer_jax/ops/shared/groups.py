@@ -48,7 +48,7 @@ class Parameters(NamedTuple):
 
     @property
     def required_temperature(self) -> Float[Array, "m 1"]:
-        """The temperature of a group that has one."""
+        """The temperature of a group that has one. Raises ValueError for another."""
         if self.temperature is None:
             raise ValueError(f"{self.group} has no temperature")
         return self.temperature
