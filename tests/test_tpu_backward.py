@@ -71,7 +71,7 @@ def test_derivatives_of_the_ripieno(name):
     width, channels = 16, 8 * heads
     maps = (pictures, *size_of(tiles))
     shapes = [(*maps, width), (*maps, width), *[(width, channels)] * 3, (3, 3, heads, heads), (*maps, channels)]
-    x, y, *kernels, cdc, gradient = random_arrays(*shapes)
+    x, y, *kernels, cdc, gradient = map(jnp.asarray, random_arrays(*shapes))
 
     def expected(kernels, cdc):
         projected = [features @ kernel for features, kernel in zip((x, y, y), kernels, strict=True)]
@@ -92,7 +92,7 @@ def test_derivatives_of_the_mlp():
     tiles, width, hidden = HALVES, 8, 16
     maps = (1, *size_of(tiles))
     shapes = [(*maps, width), (*maps, hidden), (width, 2 * hidden), (3, 3, hidden), (hidden, hidden), (hidden, width)]
-    features, attended, *weights, gradient = random_arrays(*shapes, (*maps, width))
+    features, attended, *weights, gradient = map(jnp.asarray, random_arrays(*shapes, (*maps, width)))
     weights = MLPWeights(*weights)
 
     def expected(features, attended, weights):

@@ -57,7 +57,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name.endswith("backward") else []) for name in CASES]
+)
 def test_a_kernel_has_no_races(monkeypatch, name):
     function, shapes = CASES[name]
     arrays = [jnp.asarray(array) for array in random_arrays(*shapes)]

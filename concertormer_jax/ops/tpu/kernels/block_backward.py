@@ -19,11 +19,20 @@ from concertormer_jax.ops.tpu.kernels.ripieno_backward import lane_matrix, ripie
 from concertormer_jax.ops.tpu.kernels.tiles import Tiles
 
 
-def differentiable_block(tiles: Tiles, x, keys, flags: Flags, weights, attended, heads: int):
+def communication(tiles: Tiles, weights):
+    """The `lane_matrix` of each of the Ripieno's groups, which all pictures share."""
+    _, attention, _ = weights
+    return [
+        lane_matrix(tiles, attention.cdc[own.group] * own.required_temperature)
+        for own in parameters_by_group(attention, CONCERTO[:2], attention.to_q.dtype)
+    ]
+
+
+def differentiable_block(tiles: Tiles, x, keys, flags: Flags, weights, matrices, attended, heads: int):
     """A function with the derivatives of `block`, of x [b, P, C, N] with at most `tiles.fold` pictures.
 
-    keys: [b, P, C, N], normalised, for where flags.first, or None; attended: what `ripieno` and `concertino` returned
-    of all pictures, [b, P, h / 2, N] each.
+    keys: [b, P, C, N], normalised, for where flags.first, or None; matrices: `communication` of the weights; attended:
+    what `ripieno` and `concertino` returned of all pictures, [b, P, h / 2, N] each.
     """
     norm, attention, mlp = weights
     x = moved(tiles, x, flags.was_shifted, flags.shifted)
@@ -32,8 +41,7 @@ def differentiable_block(tiles: Tiles, x, keys, flags: Flags, weights, attended,
     parameters = list(parameters_by_group(attention, CONCERTO, x.dtype))
 
     ripieno = []
-    for own, known in zip(parameters[:2], jnp.split(attended[0], 2, axis=2), strict=True):
-        matrix = lane_matrix(tiles, attention.cdc[own.group] * own.required_temperature)
+    for own, matrix, known in zip(parameters[:2], matrices, jnp.split(attended[0], 2, axis=2), strict=True):
         kernels = own.to_q, own.to_k, own.to_v
         spatial = own.group == "ripieno_spatial"
         ripieno.append(_ripieno(tiles, spatial, heads, features, keys, kernels, matrix, flags.shifted, known))
@@ -61,7 +69,7 @@ def concertino_of(tiles: Tiles, heads: int, x, y, channel: Parameters, spatial: 
 
     def projected(own, axes):
         sources = ((x, own.to_q), (y, own.to_k), (y, own.to_v))
-        return [jnp.einsum(f"pcn,cg->{axes}", *source)[None] for source in sources]
+        return [_rounded_first(jnp.einsum(f"pcn,cg->{axes}", *source))[None] for source in sources]
 
     q, k, v = (part.reshape(1, part.shape[1], heads, -1, part.shape[3]) for part in projected(channel, "pgn"))
     of_channels = attend(SPATIAL, q, k, v, channel.required_temperature, _cdc(channel))
@@ -69,7 +77,16 @@ def concertino_of(tiles: Tiles, heads: int, x, y, channel: Parameters, spatial: 
     q, k, v = (part.swapaxes(0, 1) for part in projected(spatial, "gpn"))
     of_positions = attend(SPATIAL, q, k, v, *for_every_channel(spatial.required_temperature, _cdc(spatial), q))
     results = of_channels, of_positions[:, 0].swapaxes(0, 1)
-    return [_as_tiles(tiles, result).reshape(shape) for result in results]
+    return [_as_tiles(tiles, _rounded_first(result)).reshape(shape) for result in results]
+
+
+@jax.custom_vjp
+def _rounded_first(features):
+    """`features`, whose gradient XLA moves to another layout in their type, not in the float32 that it adds up in."""
+    return features
+
+
+_rounded_first.defvjp(lambda features: (features, None), lambda _, given: (jax.lax.optimization_barrier(given),))
 
 
 def _cdc(own):

@@ -13,7 +13,7 @@ from concertormer_jax.ops.platform import single_device_kind, training_mesh
 from concertormer_jax.ops.tpu.kernels import words
 from concertormer_jax.ops.tpu.kernels.begin import flags_of, normalise
 from concertormer_jax.ops.tpu.kernels.block import block
-from concertormer_jax.ops.tpu.kernels.block_backward import differentiable_block, layer_norm, moved
+from concertormer_jax.ops.tpu.kernels.block_backward import communication, differentiable_block, layer_norm, moved
 from concertormer_jax.ops.tpu.kernels.cut import enter, leave
 from concertormer_jax.ops.tpu.kernels.tiles import VMEM_BYTES, Tiles, backward_bytes, tiles_of
 
@@ -119,18 +119,21 @@ def _stage_backward(tiles, shift, heads, saved, gradient):
     def turn(gradients, turn):
         position, own, (x, attended) = turn
 
+        matrices, through_communication = jax.vjp(partial(communication, tiles), own)
+
         def of_pictures(total, pictures):
             x, keys, attended, gradient = pictures
 
-            def apply(x, keys, own):
-                return differentiable_block(tiles, x, keys, flags_of(position, shift), own, attended, heads)
+            def apply(x, keys, *shared):
+                return differentiable_block(tiles, x, keys, flags_of(position, shift), *shared, attended, heads)
 
-            by_x, by_keys, by_own = jax.vjp(apply, x, keys, own)[1](gradient)
-            return jax.tree.map(jnp.add, total, by_own), (by_x, by_keys)
+            by_x, by_keys, *by_shared = jax.vjp(apply, x, keys, own, matrices)[1](gradient)
+            return jax.tree.map(jnp.add, total, tuple(by_shared)), (by_x, by_keys)
 
-        none = jax.tree.map(jnp.zeros_like, own)
+        none = jax.tree.map(jnp.zeros_like, (own, matrices))
         pictures = jax.tree.map(grouped, (x, keys, attended, gradients[0]))
-        by_own, (by_x, more) = jax.lax.scan(of_pictures, none, pictures)
+        (by_own, by_matrices), (by_x, more) = jax.lax.scan(of_pictures, none, pictures)
+        by_own = jax.tree.map(jnp.add, by_own, *through_communication(by_matrices))
         by_keys = jax.tree.map(jnp.add, gradients[1], ungrouped(more))
         return (ungrouped(by_x), by_keys), by_own
 
