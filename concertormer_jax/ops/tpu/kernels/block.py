@@ -15,7 +15,8 @@ from concertormer_jax.ops.tpu.kernels.tiles import Tiles
 def block(tiles: Tiles, x, keys, flags: Flags, weights, heads: int):
     """`ops.reference.block` of x [P, C, N], whose tiles lie as the block before it in the stage left them.
 
-    Returns the result, and what attended in blocks and across them [P, h / 2, N].
+    Returns the result, and what derivatives need: x as this block's tiles lie, and what attended in blocks and across
+    them [P, h / 2, N].
     """
     norm, attention, mlp = weights
     x, features, *others = move_and_normalise(tiles, x, *norm, flags.was_shifted, flags.shifted, keys, flags.first)
@@ -38,7 +39,7 @@ def block(tiles: Tiles, x, keys, flags: Flags, weights, heads: int):
     sums = jnp.concatenate([sums_in_blocks, sums_across], axis=0)
     sca = attention.sca_kernel, attention.sca_bias
     mlp = jax.tree.map(lambda kernel: kernel.astype(x.dtype), mlp)
-    return gated_mlp(tiles, x, features, in_blocks, across, sums, shifted, mlp, *sca), (in_blocks, across)
+    return gated_mlp(tiles, x, features, in_blocks, across, sums, shifted, mlp, *sca), (x, in_blocks, across)
 
 
 def _tempered(attention: AttentionWeights, group: str, axes):

@@ -13,7 +13,7 @@ from concertormer_jax.ops.shared.attention import attend
 from concertormer_jax.ops.shared.cdc import cdc_of
 from concertormer_jax.ops.shared.groups import Parameters, for_every_channel, parameters_by_group
 from concertormer_jax.ops.tpu.concerto import SPATIAL
-from concertormer_jax.ops.tpu.kernels.begin import Flags, move
+from concertormer_jax.ops.tpu.kernels.begin import Flags
 from concertormer_jax.ops.tpu.kernels.mlp_backward import gated_mlp_backward
 from concertormer_jax.ops.tpu.kernels.ripieno_backward import lane_matrix, ripieno_backward
 from concertormer_jax.ops.tpu.kernels.tiles import Tiles
@@ -29,13 +29,13 @@ def communication(tiles: Tiles, weights):
 
 
 def differentiable_block(tiles: Tiles, x, keys, flags: Flags, weights, matrices, attended, heads: int):
-    """A function with the derivatives of `block`, of x [b, P, C, N] with at most `tiles.fold` pictures.
+    """A function with the derivatives of `block`, of at most `tiles.fold` pictures.
 
-    keys: [b, P, C, N], normalised, for where flags.first, or None; matrices: `communication` of the weights; attended:
-    what `ripieno` and `concertino` returned of all pictures, [b, P, h / 2, N] each.
+    x: [b, P, C, N], as the tiles of this block lie; keys: likewise, normalised, for where flags.first, or None;
+    matrices: `communication` of the weights; attended: what `ripieno` and `concertino` returned of all pictures,
+    [b, P, h / 2, N] each.
     """
     norm, attention, mlp = weights
-    x = moved(tiles, x, flags.was_shifted, flags.shifted)
     features = layer_norm(x, *norm)
     keys = None if keys is None else jnp.where(flags.first == 1, keys, features)
     parameters = list(parameters_by_group(attention, CONCERTO, x.dtype))
@@ -128,23 +128,6 @@ def _known(computed, value):
 
 
 _known.defvjp(lambda _, value: (value, None), lambda _, gradient: (gradient, None))
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def moved(tiles, x, was_shifted, shifted):
-    """x [b, P, C, N] of tiles that are shifted or not, moved to others that are, or are not; int32 [1] each."""
-    return jnp.stack([move(tiles, own, was_shifted, shifted) for own in x])
-
-
-def _moved_forward(tiles, x, was_shifted, shifted):
-    return moved(tiles, x, was_shifted, shifted), (was_shifted, shifted)
-
-
-def _moved_backward(tiles, flags, gradient):
-    return moved(tiles, gradient, *flags[::-1]), None, None
-
-
-moved.defvjp(_moved_forward, _moved_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -277,8 +277,8 @@ def _over_positions(layout, count, function):
     return totals
 
 
-def _normalised(layout, projected, target: Features):
-    """Write unit vectors to `target`."""
+def _normalised(layout, projected, target: Features, turned: bool):
+    """Write unit vectors to `target`, with the channels first as well if `turned`."""
     positions, group = target.positions, layout.group
     if layout.spatial:
 
@@ -295,31 +295,31 @@ def _normalised(layout, projected, target: Features):
         positions.ref[positions.rows(position, 0, group)] = rows * inverse(rows)
 
     _for_each_position(layout, write)
-    target.complete(layout)
+    if turned:
+        target.complete(layout)
 
 
 def _through_norm(layout, projected, gradient: Matrices):
     """Replace gradients by unit vectors by those by what was projected: at right angles to it."""
     group = layout.group
 
-    def own(position):
-        return gradient.ref[gradient.rows(position, 0, group)]
+    def read(position, p, half):
+        return projected(p, half), gradient.ref[gradient.rows(position, 0, group)]
 
-    def sums(position, p, half):
-        rows = projected(p, half)
-        return jnp.square(rows), rows * own(position)
+    def sums(rows, given):
+        return jnp.square(rows), rows * given
 
     if not layout.spatial:
-        of_block = _over_positions(layout, 2, sums)
+        of_block = _over_positions(layout, 2, lambda *place: sums(*read(*place)))
 
     def write(position, p, half):
+        rows, given = read(position, p, half)
         if layout.spatial:
-            squared, along = (_over_channels(layout, part) for part in sums(position, p, half))
+            squared, along = (_over_channels(layout, part) for part in sums(rows, given))
         else:
             squared, along = of_block
         inverse = inverse_norm(squared)
-        result = inverse * (own(position) - projected(p, half) * (along * jnp.square(inverse)))
-        gradient.ref[gradient.rows(position, 0, group)] = result
+        gradient.ref[gradient.rows(position, 0, group)] = inverse * (given - rows * (along * jnp.square(inverse)))
 
     _for_each_position(layout, write)
 
@@ -350,8 +350,8 @@ def _clear_around(layout, scratch):
 
 def _write_logits(layout, scratch, x, y, t):
     queries, keys = _features(layout, scratch, 0), _features(layout, scratch, 1)
-    _normalised(layout, _projected(layout, scratch, x, 0, t), queries)
-    _normalised(layout, _projected(layout, scratch, y, 1, t), keys)
+    _normalised(layout, _projected(layout, scratch, x, 0, t), queries, turned=layout.spatial)
+    _normalised(layout, _projected(layout, scratch, y, 1, t), keys, turned=not layout.spatial)
 
     @pl.loop(0, layout.heads)
     def _(h):
@@ -442,8 +442,9 @@ def _write_gradients(layout, scratch, y, gradient, values, t):
         own.positions.ref[own.positions.rows(position, 0, layout.group)] = projected(p, half)
 
     _for_each_position(layout, load)
-    for features in (given, own):
-        features.complete(layout)
+    given.complete(layout)
+    if not layout.spatial:
+        own.complete(layout)
 
     @pl.loop(0, layout.heads)
     def _(h):
@@ -496,7 +497,7 @@ def _write_queries_and_keys(layout, scratch, x, y, queries, keys, t):
     own_queries, own_keys, result = (_features(layout, scratch, i) for i in range(3))
     projected = [_projected(layout, scratch, features, i, t) for i, features in enumerate((x, y))]
     for rows, own in zip(projected, (own_queries, own_keys), strict=True):
-        _normalised(layout, rows, own)
+        _normalised(layout, rows, own, turned=not layout.spatial)
     size, terms = layout.size, layout.terms
 
     def multiply_heads(write_to, arguments):

@@ -11,9 +11,9 @@ from jax.sharding import PartitionSpec
 
 from concertormer_jax.ops.platform import single_device_kind, training_mesh
 from concertormer_jax.ops.tpu.kernels import words
-from concertormer_jax.ops.tpu.kernels.begin import flags_of, normalise
+from concertormer_jax.ops.tpu.kernels.begin import flags_of, move, normalise
 from concertormer_jax.ops.tpu.kernels.block import block
-from concertormer_jax.ops.tpu.kernels.block_backward import communication, differentiable_block, layer_norm, moved
+from concertormer_jax.ops.tpu.kernels.block_backward import communication, differentiable_block, layer_norm
 from concertormer_jax.ops.tpu.kernels.cut import enter, leave
 from concertormer_jax.ops.tpu.kernels.tiles import VMEM_BYTES, Tiles, backward_bytes, tiles_of
 
@@ -76,7 +76,7 @@ def _stage(tiles: Tiles, x, y, norm, weights, shift: bool, heads: int):
 
 
 def _stage_forward(tiles, x, y, norm, weights, shift, heads):
-    """All pictures block by block, as their derivatives are taken: what blocks are given and what attends is kept."""
+    """All pictures block by block, as their derivatives are taken: what `block` says that they need is kept."""
     keys = None if y is None else jax.lax.map(lambda maps: normalise(tiles, enter(tiles, maps), *norm), y)
 
     def turn(x, turn):
@@ -85,8 +85,7 @@ def _stage_forward(tiles, x, y, norm, weights, shift, heads):
         def of_picture(pair):
             return block(tiles, *pair, flags_of(position, shift), own, heads)
 
-        result, attended = jax.lax.map(of_picture, (x, keys))
-        return result, (x, attended)
+        return jax.lax.map(of_picture, (x, keys))
 
     count = _count(weights)
     with jax.named_scope("blocks"):
@@ -102,7 +101,7 @@ def _stage_backward(tiles, shift, heads, saved, gradient):
     gradient = jax.lax.map(partial(enter, tiles), gradient)
     if _ends_shifted(count, shift):
         last = flags_of(jnp.asarray(count - 1), shift)
-        gradient = jax.lax.map(lambda own: moved(tiles, own[None], last.was_shifted, last.shifted)[0], gradient)
+        gradient = jax.lax.map(lambda own: move(tiles, own, last.was_shifted, last.shifted), gradient)
     keys, by_keys = None, None
     if y is not None:
         keys, through_norm = jax.vjp(layer_norm, jax.lax.map(partial(enter, tiles), y), *norm)
@@ -117,7 +116,8 @@ def _stage_backward(tiles, shift, heads, saved, gradient):
         return jax.tree.map(lambda maps: maps.reshape(-1, *maps.shape[2:]), maps)
 
     def turn(gradients, turn):
-        position, own, (x, attended) = turn
+        position, own, (x, *attended) = turn
+        flags = flags_of(position, shift)
 
         matrices, through_communication = jax.vjp(partial(communication, tiles), own)
 
@@ -125,9 +125,10 @@ def _stage_backward(tiles, shift, heads, saved, gradient):
             x, keys, attended, gradient = pictures
 
             def apply(x, keys, *shared):
-                return differentiable_block(tiles, x, keys, flags_of(position, shift), *shared, attended, heads)
+                return differentiable_block(tiles, x, keys, flags, *shared, attended, heads)
 
             by_x, by_keys, *by_shared = jax.vjp(apply, x, keys, own, matrices)[1](gradient)
+            by_x = jnp.stack([move(tiles, own, flags.shifted, flags.was_shifted) for own in by_x])
             return jax.tree.map(jnp.add, total, tuple(by_shared)), (by_x, by_keys)
 
         none = jax.tree.map(jnp.zeros_like, (own, matrices))
