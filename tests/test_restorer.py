@@ -39,6 +39,20 @@ def test_canvases():
     assert canvas_px([(385, 10), (5, 5)], 128) == 768
     assert canvas_px([(4000, 3000)], 128) == 768
     assert canvas_px([(10, 10)], 256) == 512, "a multiple of what the network needs"
+    assert canvas_px([(10, 10)], 14 * 4) == 2 * 448, "two, as neighbouring tiles share one"
+
+
+def test_blocks_of_any_size_fit_a_canvas():
+    class Fourteen(FakeModule):
+        multiple = 14 * 4
+
+        def clone(self, tlc_window):
+            return Fourteen(tlc_window)
+
+    rgb = np.random.default_rng(0).random((20, 1000, 3), np.float32)
+    restored = Restorer(FakeModel(np.float32(1), Fourteen()), tlc="off", log=lambda line: None)(rgb)
+    assert (restored.tiles, restored.tile_px) == (2, 896)
+    np.testing.assert_allclose(restored.rgb, rgb, atol=1e-6)
 
 
 def test_tlc_reaches_the_network():
