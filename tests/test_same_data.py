@@ -162,9 +162,10 @@ def test_a_run_among_its_photographs_is_refused(photos, tmp_path):
     config = runs.override(common.get_config(), {"data.source": f"{photos}/"})
     with pytest.raises(UserError, match=rf"{photos}/run: lies in the folder of pictures {photos}, .* elsewhere"):
         sources_from(config, photos / "run")
-    elsewhere = runs.override(config, {"data.source": str(photos), "validation.source": str(tmp_path)})
-    with pytest.raises(UserError, match=rf"{tmp_path}/run: lies in the folder of pictures {tmp_path}"):
-        sources_from(elsewhere, tmp_path / "run")
+    elsewhere = runs.override(config, {"data.source": str(photos), "validation.source": str(tmp_path / "held")})
+    runs.write_photos(tmp_path / "held", count=2, size=32)
+    with pytest.raises(UserError, match=rf"held/run: lies in the folder of pictures {tmp_path}/held"):
+        sources_from(elsewhere, tmp_path / "held" / "run")
     for side in ("input", "target"):
         runs.write_photos(tmp_path / "pairs" / side)
     sources_from(runs.override(config, {"data.source": f"{tmp_path}/pairs"}), tmp_path / "pairs" / "run")
