@@ -117,6 +117,16 @@ def test_no_mosaics(always, expected, note):
     assert [note in line for line in result.notes] == [True]
 
 
+def test_what_is_no_number_without_tlc_is_kept_out(monkeypatch):
+    monkeypatch.setattr(
+        Mosaic, "apply", lambda self, _, images: (images + (np.nan if self.tlc_window is None else 0.3),)
+    )
+    rgb = np.full((128, 128, 3), 0.5, np.float32)
+    result = restorer(model=FakeModel(np.float32(1), Mosaic()), tlc="64", tile="128")(rgb)
+    assert (result.without_tlc, result.kept) == (0, 1)
+    np.testing.assert_array_equal(result.rgb, rgb)
+
+
 def test_colours_that_are_right_are_left_alone():
     rgb = np.random.default_rng(0).uniform(0.2, 0.8, (300, 500, 3)).astype(np.float32)
     slight = 1 - LARGEST_COLOUR_SHIFT / 2

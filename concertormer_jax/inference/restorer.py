@@ -217,7 +217,7 @@ class Restorer:
                 if shift > LARGEST_COLOUR_SHIFT:
                     restored, shift = self._again(tile.pixels, restored, shift)
                     picture.redone += 1
-                if shift > LARGEST_COLOUR_SHIFT:
+                if not shift <= LARGEST_COLOUR_SHIFT:  # nor a number
                     restored = tile.pixels
                     picture.kept += 1
                 picture.add(tile, restored)
