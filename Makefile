@@ -1,5 +1,5 @@
 # make demo         set up, restore and score bundled photographs, train for a minute, make a page
-# make train-demo   set up, train a network from nothing and score it; about ten minutes on two cores
+# make train-demo   set up, train a network from nothing and score it; about eight minutes on two cores
 # make test         set up, lint and test
 # make lint         style and types alone
 # make docs         the documentation site, with the notebook run: runs/docs/index.html

@@ -29,9 +29,7 @@ def get_config() -> ConfigDict:
     config.model.attention = placeholder(str)  # of Restormer only: transposed or concerto
     config.model.norm_bias = placeholder(bool)  # of Restormer's layer norms
     # What the blocks are made of (models/architecture.py says more); None for the variant's.
-    config.model.groups = placeholder(
-        str
-    )  # of the attention, names of ops/concerto.py separated by commas; "" for none
+    config.model.groups = placeholder(str)  # of the attention, from ops/concerto.py, separated by commas; "" for none
     config.model.communication = placeholder(str)  # CDC: both, spatial, channel or none
     config.model.sca = placeholder(bool)  # simplified channel attention
     config.model.shift = placeholder(bool)  # of every other block's attention
@@ -94,8 +92,6 @@ def get_config() -> ConfigDict:
     config.run.log_every_steps = 100
     config.run.checkpoint_every_steps = 5_000  # validate and save
     config.run.cache = False  # keep decoded images in memory
-    config.run.tracker = (
-        ""  # wandb, trackio, mlflow, or several separated by commas (training/trackers.py); "" for none
-    )
+    config.run.tracker = ""  # wandb, trackio, mlflow, or several separated by commas; "" for none
     config.run.profile_steps = ()  # (first, last) step, counted from 1, of a trace in WORKDIR/profile; () for none
     return config

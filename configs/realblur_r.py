@@ -11,10 +11,10 @@ from configs import common
 
 
 def get_config():
-    """One stage, starting from GoPro weights."""
+    """One phase, starting from GoPro weights."""
     config = common.get_config()
     config.data.source = "tfds:realblur_r"
-    config.init_from = "weights/gopro"
+    config.init_from = "runs/gopro"
     config.stages.steps = (300_000,)
     config.stages.crop_px = (128,)
     config.stages.batch = (64,)

@@ -10,7 +10,7 @@ from configs import common
 
 
 def get_config():
-    """Four stages of growing crops."""
+    """Four phases of growing crops."""
     config = common.get_config()
     config.data.source = "tfds:reds"
     config.stages.steps = (100_000, 100_000, 300_000, 100_000)

@@ -10,7 +10,7 @@ from configs import reds
 
 
 def get_config():
-    """The stages of `reds.py`."""
+    """The phases of `reds.py`."""
     config = reds.get_config()
     config.data.source = "tfds:reds_blur"
     return config

@@ -10,7 +10,7 @@ from configs import common
 
 
 def get_config():
-    """One stage without flips and rotations, which would move the pattern of the sensor."""
+    """One phase without flips and rotations, which would move the pattern of the sensor."""
     config = common.get_config()
     config.model.variant = "sidd"
     config.data.source = "tfds:sidd"

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Training on a Cloud TPU slice of spot VMs: asks for it, waits, installs on all its hosts, trains.
-# Run it again after a pre-emption: the run goes on from its checkpoint in the bucket.
+# Run it again after a preemption: the run goes on from its checkpoint in the bucket.
 #   BUCKET=my-bucket ZONE=us-west4-a deploy/tpu_vm.sh
 set -euo pipefail
 : "${BUCKET:?name a bucket of Cloud Storage}" "${ZONE:?name a zone that has this TPU}"
@@ -24,8 +24,14 @@ ACTIVE) ;;
         --accelerator-type="$TYPE" --runtime-version="$RUNTIME" --spot --autocheckpoint-enabled
     ;;
 esac
-until [ "$(state)" = ACTIVE ]; do
-    echo "$(date +%H:%M) $(state)"
+while now=$(state) && [ "$now" != ACTIVE ]; do
+    case "$now" in
+    SUSPENDED | FAILED)
+        echo "error: $NAME is $now; run this again to ask anew, or see gcloud compute tpus queued-resources" >&2
+        exit 1
+        ;;
+    esac
+    echo "$(date +%H:%M) $now"
     sleep 60
 done
 
@@ -33,6 +39,6 @@ done
 python -m pip wheel --no-deps --wheel-dir dist .
 gcloud compute tpus tpu-vm scp --zone="$ZONE" --worker=all dist/concertormer_jax-*.whl "$NAME":
 on_all_hosts 'curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --clear --python 3.12 run &&
-    ~/.local/bin/uv pip install --python run "$(ls concertormer_jax-*.whl)[tpu]" google-cloud-storage'
+    ~/.local/bin/uv pip install --python run "$(ls concertormer_jax-*.whl)[tpu]"'
 on_all_hosts "run/bin/concertormer train --distributed --config=gopro --workdir=gs://$BUCKET/gopro \
     --config.data.data_dir=gs://$BUCKET/tensorflow_datasets"

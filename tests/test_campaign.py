@@ -125,8 +125,8 @@ def place(tmp_path_factory):
 EVALUATE = "--ckpt=ckpt --data=pairs --output=out"
 PICTURE = "--ckpt=ckpt pictures/photo0.png"
 DEMO = "--config=configs/demo.py"
-WRONG = {  # by module and the beginning of its arguments: what is wrong, each in a command of its own
-    ("evaluate", ""): ["", "--ckpt=", "--ckpt=nowhere", "--ckpt=file", "--ckpt=empty", "--ckpt=ckpt left over"],
+WRONG = {  # by command and the beginning of its arguments: what is wrong, each in a command of its own
+    ("evaluate", ""): ["--ckpt=", "--ckpt=nowhere", "--ckpt=file", "--ckpt=empty", "--ckpt=ckpt left over"],
     ("evaluate", EVALUATE): [
         *[f"--batch={value}" for value in ("0", "-1", "x", "1e99", "nan")],
         *[f"--tlc={value}" for value in ("", "on", "a/b", "-64", "100", "9" * 30, "nan")],
@@ -154,8 +154,8 @@ WRONG = {  # by module and the beginning of its arguments: what is wrong, each i
         "gopro --source=empty",
         "gopro",
     ],
-    ("evaluation.table", ""): ["nowhere", "file", "empty", "--output=/proc/x", "--output=empty", "--output=file/x"],
-    ("data.synthesize", "pictures"): [
+    ("table", ""): ["nowhere", "file", "empty", "--output=/proc/x", "--output=empty", "--output=file/x"],
+    ("synthesize", "pictures"): [
         "",
         "/proc/x",
         "file/x",
@@ -163,7 +163,7 @@ WRONG = {  # by module and the beginning of its arguments: what is wrong, each i
         "out --seed=nan",
         "out --degradation=fog",
     ],
-    ("data.contact_sheet", "large.png"): [
+    ("contact_sheet", "large.png"): [
         *["/proc/x.png", "file/x.png", "out.xyz", "out.png --seed=-1", "out.png --seed=nan", "out.png --seed=1e99"]
     ],
     ("attribution", PICTURE): [

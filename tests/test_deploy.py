@@ -70,6 +70,17 @@ def test_shell_scripts_parse():
         assert done.returncode == 0, done.stderr
 
 
+def test_a_tpu_that_is_not_to_be_had_ends_the_script(tmp_path):
+    gcloud = tmp_path / "gcloud"
+    gcloud.write_text("#!/bin/bash\n[[ $* == *describe* ]] && echo FAILED\nexit 0\n")
+    gcloud.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "BUCKET": "my-bucket", "ZONE": "us-west4-a"}
+    script = ROOT / "deploy" / "tpu_vm.sh"
+    done = subprocess.run(["bash", script], env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: concertormer is FAILED; run this again")
+
+
 def test_every_training_command_is_accepted():
     lines = [arguments for _, name, arguments in CALLS if name == "train"]
     assert len(lines) >= 5

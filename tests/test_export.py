@@ -54,7 +54,7 @@ def checkpoint(tiny, tmp_path_factory):
     return folder
 
 
-def exported(output, checkpoint, *more, size="32x64"):
+def exported(output, checkpoint, *more, size="64x32"):
     """The manifest that the command wrote beside `output`."""
     command.main([f"--ckpt={checkpoint}", f"--size={size}", *more, output])
     return json.loads(output.with_name(f"{output.name}.json").read_text())
@@ -142,7 +142,7 @@ def test_both_formats_restore_the_same_with_tlc(network):
 
 
 def test_the_manifest_says_how_to_call_it(tiny, checkpoint, tmp_path):
-    manifest = exported(tmp_path / "tiny.stablehlo", checkpoint, "--tlc=auto", size="64x32")
+    manifest = exported(tmp_path / "tiny.stablehlo", checkpoint, "--tlc=auto", size="32x64")
     tensor = {"shape": ["batch", 64, 32, 3], "axes": "NHWC", "channels": "RGB", "dtype": "float32", "range": [0, 1]}
     assert manifest["input"] == {"name": "image", **tensor}
     assert manifest["output"] == {"name": "restored", **tensor, "clipped": True}
@@ -163,8 +163,8 @@ def test_mistakes_are_one_sentence(checkpoint, tmp_path):
         (ckpt, size, str(folder)): "is a folder; name a file",
         (ckpt, size, "tiny.stablehlo", "--page"): "--page: browsers run ONNX files alone",
         (ckpt, "tiny.onnx"): "the following arguments are required: --size; see --help",
-        (ckpt, "--size=32", "tiny.onnx"): "'32' must be HEIGHTxWIDTH in pixels, such as 720x1280",
-        (ckpt, "--size=0x32", "tiny.onnx"): "'0x32' must be HEIGHTxWIDTH",
+        (ckpt, "--size=32", "tiny.onnx"): "'32' must be WIDTHxHEIGHT in pixels, such as 1280x720",
+        (ckpt, "--size=0x32", "tiny.onnx"): "'0x32' must be WIDTHxHEIGHT",
         (ckpt, "--size=40x32", "tiny.onnx"): "--size=40x32: this network takes multiples of 32 pixels; export "
         "--size=64x32 and pad",
         (ckpt, size, "--tlc=33", "tiny.onnx"): "--tlc=33: must be a multiple of 64",

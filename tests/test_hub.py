@@ -20,6 +20,8 @@ from concertormer_jax.weights.checkpoints import load_model, save_converted
 
 _LOAD = """
 import sys
+import time
+time.sleep = lambda seconds: None  # between the client's tries
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.weights.checkpoints import load_model
 for address in sys.argv[1:]:

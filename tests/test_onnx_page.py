@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
     save_converted(folder / "tiny", module, params, 96)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "prepare_to_compile", lambda: None)
-        export.main([f"--ckpt={folder / 'tiny'}", "--size=48x64", "--page", str(folder / "tiny.onnx")])
+        export.main([f"--ckpt={folder / 'tiny'}", "--size=64x48", "--page", str(folder / "tiny.onnx")])
     for name in (RUNTIME, "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
         shutil.copy(PACKAGE / name, folder)
     return folder

@@ -56,7 +56,7 @@ def run_here(arguments: list[str], monkeypatch) -> None:
 
 
 def test_evaluate(folder):
-    command = command_with("python evaluate.py").replace("runs/demo", str(folder / "run"))
+    command = command_with("python evaluate.py").replace("runs/mine", str(folder / "run"))
     command = command.replace("FOLDER", str(folder / "pairs")).replace("results", str(folder / "results"))
     output = run(shlex.split(command))
     assert "psnr_rgb" in output
@@ -90,7 +90,7 @@ def test_python_example(folder):
     code = EXAMPLES[0]
     images = np.random.default_rng(0).random((1, 20, 30, 3), np.float32)
     namespace = {"images": images}
-    exec(code.replace("runs/demo", str(folder / "run")).replace("tlc_window=448", "tlc_window=16"), namespace)
+    exec(code.replace("runs/mine", str(folder / "run")).replace("tlc_window=448", "tlc_window=16"), namespace)
     assert namespace["restored"].shape == images.shape
 
 

@@ -27,7 +27,7 @@ SMALLEST_VARIANCE = 1e-12  # square pixels; a Gaussian of less is a delta on the
 def gaussian_kernels(sigmas: jax.Array, size: int) -> jax.Array:
     """Return Gaussians sampled at `size` pixels (odd), each with sum 1; sigma 0 gives a delta.
 
-    sigmas: [N], standard deviations in pixels. Returns [N, size].
+    sigmas: [N], standard deviations in pixels. Returns [N, size]. Raises ValueError for an even size.
     """
     if size < 1 or size % 2 == 0:
         raise ValueError(f"size={size} must be odd, so that a kernel has a middle")
@@ -56,6 +56,7 @@ def path_points(sigma: float, steps: int) -> np.ndarray:
 
     The first `steps` rows divide the path from blur `sigma` to 0 evenly; `at`, where the gradient is taken, is the
     middle. Two more rows are the ends of the path, parts of length 0. Returns float32 [steps + 2, 3].
+    Raises ValueError for less than one step and for a sigma that is not positive.
     """
     if steps < 1 or sigma <= 0:
         raise ValueError(f"steps={steps} must be at least 1 and sigma={sigma} positive")
@@ -78,7 +79,7 @@ def strength(contributions: np.ndarray) -> np.ndarray:
 def gini(values: np.ndarray) -> float:
     """Return the Gini coefficient of nonnegative numbers, sum_ij |v_i - v_j| / (2 n^2 mean(v)).
 
-    It is 0 if all are equal, and (n - 1) / n if only one of n is not 0.
+    values: of any shape, not all 0. The result is 0 if all are equal, and (n - 1) / n if only one of n is not 0.
     """
     ordered = np.sort(values, axis=None).astype(np.float64)
     count = ordered.size
@@ -88,7 +89,8 @@ def gini(values: np.ndarray) -> float:
 def diffusion_index(values: np.ndarray) -> float:
     """Return (1 - Gini coefficient) x 100: 100 if all of n pixels contribute equally, 100 / n if only one contributes.
 
-    It depends on the size of the picture: a neighbourhood of fixed size is a smaller share of a larger picture.
+    values: nonnegative, of any shape, such as `strength`. The index depends on the size of the picture: a
+    neighbourhood of fixed size is a smaller share of a larger picture.
     """
     return 100 * (1 - gini(values))
 

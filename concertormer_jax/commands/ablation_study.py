@@ -31,7 +31,7 @@ CONFIG = define_config("A recipe or a file: sizes, data and training of every va
 VARIANTS = flags.DEFINE_list("variants", list(ABLATIONS), "The variants, separated by commas.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "The seeds, separated by commas.")
 STEPS = flags.DEFINE_integer(
-    "steps", None, "Steps of every run, of configs with one stage.", lower_bound=1, upper_bound=10**9
+    "steps", None, "Steps of every run, of configs with one phase.", lower_bound=1, upper_bound=10**9
 )
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs and the results.", required=True)
 

@@ -6,6 +6,7 @@ served on the loopback address; no picture and no request leaves the machine.
 
 import html
 import webbrowser
+from collections.abc import Iterable
 from functools import partial
 
 from concertormer_jax.commands.flags import add_ckpt, make_parser, parse_arguments, running, whole
@@ -18,7 +19,8 @@ from concertormer_jax.weights.checkpoints import load_model
 PORT = 7860
 
 
-def main(arguments=None) -> None:
+def main(arguments: Iterable[object] | None = None) -> None:
+    """Run the command described at the top of this file."""
     parser = make_parser(__doc__)
     add_ckpt(parser)
     parser.add_argument("--port", type=whole(0, 65535), default=PORT, help=f"default: {PORT}; 0 for any that is free")

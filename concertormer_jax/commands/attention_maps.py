@@ -28,7 +28,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
     parser.add_argument(
         "--block", type=whole(1, 1000), default=1, metavar="N", help="of the stage; default: 1, the first"
     )
-    parser.add_argument("--output", metavar="FILE.png", help="default: in attention_maps/ in the checkpoint's folder")
+    parser.add_argument("--output", metavar="FILE.png", help="default: in attention_maps/ below --ckpt, or results/")
     flags = parse_arguments(parser, arguments)
     with running():
         name = f"{Path(flags.image).stem}_{flags.stage}_{flags.block}.png"

@@ -56,7 +56,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
         "--batch", type=whole(1, 65536), default=4, metavar="N", help="steps computed at once; default: 4"
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="default: attribution/ in the checkpoint's folder, by the picture's name"
+        "--output", metavar="DIR", help="default: attribution/ below --ckpt, or results/, by the picture's name"
     )
     flags = parse_arguments(parser, arguments)
     with running():

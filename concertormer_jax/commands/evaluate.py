@@ -1,9 +1,9 @@
 """Restore and score the pictures of a benchmark or a folder: `python evaluate.py [--ckpt=DIR] [--data=DATA]`.
 
-DATA is a prepared set (tfds:NAME), a folder of one of the known sets in any of its layouts, or any folder with input/
-and target/. The output folder gets the restored pictures (restored/), the scores (per_image.csv, results.json,
-results.md), a sheet of the ten pictures with the lowest PSNR (worst_ten.png) and a page with before and after under a
-slider (comparison.html); of several sets, each gets a folder.
+DATA is a prepared set (tfds:NAME), a folder of one of the known sets in any of its layouts, any folder with input/ and
+target/, or, for protocols such as denoise_25, a folder of clean pictures. The output folder gets the restored pictures
+(restored/), the scores (per_image.csv, results.json, results.md), a sheet of the ten pictures with the lowest PSNR
+(worst_ten.png) and a page with before and after under a slider (comparison.html); of several sets, each gets a folder.
 
 On several hosts, run one process on each with the same command and --distributed; the output folder must be one that
 all of them see. Every process restores and scores its share of the pictures, and the first writes the tables.
@@ -11,6 +11,7 @@ all of them see. Every process restores and scores its share of the pictures, an
 `python evaluate.py --predictions=DIR --data=DATA` scores pictures that other software restored, by the same protocol.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from concertormer_jax.commands.flags import add_ckpt, make_parser, parse_arguments, running, whole
@@ -33,7 +34,8 @@ from concertormer_jax.weights.checkpoints import load_model
 BUNDLED_PHOTOS = bundled("photos/test")
 
 
-def main(arguments=None) -> None:
+def main(arguments: Iterable[object] | None = None) -> None:
+    """Run the command described at the top of this file."""
     parser = make_parser(__doc__)
     add_ckpt(parser)
     parser.add_argument("--predictions", metavar="DIR", help="pictures to score in place of a network's, by name")

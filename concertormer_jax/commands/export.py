@@ -1,9 +1,9 @@
-"""Export a network for other software: `concertormer export --size=HxW OUT.stablehlo`, or OUT.onnx.
+"""Export a network for other software: `concertormer export --size=WIDTHxHEIGHT OUT`.
 
-StableHLO is one file for CPUs, GPUs and TPUs and for any batch, which `jax.export.deserialize` reads; OUT.onnx (the
+OUT.stablehlo is one file for CPUs, GPUs and TPUs and for any batch, which `jax.export.deserialize` reads; OUT.onnx (the
 extra `onnx`) and OUT.tflite, for LiteRT, are for one picture. All take and give float32 [B, H, W, 3] in [0, 1] of one
-size, which must be a multiple of the network's. OUT.onnx.json beside OUT.onnx says so: names, shapes, ranges, padding,
-TLC, weights.
+size, whose sides must be multiples of the network's. OUT.onnx.json beside OUT.onnx (and so on) says all that: names,
+shapes, ranges, padding, TLC, weights.
 --page writes OUT.html too, which restores photographs in a browser by OUT.onnx and the npm package onnxruntime-web.
 """
 
@@ -34,7 +34,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
     parser = make_parser(__doc__)
     add_ckpt(parser)
     parser.add_argument("output", metavar="OUT", help=f"the file, which ends in one of {', '.join(_WRITERS)}")
-    parser.add_argument("--size", type=_size, required=True, metavar="HxW", help="of the pictures, in pixels")
+    parser.add_argument("--size", type=_size, required=True, metavar="WIDTHxHEIGHT", help="of the pictures, in pixels")
     parser.add_argument(
         "--tlc", default="off", metavar="off|auto|N", help="window of the test-time local converter; default: off"
     )
@@ -52,9 +52,10 @@ def main(arguments: Iterable[object] | None = None) -> None:
             require_file_writable(path)
         prepare_to_compile()
         model = load_model(flags.ckpt, "--ckpt")
-        require_fitting(*flags.size, model.module.multiple)
+        width, height = flags.size
+        require_fitting(width, height, model.module.multiple)
         window = tlc_window(flags.tlc, model.train_crop_px, model.module.multiple)
-        content, manifest = write(Program(model, *flags.size, window))
+        content, manifest = write(Program(model, height, width, window))
         with written_atomically(output) as temporary:
             temporary.write_bytes(content)
         beside = output.with_name(f"{output.name}.json")
@@ -67,7 +68,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
 
 def _size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,7})x(\d{1,7})", text)
-    height, width = map(int, found.groups()) if found else (0, 0)
+    width, height = map(int, found.groups()) if found else (0, 0)
     if not (0 < height <= LARGEST_PX and 0 < width <= LARGEST_PX):
-        raise argparse.ArgumentTypeError(f"{text!r} must be HEIGHTxWIDTH in pixels, such as 720x1280")
-    return height, width
+        raise argparse.ArgumentTypeError(f"{text!r} must be WIDTHxHEIGHT in pixels, such as 1280x720")
+    return width, height

@@ -33,7 +33,7 @@ SHARES = (0.5, 0.9, 0.99)
 def main(arguments: Iterable[object] | None = None) -> None:
     """Run the command described at the top of this file."""
     parser = analysis_parser(__doc__, "a picture or a folder of them", least_crop_px=1)
-    parser.add_argument("--output", metavar="DIR", help="default: receptive_field/ in the checkpoint's folder")
+    parser.add_argument("--output", metavar="DIR", help="default: receptive_field/ below --ckpt, or results/")
     flags = parse_arguments(parser, arguments)
     with running():
         pictures = _large_enough(named_pictures(flags.image).values(), flags.crop)

@@ -4,6 +4,7 @@ A video, or a GIF with OUT a GIF or a video, is restored frame by frame.
 """
 
 import sys
+from collections.abc import Iterable
 
 from concertormer_jax.commands.flags import add_ckpt, make_parser, parse_arguments, running
 from concertormer_jax.data.images import READABLE
@@ -26,7 +27,7 @@ def _write_page(work, outcome):
     shown = done[:PAGE_PICTURES]
     note = f"the first {len(shown)} of {len(done)} pictures" if len(done) > len(shown) else ""
     pictures = (
-        Compared(printable(job.before.name), *(as_bytes(read_photo(path).rgb) for path in (job.before, job.after)))
+        Compared(printable(job.before.name), as_bytes(read_photo(job.before).rgb), as_bytes(read_photo(job.after).rgb))
         for job in shown
     )
     write_comparison(work.page, "Before and after", pictures, note=note)
@@ -50,7 +51,8 @@ def _closing_lines(work: Plan, outcome: Outcome) -> list[str]:
     return lines
 
 
-def main(arguments=None) -> None:
+def main(arguments: Iterable[object] | None = None) -> None:
+    """Run the command described at the top of this file."""
     parser = make_parser(__doc__)
     add_ckpt(parser)
     parser.add_argument("input", metavar="IN", help=f"a picture ({READABLE}), a folder of them, or a video")

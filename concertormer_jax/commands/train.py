@@ -18,6 +18,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
+    """Run the command described at the top of this file."""
     parse_with_config(__name__)
     with running():
         prepare_to_compile()

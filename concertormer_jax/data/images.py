@@ -275,7 +275,7 @@ def picture_names(files: Iterable[os.DirEntry]) -> list[str]:
 
 
 def write_png(path: AnyPath, image: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] to `path` as PNG, atomically."""
+    """Write uint8 [H, W, 3] to `path` as PNG, atomically. Raises ValueError for another type or shape."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"image must be uint8 [H, W, 3], got {image.dtype} {list(image.shape)}.")
     with written_atomically(path) as temporary:
@@ -283,7 +283,7 @@ def write_png(path: AnyPath, image: np.ndarray) -> None:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """Return uint8 pixels as they are, and floats on the scale from 0 to 255 clipped and rounded."""
+    """Return uint8 pixels as they are, and floats on the scale from 0 to 255 clipped and rounded; any shape."""
     return image if image.dtype == np.uint8 else np.rint(np.clip(image, 0, 255)).astype(np.uint8)
 
 

@@ -150,7 +150,10 @@ def find(description: SetDescription, variant: Variant, source: AnyPath) -> Foun
 
 
 def sets_in(source: AnyPath) -> set[str]:
-    """Return the names of the sets whose folders are in or below `source`; if none is, those that its path names."""
+    """Return the names of the sets whose folders are in or below `source`; if none is, those that its path names.
+
+    Raises UserError if there is no such folder.
+    """
     source = Path(source)
     if not source.is_dir():
         raise UserError(f"{source}: no such folder; check the path.")

@@ -115,9 +115,11 @@ class Average:
     parts: tuple[Evaluation, ...]
 
     def mean(self, which: str, metric: str) -> float:
+        """Return the mean over the sets of `Evaluation.mean`."""
         return float(np.mean([part.mean(which, metric) for part in self.parts]))
 
     def gain(self, metric: str) -> float:
+        """Return how much higher the average of the restored images is than that of the inputs."""
         return difference(self.mean("restored", metric), self.mean("input", metric))
 
 
@@ -206,7 +208,7 @@ PROTOCOLS = {
 
 
 def protocol_named(name: str) -> Protocol:
-    """Return the protocol; UserError for an unknown name."""
+    """Return the protocol `name`. Raises UserError for an unknown one."""
     if name not in PROTOCOLS:
         raise UserError(f"--protocol={name}: is unknown; choose one of {', '.join(PROTOCOLS)}.")
     return PROTOCOLS[name]

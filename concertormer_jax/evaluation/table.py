@@ -8,7 +8,7 @@ from concertormer_jax.evaluation.reports import RESULTS_FILE
 from concertormer_jax.evaluation.scores import PROTOCOLS, protocol_named
 from concertormer_jax.runtime import errors
 from concertormer_jax.runtime.errors import printable
-from concertormer_jax.runtime.paths import local_path
+from concertormer_jax.runtime.paths import AnyPath, local_path
 
 _PAPER_FILE = Path(__file__).parent / "paper.json"
 _EMPTY = "-"
@@ -76,7 +76,8 @@ def read_results(path) -> list[Result]:
         raise errors.UserError(f"{file}: is damaged, or no results.json of evaluate.py; evaluate anew.") from error
 
 
-def results_file(path):
+def results_file(path: AnyPath) -> Path:
+    """Return the results.json that `path` is, or that lies in the folder `path`. Raises UserError for a bucket."""
     path = local_path(path, "RESULTS")
     return path / RESULTS_FILE if path.is_dir() else path
 

@@ -62,11 +62,11 @@ class Program(NamedTuple):
         }
 
 
-def require_fitting(height: int, width: int, multiple: int) -> None:
+def require_fitting(width: int, height: int, multiple: int) -> None:
     """Raise UserError, naming the nearest size, unless the network takes pictures of this size without padding."""
     if height % multiple or width % multiple:
-        nearest = "x".join(str(-(-length // multiple) * multiple) for length in (height, width))
+        nearest = "x".join(str(-(-length // multiple) * multiple) for length in (width, height))
         raise UserError(
-            f"--size={height}x{width}: this network takes multiples of {multiple} pixels; export --size={nearest} "
+            f"--size={width}x{height}: this network takes multiples of {multiple} pixels; export --size={nearest} "
             "and pad pictures by reflection"
         )

@@ -172,7 +172,7 @@ def variant_name(module) -> str:
 
 
 def initial_params(module: Network, key: Key[Array, ""]) -> dict:
-    """Draw the initial parameters of `module`."""
+    """Return initial parameters of `module`: a tree of float32 arrays, drawn from `key`."""
     images = jnp.zeros((1, module.multiple, module.multiple, 3), jnp.float32)
     with nn.intercept_methods(weights_alone):
         return module.clone(tlc_window=None).init(key, images)["params"]

@@ -121,7 +121,10 @@ def crosses_border(grid: Grid) -> Bool[Array, "n p p"]:
 
 
 def across(size: int) -> tuple[Bool[np.ndarray, "p p"], Bool[np.ndarray, "p p"]]:
-    """Pairs of positions on two sides of the bottom border, and of the right one, if it passes through their block."""
+    """Pairs of positions on two sides of the bottom border, and of the right one, if it passes through their block.
+
+    size: side of a block in pixels; p = size**2.
+    """
     second_half = np.arange(size) >= size // 2
     row, column = np.divmod(np.arange(size * size), size)
     return tuple(second_half[place][:, None] != second_half[place] for place in (row, column))

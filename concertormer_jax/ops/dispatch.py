@@ -48,7 +48,7 @@ FORMS: dict[str, dict[str, Callable]] = {
         "tpu": tpu.convolve_to_few,
     },
 }
-# What only some platforms compute by a form of its own, and all others by the operations that it is made of.
+# Operations for which only some platforms have a form. Where `own_form` gives None, the caller takes simpler ones.
 OWN_FORMS: dict[str, dict[str, Callable]] = {
     "tiled_stage": {"tpu": tpu.tiled_stage},
     "convolve": {"tpu": tpu.convolve},

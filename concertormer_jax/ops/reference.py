@@ -228,7 +228,10 @@ def softmax(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 
 
 def across_border(blocks: int, positions: int, columns: int) -> Bool[np.ndarray, "n p p"]:
-    """Which pairs of positions in a block of a shifted map lie on two sides of the map's border."""
+    """Which pairs of positions in a block of a shifted map lie on two sides of the map's border.
+
+    blocks, columns: in the map and in a row of it; positions: in a block.
+    """
     size = round(positions**0.5)
     height, width = blocks // columns * size, columns * size
     half = size // 2

@@ -14,7 +14,7 @@ from concertormer_jax.runtime.files import write_text
 
 PAGE_PICTURES = 50  # on one page: more would make it slow to open
 LARGEST_SIDE_PX = 1280
-QUALITY = 82  # of WebP: 50 pairs of 1280x720 take about 15 MB
+QUALITY = 82  # of WebP
 
 
 class Compared(NamedTuple):

@@ -227,5 +227,6 @@ def _comparison(before, after) -> Image.Image:
     return side_by_side([as_bytes(before), as_bytes(after)], ["before", "after"])
 
 
-def as_bytes(rgb):
+def as_bytes(rgb: np.ndarray) -> np.ndarray:
+    """Return [H, W, 3] in [0, 1] as uint8 from 0 to 255, rounded."""
     return np.rint(255 * rgb).astype(np.uint8)

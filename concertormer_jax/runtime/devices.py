@@ -28,7 +28,7 @@ from concertormer_jax.runtime.paths import user_path
 
 _DEDUPLICATE = "--xla_tpu_enable_deduplicated_calls"
 _LOOK_S = 0.5
-_VISIBLE_WITHIN_S = 90  # what one host wrote, to the others: network file systems cache listings for up to a minute
+_VISIBLE_WITHIN_S = 90  # hosts see files of other hosts this late: network file systems cache listings for a minute
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

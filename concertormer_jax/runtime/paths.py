@@ -101,7 +101,7 @@ def checked_name(name: str, origin: object) -> str:
 
 
 def checked_part(name: str, origin: object) -> str:
-    """Return `name` like `checked_name`, if it is a single part."""
+    """Return `name` like `checked_name`, if it is a single part. Raises UserError otherwise."""
     if "/" in checked_name(name, origin):
         raise UserError(f"{origin}: {shown(name)} is a path in place of a name; rename it where it comes from.")
     return name

@@ -18,7 +18,7 @@ from jax import export
 
 from concertormer_jax.ops.platform import single_device_kind, traced_for
 
-MOST_TRACES = 500  # of about 0.1 MB each
+MOST_TRACES = 500
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy")
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _folder, _package = None, None

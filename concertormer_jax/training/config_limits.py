@@ -103,7 +103,7 @@ def require_valid(config) -> None:
 
 
 def require_kinds(config) -> None:
-    """As `require_valid`, but each key by itself."""
+    """As `require_valid`, but each key by itself. Raises UserError."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"the config is a {type(config).__name__}; get_config() returns that of configs/common.py")
     values = flat(config)

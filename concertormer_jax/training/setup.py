@@ -42,7 +42,10 @@ class Training(NamedTuple):
 
 
 def module_from(model) -> Network:
-    """The network of `config.model`; fields left at None are the variant's."""
+    """The network of `config.model`; fields left at None are the variant's.
+
+    Raises UserError for fields that are unknown or do not fit together.
+    """
     fields = {name: value for name, value in model.items() if value is not None and name not in ("variant", "dtype")}
     if isinstance(fields.get("expansion"), float) and fields["expansion"].is_integer():
         fields["expansion"] = int(fields["expansion"])

@@ -29,12 +29,14 @@ class Tracker(Protocol):
 
     run_id: str
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None: ...
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Send the values of a step, by name."""
 
     def picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """picture: uint8 [H, W, 3]."""
+        """Send a picture, uint8 [H, W, 3]."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the run at the tracker, when all is sent."""
 
 
 class _WandB:

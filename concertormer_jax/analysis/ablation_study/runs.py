@@ -93,7 +93,7 @@ def cost_of(config: ConfigDict, variant: str) -> Cost:
 
 
 def finished(folder: AnyPath) -> Result | None:
-    """Return the result in `folder`, None if the run is not finished."""
+    """Return the result in `folder`, None if the run is not finished. Raises UserError for a damaged one."""
     path = Path(folder, "result.json")
     if not path.exists():
         return None

@@ -18,7 +18,7 @@ from concertormer_jax.ops.shared.taps import depthwise_3x3_valid
 from concertormer_jax.ops.shared.tlc import share
 
 depthwise_3x3 = partial(taps.depthwise_3x3, materialize=materialize)
-STRIP_ROWS = 16  # at most: what is computed of as many rows stays in the cache at every level of the network
+STRIP_ROWS = 16  # at most, so that the features of a strip stay in the cache at every level of the network
 
 on_whole_map = partial(gdmlp.gated_mlp, depthwise=depthwise_3x3)
 

@@ -18,5 +18,5 @@ OPERATIONS = {
     "depthwise_3x3": convolve_3x3,
     "convolve_to_few": convolve_3x3,
 }
-# Of those that only some platforms compute by a form of their own (`ops.dispatch.OWN_FORMS`): `local` may be None.
+# Those of `ops.dispatch.OWN_FORMS`. Their argument `local` is the form of the platform, None where it has none.
 OWN_OPERATIONS = {"convolve": convolve}

@@ -48,7 +48,7 @@ class Parameters(NamedTuple):
 
     @property
     def required_temperature(self) -> Float[Array, "m 1"]:
-        """The temperature of a group that has one."""
+        """The temperature of a group that has one. Raises ValueError for another."""
         if self.temperature is None:
             raise ValueError(f"{self.group} has no temperature")
         return self.temperature
@@ -95,7 +95,7 @@ def positions_first(layout: Layout, result: Float[Array, "..."]) -> Float[Array,
 def mean_of_map(layout: Layout, result: Float[Array, "..."]) -> Float[Array, "b mc"]:
     """The mean of a group's result over positions and blocks, in float32 at least.
 
-    It is taken first over one axis by a product with ones, several times faster than such a sum.
+    One axis is summed first, by a product with ones, which is faster than a sum.
     """
     axes, summed = layout
     ones = jnp.ones([result.shape[axes.index(axis)] for axis in ("b", summed)], result.dtype)

@@ -100,8 +100,8 @@ def _taps_over_grid(logits, kernel, materialize):
     entries = maps.shape[-1]
     padded = padded_by_one(maps)
     if heads > 1:
-        # Maps of 64 x 64 entries lie whole pages apart, where a cache holds few at a time: with entries between, all.
-        # Behind the barrier the taps in the middle read them too; else the logits are computed again for each head.
+        # Maps of 64 x 64 entries would begin whole pages apart, in the same few lines of the cache, hence the padding.
+        # Without the barrier, XLA computes the logits again for every head of the taps in the middle.
         padded = jax.lax.optimization_barrier(jnp.pad(padded, [(0, 0)] * 4 + [(0, 16)]))
     mixed = sum(
         neighbour[:, :, :, head : head + 1, :entries] * kernel[down, right, head][:, None]
@@ -126,8 +126,8 @@ def _over_grid_backward(materialize, saved, gradient):
     logits, kernel = saved
     _, rows, columns, heads = logits.shape[:4]
 
-    # All maps of a row of blocks times all of a row of the gradient, of which only neighbours count: a product for each
-    # pair of rows reads the maps three times, where the taps read them nine times.
+    # Every map of a row of blocks times every map of a row of the gradient, of which only the neighbours' are used: the
+    # three products read the maps three times, where nine taps would read them nine times.
     def rows_of(maps):
         return maps.reshape(-1, columns * heads, maps.shape[-2] * maps.shape[-1])
 
