@@ -7,8 +7,8 @@
 with DATA = --config.data.source=PHOTOS,GRAPHICS,GOPRO,REDS --config.data.shares=0.55,0.05,0.25,0.15. The first command
 begins with what is learnt fast. The second goes on at a constant learning rate for as long as it is let, by Muon, with
 crops that have noise alone: what is sharp must stay so. The third lets the learning rate fall to zero over its steps,
-without such crops, so the length of the training need not be known before; its weights sharpen too much alone, and the
-mean of them (0.8) and of the second's (0.2) are those that count. PHOTOS holds sharp photographs, GRAPHICS what
+without such crops, so the length of the training need not be known before; should its weights sharpen what is sharp, a
+mean of them and of the second's does so less. PHOTOS holds sharp photographs, GRAPHICS what
 benchmarks/graphics.py draws, GOPRO and REDS pairs in input/ and target/. Hardware: one CPU core or more, or a GPU.
 docs/weights.md says what was trained for how long.
 

@@ -3,8 +3,11 @@
 import http.client
 import io
 import json
+import socket
+import struct
 import threading
 import time
+import urllib.parse
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from fake_model import fake_model
 from PIL import Image
 
 from concertormer_jax.inference.restorer import Restorer
+from concertormer_jax.pages import app
 from concertormer_jax.pages.app import Studio, make_server
 from concertormer_jax.runtime.errors import UserError
 
@@ -79,8 +83,63 @@ def test_what_cannot_be_restored_is_said_in_one_sentence(server, content, name, 
     assert "/tmp" not in json.loads(answer)["error"]
 
 
+@pytest.mark.parametrize("name", ["字" * 83 + ".png", "x." + "a" * 250, "a%00b.png", "a.p%00ng"])
+def test_any_name_is_restored_and_downloaded(server, name):
+    status, content = restore(server, encoded(GREY), urllib.parse.quote(name, safe="%"))
+    assert status == 200, content
+    status, content = ask(server, "GET", f"/{json.loads(content)['address']}/download?strength=1")
+    assert status == 200, content
+    assert decoded(content).shape == GREY.shape
+
+
+def test_a_failure_that_nobody_foresaw_is_one_sentence(server, monkeypatch):
+    monkeypatch.setattr(Restorer, "__call__", lambda *_, **__: 1 / 0)
+    status, content = restore(server, encoded(GREY))
+    assert (status, json.loads(content)["error"]) == (
+        500,
+        "could not be restored (ZeroDivisionError: division by zero)",
+    )
+
+
+def test_a_result_that_cannot_be_written_is_not_said_to_be_gone(server, monkeypatch):
+    told = json.loads(restore(server, encoded(GREY))[1])
+
+    def full(path, photo):
+        raise UserError("no space is left")
+
+    monkeypatch.setattr(app, "write_photo", full)
+    status, content = ask(server, "GET", f"/{told['address']}/download?strength=1")
+    assert (status, json.loads(content)["error"]) == (500, "no space is left")
+
+
+def test_a_browser_that_hangs_up_leaves_no_traceback(server, monkeypatch, capfd):
+    begun, hung_up = threading.Event(), threading.Event()
+
+    def slow(*_, **__):
+        begun.set()
+        assert hung_up.wait(10)
+        raise UserError("too late")
+
+    monkeypatch.setattr(Studio, "restore", slow)
+    connection = socket.create_connection(server.server_address)
+    head = "POST /restore HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Restore: 1\r\nContent-Length: 1\r\n\r\n."
+    connection.sendall(head.encode())
+    assert begun.wait(10)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # ends with a reset
+    connection.close()
+    hung_up.set()
+    time.sleep(0.2)
+    assert ask(server, "GET", "/")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_a_browser_leaves_the_usual_port_out(server):
+    assert ask(server, "GET", "/", headers={"Host": "127.0.0.1"})[0] == 200
+
+
 def test_only_this_machine_and_this_page_are_answered(server):
-    assert ask(server, "GET", "/", headers={"Host": "evil.example:80"})[0] == 403
+    for host in ("evil.example:80", "evil.example", "127.0.0.1:80@evil.example", ""):
+        assert ask(server, "GET", "/", headers={"Host": host})[0] == 403, host
     assert ask(server, "POST", "/restore?name=a.png", encoded(GREY))[0] == 404, "without the page's header"
     assert ask(server, "GET", "/picture/99/after")[0] == 404
     assert ask(server, "GET", "/picture/1/download?strength=nan")[0] == 404

@@ -141,3 +141,10 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     with pytest.raises(UserError, match="no space is left for the checkpoint"):
         Checkpoints(tmp_path).save(state(1), MODEL, None)
+
+
+def test_a_folder_of_converted_weights_is_no_run_to_go_on_with(tmp_path):
+    save_converted(tmp_path, MODULE, params(1.0), 64)
+    with pytest.raises(UserError, match=rf"holds weights alone, .* --workdir=NEW --config\.init_from={tmp_path}$"):
+        Checkpoints(tmp_path)
+    assert load_model(tmp_path).step == 0

@@ -133,3 +133,26 @@ def test_noisy_inputs_reach_the_step_as_floats_also_from_a_mixture(clean):
     assert batch["input"].min() < -10, "nothing is clipped"
     with pytest.raises(TypeError, match="float32"):
         list(pipeline.batches(mixed, **options))
+
+
+@pytest.mark.parametrize("place", ["", "results"])
+def test_results_among_the_clean_pictures_are_refused(clean, tmp_path, monkeypatch, capsys, place):
+    """They would be clean pictures of the next evaluation."""
+    monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
+    monkeypatch.setattr(command, "load_model", lambda *_: fake_model())
+    for flags in ([], [f"--predictions={tmp_path}"]):
+        with pytest.raises(SystemExit):
+            command.main([*flags, f"--data={clean}", "--protocol=denoise_15", f"--output={clean / place}"])
+        assert f"{clean / place}: lies in the folder of pictures {clean}" in capsys.readouterr().err
+    assert len(list(clean.iterdir())) == 2
+
+
+def test_each_protocol_has_results_of_its_own(clean, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "prepare_to_compile", lambda: None)
+    monkeypatch.setattr(command, "load_model", lambda *_: fake_model())
+    for sigma in (15, 50):
+        command.main([f"--ckpt={tmp_path / 'run'}", f"--data={clean}", f"--protocol=denoise_{sigma}", "--tlc=off"])
+    folders = sorted((tmp_path / "run" / "evaluation").iterdir())
+    assert [folder.name for folder in folders] == ["Set5-HR-denoise_15-tlc-off", "Set5-HR-denoise_50-tlc-off"]
+    means = [json.loads((folder / "results.json").read_text())["mean"]["psnr_rgb"]["input"] for folder in folders]
+    assert means[0] > means[1] + 5

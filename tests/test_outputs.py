@@ -1,5 +1,6 @@
 """No command writes over a picture that it reads."""
 
+import contextlib
 import csv
 import io
 import json
@@ -16,6 +17,7 @@ from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
 from concertormer_jax.evaluation.reports import markdown_table, per_image_csv
 from concertormer_jax.evaluation.scores import Evaluation, EvaluationSet, ImageScores
+from concertormer_jax.runtime import outputs
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text
 from concertormer_jax.runtime.outputs import require_separate
@@ -102,3 +104,12 @@ def test_names_are_no_formulas_and_no_control_characters_in_tables():
 def test_names_that_are_no_text_do_not_spoil_a_report(tmp_path):
     write_text(tmp_path / "report.json", json.dumps({"name": os.fsdecode(b"a\xff.png")}, ensure_ascii=False))
     assert json.loads((tmp_path / "report.json").read_text()) == {"name": "a\udcff.png"}
+
+
+@pytest.mark.parametrize(("results", "lies"), [("set", True), ("set/run", True), ("link/run", True), ("set2", False)])
+def test_results_among_the_pictures_are_refused(tmp_path, results, lies):
+    """The next command would take the pictures of the results for pictures of the set."""
+    (tmp_path / "set").mkdir()
+    (tmp_path / "link").symlink_to("set")
+    with pytest.raises(UserError, match=r"lies in the folder of pictures .*set") if lies else contextlib.nullcontext():
+        outputs.require_outside(tmp_path / results, tmp_path / "set")

@@ -10,6 +10,7 @@ from concertormer_jax.commands import ablation_study as evidence
 from concertormer_jax.commands import (
     attention_maps,
     attribution,
+    contact_sheet,
     convert,
     prepare,
     receptive_field,
@@ -145,6 +146,8 @@ REMOTE_RESULTS = [
     (summary.main, ["demo", "--chart=gs://bucket/x.png"]),
     (table.main, ["gs://bucket/results.json"]),
     (synthesize.main, ["photos", "gs://bucket/x"]),
+    (contact_sheet.main, ["photos/photo0.png", "gs://bucket/x.png"]),
+    (contact_sheet.main, ["gs://bucket/x.png", "x.png"]),
 ]
 
 

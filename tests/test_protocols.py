@@ -112,6 +112,8 @@ def test_protocol_follows_from_what_is_trained_on(source, name):
     assert protocol_of_training(source).name == name
 
 
-def test_protocol_follows_from_a_benchmarks_folder(tmp_path):
+def test_protocol_follows_from_a_benchmarks_folder(tmp_path, monkeypatch):
     write_set("reds", "original", tmp_path)
     assert protocol_of_training(f"{tmp_path}/train").name == "reds"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert protocol_of_training("~/train").name == "reds"

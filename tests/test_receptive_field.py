@@ -41,9 +41,10 @@ def loaded(monkeypatch):
 
 
 def test_the_command_tells_the_radii(tmp_path, loaded, capsys):
+    (tmp_path / "in").mkdir()
     for name, size in (("a.png", (20, 30)), ("b.png", (41, 16))):
-        Image.fromarray(np.full((*size, 3), 100, np.uint8)).save(tmp_path / name)
-    command.main(["--ckpt=ckpt", str(tmp_path), "--crop=16", f"--output={tmp_path / 'out'}"])
+        Image.fromarray(np.full((*size, 3), 100, np.uint8)).save(tmp_path / "in" / name)
+    command.main(["--ckpt=ckpt", str(tmp_path / "in"), "--crop=16", f"--output={tmp_path / 'out'}"])
     content = json.loads((tmp_path / "out" / "receptive_field.json").read_text())
     assert content["images"] == 2
     assert content["radius_px"] == pytest.approx({"50%": 2**0.5, "90%": 5**0.5, "99%": 8**0.5})

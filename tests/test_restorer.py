@@ -39,6 +39,20 @@ def test_canvases():
     assert canvas_px([(385, 10), (5, 5)], 128) == 768
     assert canvas_px([(4000, 3000)], 128) == 768
     assert canvas_px([(10, 10)], 256) == 512, "a multiple of what the network needs"
+    assert canvas_px([(10, 10)], 14 * 4) == 2 * 448, "two, as neighbouring tiles share one"
+
+
+def test_blocks_of_any_size_fit_a_canvas():
+    class Fourteen(FakeModule):
+        multiple = 14 * 4
+
+        def clone(self, tlc_window):
+            return Fourteen(tlc_window)
+
+    rgb = np.random.default_rng(0).random((20, 1000, 3), np.float32)
+    restored = Restorer(FakeModel(np.float32(1), Fourteen()), tlc="off", log=lambda line: None)(rgb)
+    assert (restored.tiles, restored.tile_px) == (2, 896)
+    np.testing.assert_allclose(restored.rgb, rgb, atol=1e-6)
 
 
 def test_tlc_reaches_the_network():
@@ -101,6 +115,16 @@ def test_no_mosaics(always, expected, note):
     assert (result.without_tlc, result.kept) == ((0, 1) if always else (1, 0))
     np.testing.assert_allclose(result.rgb, expected * rgb, atol=1e-6)
     assert [note in line for line in result.notes] == [True]
+
+
+def test_what_is_no_number_without_tlc_is_kept_out(monkeypatch):
+    monkeypatch.setattr(
+        Mosaic, "apply", lambda self, _, images: (images + (np.nan if self.tlc_window is None else 0.3),)
+    )
+    rgb = np.full((128, 128, 3), 0.5, np.float32)
+    result = restorer(model=FakeModel(np.float32(1), Mosaic()), tlc="64", tile="128")(rgb)
+    assert (result.without_tlc, result.kept) == (0, 1)
+    np.testing.assert_array_equal(result.rgb, rgb)
 
 
 def test_colours_that_are_right_are_left_alone():

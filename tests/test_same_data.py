@@ -155,3 +155,17 @@ def test_start_says_what_was_found(tmp_path):
     assert notes[2].startswith("validating on held out: 4 pairs, such as ")
     assert notes[3].startswith("validating on held out: 1 sharp photographs, such as ")
     assert notes[4].startswith("36% of the pictures are held out in place of 5%, since whole sequences are; ")
+
+
+def test_a_run_among_its_photographs_is_refused(photos, tmp_path):
+    """Its samples would be photographs of the next start, which would refuse them as other data."""
+    config = runs.override(common.get_config(), {"data.source": f"{photos}/"})
+    with pytest.raises(UserError, match=rf"{photos}/run: lies in the folder of pictures {photos}, .* elsewhere"):
+        sources_from(config, photos / "run")
+    elsewhere = runs.override(config, {"data.source": str(photos), "validation.source": str(tmp_path / "held")})
+    runs.write_photos(tmp_path / "held", count=2, size=32)
+    with pytest.raises(UserError, match=rf"held/run: lies in the folder of pictures {tmp_path}/held"):
+        sources_from(elsewhere, tmp_path / "held" / "run")
+    for side in ("input", "target"):
+        runs.write_photos(tmp_path / "pairs" / side)
+    sources_from(runs.override(config, {"data.source": f"{tmp_path}/pairs"}), tmp_path / "pairs" / "run")

@@ -7,6 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
+from training_runs import override
 
 from concertormer_jax.data import images
 from concertormer_jax.data.degrade import CameraShake
@@ -18,6 +20,8 @@ from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.datasets.builders import split_pairs
 from concertormer_jax.datasets.verify import Measured, Report, SplitReport
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.training.setup import sources_from
+from configs import common
 
 
 def random_picture(seed, height=40, width=30):
@@ -361,3 +365,20 @@ def test_synthesis_refuses_pairs_doubled_names_and_foreign_pictures(photos, pair
     shutil.copy(photos / "0.png", photos / "0.jpg")
     with pytest.raises(UserError, match="two pictures named 0"):
         synthesize(photos, tmp_path / "new")
+
+
+def test_a_photograph_that_cannot_be_opened_is_named_before_the_training(photos):
+    first, second = (Image.fromarray(random_picture(seed)) for seed in (0, 1))
+    first.save(photos / "pages.tif", save_all=True, append_images=[second])
+    with pytest.raises(UserError, match=r"pages.tif: holds 2 pictures"):
+        open_source(photos)
+
+
+@pytest.mark.parametrize("named", ["{0},{0}/1", "{0}/1,{0}", "{0},{0}"])
+def test_what_one_source_holds_out_no_other_trains_on(tmp_path, named):
+    for seed in range(12):
+        write_png(tmp_path / "photos" / str(seed % 3) / f"{seed}.png", random_picture(seed))
+    settings = {"data.source": named.format(tmp_path / "photos"), "validation.fraction": 0.2}
+    training, validation = sources_from(override(common.get_config(), settings))
+    trained, held = ({key for part in source.parts() for key in part.item_keys()} for source in (training, validation))
+    assert trained and held and not trained & held

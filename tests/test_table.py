@@ -136,3 +136,10 @@ def test_the_command_prints_and_writes_the_table(tmp_path, capsys):
         main([str(ours), f"--output={ours}"])
     assert ours.read_text() == before
     assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"psnr": "abc"}, {"images": "7"}, {"psnr": None}])
+def test_values_that_are_no_numbers_are_one_sentence(tmp_path, changes):
+    path = write_results(tmp_path / "a.json", **changes)
+    with pytest.raises(UserError, match=r"a\.json: is damaged, or no results\.json"):
+        results_table([path])

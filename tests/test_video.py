@@ -182,6 +182,24 @@ def test_transparency_of_a_gif_is_kept(tmp_path):
     assert shown[0][:, 24:].mean() > 250, "white in a video"
 
 
+def test_later_frames_of_a_gif_stay_transparent_behind_an_opaque_first_one(tmp_path):
+    def encoded(pixels):  # of 2x2, in LZW without compression, which removes it after it was shown
+        codes = [code for pixel in pixels for code in (4, pixel)] + [5]
+        packed = sum(code << 3 * place for place, code in enumerate(codes)).to_bytes(4, "little")
+        control = struct.pack("<BHB", 2 << 2 | 1, 10, 0)  # colour 0 is transparent
+        place = struct.pack("<HHHHB", 0, 0, 2, 2, 0)
+        return b"\x21\xf9\x04" + control + b"\0\x2c" + place + b"\x02\x04" + packed + b"\0"
+
+    shown = [(1, 1, 1, 1), (2, 0, 0, 0), (0, 0, 0, 3)]
+    colours = bytes([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
+    head = b"GIF89a" + struct.pack("<HHBBB", 2, 2, 0x91, 0, 0) + colours
+    (tmp_path / "in.gif").write_bytes(head + b"".join(map(encoded, shown)) + b";")
+    with Image.open(restored(tmp_path / "in.gif", tmp_path / "out.gif")) as image:
+        for number in range(3):
+            image.seek(number)
+            assert image.disposal_method == 2, "browsers show no earlier frame through the holes of the next"
+
+
 def test_a_gif_becomes_a_video_and_a_video_a_gif(tmp_path):
     shown, times, _ = read(restored(write_gif(tmp_path / "in.gif"), tmp_path / "out.mp4"))
     assert_alike(shown, list(pictures()), tolerance=6)
@@ -208,6 +226,7 @@ def test_what_cannot_be_restored_is_one_sentence_and_leaves_nothing(tmp_path):
         ("hdr.mkv", "out.mp4", r"high dynamic range \(PQ\)"),
         ("pcm.mkv", "out.webm", r"cannot hold the sound of .*pcm.mkv \(pcm_s16le\); name a .mkv"),
         ("missing.mp4", "out.mp4", "missing.mp4: no such video"),
+        (".", "out.mp4", "is a folder, and"),
         ("clip.mp4", "out.avi", "out.avi: is no video by its name; let it end in one of .mp4"),
         ("clip.mp4", "clip.mp4", "would overwrite the original"),
         ("photo.png", "out.mp4", "photo.png: no such video"),

@@ -61,7 +61,7 @@ def compare(config: ConfigDict, variants: list[str], seeds: list[int], output: A
         raise UserError(f"--variants: {unknown[0]!r} is unknown; choose from {', '.join(ABLATIONS)}")
     output = local_path(output, "--output")
     require_writable(output)
-    check_and_write_config(output, config, begun=True, flag="--output", data=digests_of(*sources_from(config)))
+    check_and_write_config(output, config, begun=True, flag="--output", data=digests_of(*sources_from(config, output)))
     if not outputs.charts_installed():
         print("note: there will be no chart, since matplotlib is not installed; pip install matplotlib draws it")
     wanted = [(variant, seed) for seed in seeds for variant in variants]

@@ -21,7 +21,8 @@ from concertormer_jax.data.images import image_size, read_rgb
 from concertormer_jax.runtime.devices import explain_out_of_memory, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.files import write_text, written_atomically
-from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
+from concertormer_jax.runtime.outputs import require_outside, require_separate, require_writable, results_path
+from concertormer_jax.runtime.paths import local_path
 from concertormer_jax.weights.checkpoints import LoadedModel, load_model
 
 
@@ -65,6 +66,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
         output = results_path(flags.output, flags.ckpt, "attribution", Path(flags.image).resolve().stem)
         pictures = _windows(flags)
         require_separate([output / f"{name}.png" for name in pictures], [path for path, _ in pictures.values()])
+        require_outside(output, local_path(flags.image, "IMAGE"))
         model = load_model(flags.ckpt, "--ckpt")
         require_writable(output)
         rows = _attribute(flags, model, pictures, output)

@@ -11,6 +11,7 @@ from concertormer_jax.photos.sheets import SHOWN, contact_sheet
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import written_atomically
 from concertormer_jax.runtime.outputs import require_file_writable, require_separate
+from concertormer_jax.runtime.paths import local_path
 
 
 def main(arguments: Iterable[object] | None = None) -> None:
@@ -23,15 +24,16 @@ def main(arguments: Iterable[object] | None = None) -> None:
     )
     flags = parse_arguments(parser, arguments)
     with running():
-        if not flags.out.lower().endswith((".jpg", ".jpeg", ".png")):
-            raise UserError(f"{flags.out}: must end in .jpg or .png.")
-        require_separate([flags.out], [flags.photo])
-        require_file_writable(flags.out)
-        photo = read_rgb(flags.photo)
+        path, out = local_path(flags.photo, "PHOTO"), local_path(flags.out, "OUT")
+        if out.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+            raise UserError(f"{out}: must end in .jpg or .png.")
+        require_separate([out], [path])
+        require_file_writable(out)
+        photo = read_rgb(path)
         try:
             sheet = contact_sheet(photo, flags.seed)
         except ValueError as error:
-            raise UserError(f"{flags.photo}: {error}; give a larger one.") from error
-        with written_atomically(flags.out) as temporary:
+            raise UserError(f"{path}: {error}; give a larger one.") from error
+        with written_atomically(out) as temporary:
             sheet.save(temporary, quality=90)
-        print(f"{len(SHOWN)} pictures in {flags.out}")
+        print(f"{len(SHOWN)} pictures in {out}")

@@ -19,7 +19,7 @@ from concertormer_jax.data.prepared import PREFIX
 from concertormer_jax.data.synthesize import synthesize
 from concertormer_jax.evaluation.evaluator import evaluate, evaluate_predictions
 from concertormer_jax.evaluation.reports import markdown_table, write_reports, write_summary
-from concertormer_jax.evaluation.scores import PROTOCOLS
+from concertormer_jax.evaluation.scores import PROTOCOLS, protocol_named
 from concertormer_jax.evaluation.sets import find_predictions, open_sets, predictions_folder
 from concertormer_jax.inference.compiled import PRECISION_HELP, PRECISIONS
 from concertormer_jax.inference.sharding import SETTINGS, SHARD_HELP
@@ -27,7 +27,7 @@ from concertormer_jax.inference.tiles import tlc_window
 from concertormer_jax.metrics.psnr_ssim import METRICS, require_known
 from concertormer_jax.runtime.devices import Hosts, join_hosts, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.outputs import require_writable, results_path
+from concertormer_jax.runtime.outputs import require_outside, require_writable, results_path
 from concertormer_jax.runtime.paths import bundled, is_bundled, local_path
 from concertormer_jax.weights.checkpoints import load_model
 
@@ -43,7 +43,9 @@ def main(arguments: Iterable[object] | None = None) -> None:
     parser.add_argument("--data-dir", default="", metavar="DIR", help="where prepared sets are; default as in prepare")
     parser.add_argument("--protocol", metavar="NAME", help=f"default: the data's; {', '.join(PROTOCOLS)}")
     parser.add_argument(
-        "--output", metavar="DIR", help="default: evaluation/ in the checkpoint's folder (or results/), by data and TLC"
+        "--output",
+        metavar="DIR",
+        help="default: evaluation/ in the checkpoint's folder (or results/), by data, protocol and TLC",
     )
     parser.add_argument(
         "--tlc", metavar="auto|off|N", help="window of the test-time local converter; auto, the default: the protocol's"
@@ -80,6 +82,8 @@ def _network(flags, metrics):
     data_name = "-".join(Path(flags.data or BUNDLED_PHOTOS).resolve().parts[-2:])
     if flags.data and flags.data.startswith(PREFIX):
         data_name = flags.data.removeprefix(PREFIX).replace("/", "-")
+    if flags.protocol and protocol_named(flags.protocol).degradation:  # other inputs of the same pictures
+        data_name += f"-{flags.protocol}"
     output = results_path(flags.output, flags.ckpt, "evaluation", f"{data_name}-tlc-{tlc}")
     with Hosts(output if flags.distributed else None) as hosts:
         model = load_model(flags.ckpt, "--ckpt")
@@ -91,6 +95,8 @@ def _network(flags, metrics):
             require_writable(output)
             synthesize(BUNDLED_PHOTOS, data)
         protocol, sets = open_sets(data, flags.protocol, flags.data_dir)
+        if protocol.degradation:
+            require_outside(output, data)
 
         def score(pairs, folder):
             options = {"tlc": tlc, "metrics": metrics, "batch": flags.batch}
@@ -111,6 +117,8 @@ def _predictions(flags, metrics):
     predictions = local_path(flags.predictions, "--predictions")
     protocol, sets = open_sets(flags.data, flags.protocol, flags.data_dir)
     output = local_path(flags.output or f"{predictions}-scores", "--output")
+    if protocol.degradation:
+        require_outside(output, flags.data)
     paths = {  # of all sets, before the first is scored
         pairs.name: find_predictions(predictions_folder(predictions, pairs, len(sets) == 1), pairs) for pairs in sets
     }

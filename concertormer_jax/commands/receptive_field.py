@@ -23,7 +23,8 @@ from concertormer_jax.inference.compiled import CompiledPerShape
 from concertormer_jax.runtime.devices import explain_out_of_memory, prepare_to_compile
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text, written_atomically
-from concertormer_jax.runtime.outputs import require_separate, require_writable, results_path
+from concertormer_jax.runtime.outputs import require_outside, require_separate, require_writable, results_path
+from concertormer_jax.runtime.paths import local_path
 from concertormer_jax.weights.checkpoints import load_model
 
 SHARES = (0.5, 0.9, 0.99)
@@ -39,6 +40,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
         prepare_to_compile()
         output = results_path(flags.output, flags.ckpt, "receptive_field", Path(flags.image).resolve().stem)
         require_separate([output / "receptive_field.png"], pictures)
+        require_outside(output, local_path(flags.image, "IMAGE"))
         model = load_model(flags.ckpt, "--ckpt")
         require_writable(output)
         field = _mean_field(restoring(model), pictures, flags.crop)

@@ -153,9 +153,12 @@ def _batches(
     try:
         yield from dataset.as_numpy_iterator()
     except tensorflow.errors.OpError:
-        if failures:  # the exception of Python, in place of TensorFlow's text about it
-            raise failures[0] from None
-        raise
+        if not failures:
+            raise
+    # The exception of Python, in place of TensorFlow's, which must be gone: it would keep the iterator and its threads,
+    # for which Python waits in vain when it shuts down.
+    if failures:
+        raise failures[0]
 
 
 @atexit.register

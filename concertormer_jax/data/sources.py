@@ -19,7 +19,7 @@ from concertormer_jax.data.degrade import Degradation
 from concertormer_jax.data.degrade.motion_blur import CameraShake
 from concertormer_jax.data.folders import Pair, contents_of, require_equal_size, require_equal_sizes
 from concertormer_jax.data.held_out import hold_out, relative_names
-from concertormer_jax.data.images import ImageReader, decoded_bytes, image_size
+from concertormer_jax.data.images import ImageReader, decoded_bytes, image_size, image_sizes
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.paths import AnyPath, local_path
 
@@ -255,7 +255,7 @@ def open_source(
     place: a folder (see `folders.contents_of`), or "tfds:NAME" or "tfds:NAME/CONFIG" for a set below `data_dir` (see
     `prepared.open_prepared`), of which all training pairs are taken, or with `validation` those to validate on.
     degradation: what makes inputs of photographs; None: `CameraShake()`. Pairs do not use it.
-    Raises UserError like `open_prepared`, `contents_of` and `require_equal_sizes`.
+    Raises UserError like `open_prepared`, `contents_of`, `image_sizes` and `require_equal_sizes`.
     """
     place = os.fspath(place)
     if place.startswith("tfds:"):
@@ -270,6 +270,7 @@ def open_source(
         )
     contents = contents_of(local_path(place))
     if contents.photographs:
+        image_sizes(contents.photographs)  # what cannot be opened is named now, and not in the midst of the training
         return PhotoSource(contents.photographs, degradation or CameraShake(), cached=cached)
     require_equal_sizes(contents.pairs)
     return PairSource(contents.pairs, cached=cached, unused=contents.unused)

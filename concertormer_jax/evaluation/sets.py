@@ -16,7 +16,7 @@ from concertormer_jax.datasets.layouts import BlockPair, Item, find, sets_in
 from concertormer_jax.datasets.sidd_blocks import SiddBlocks
 from concertormer_jax.evaluation.scores import PAIRS, PROTOCOLS, EvaluationSet, Protocol, protocol_named
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import checked_part
+from concertormer_jax.runtime.paths import checked_part, is_remote, local_path
 
 _PROTOCOL_OF_SET = {"rain13k": "derain"}  # the others are named like their set
 
@@ -146,8 +146,8 @@ def protocol_of_training(source: str) -> Protocol:
     for place in filter(None, source.split(",")):
         if place.startswith(PREFIX):
             names.add(known_set(place.removeprefix(PREFIX)))
-        else:
-            names |= sets_in(place) if Path(place).is_dir() else set()
+        elif not is_remote(place) and (folder := local_path(place, "config.data.source")).is_dir():
+            names |= sets_in(folder)
     names.discard(None)
     return _protocol_of(names.pop()) if len(names) == 1 else PAIRS
 

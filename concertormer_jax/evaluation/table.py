@@ -70,7 +70,9 @@ def read_results(path) -> list[Result]:
         raise errors.UserError(f"{file}: is of no benchmark; evaluate with --protocol, or remove it.")
     try:
         return _rows(file, protocol, str(variant), sets, average)
-    except (KeyError, TypeError, AttributeError) as error:
+    except errors.UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise errors.UserError(f"{file}: is damaged, or no results.json of evaluate.py; evaluate anew.") from error
 
 

@@ -36,11 +36,12 @@ def canvas_px(sizes: Iterable[tuple[int, int]], multiple: int) -> int:
     """Return the side of the square canvas for pictures of `sizes` (height, width): the smallest that holds each.
 
     The largest serves for all larger pictures, which are restored in several tiles of it. multiple: that of the
-    network; a canvas is a multiple of `tile_grid(multiple)`.
+    network; a canvas is a multiple of `tile_grid(multiple)`, and at least two, as neighbouring tiles share one.
     """
     longest = max(max(size) for size in sizes)
     fitting = (canvas for canvas in CANVASES_PX if canvas >= longest)
-    return padded_size(next(fitting, CANVASES_PX[-1]), tile_grid(multiple))
+    grid = tile_grid(multiple)
+    return max(padded_size(next(fitting, CANVASES_PX[-1]), grid), 2 * grid)
 
 
 class Restored(NamedTuple):
@@ -216,7 +217,7 @@ class Restorer:
                 if shift > LARGEST_COLOUR_SHIFT:
                     restored, shift = self._again(tile.pixels, restored, shift)
                     picture.redone += 1
-                if shift > LARGEST_COLOUR_SHIFT:
+                if not shift <= LARGEST_COLOUR_SHIFT:  # nor a number
                     restored = tile.pixels
                     picture.kept += 1
                 picture.add(tile, restored)

@@ -4,6 +4,7 @@ import dataclasses
 import http.server
 import io
 import json
+import sys
 import tempfile
 import threading
 import time
@@ -85,7 +86,7 @@ class Studio:
         picture = self._pictures[number]
         blended = picture.photo.rgb + np.float32(strength) * (picture.restored - picture.photo.rgb)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, _result_name(picture.name, picture.photo))
+            path = Path(folder, "picture").with_suffix(Path(_result_name(picture.name, picture.photo)).suffix)
             write_photo(path, dataclasses.replace(picture.photo, rgb=blended))
             return path.read_bytes()
 
@@ -95,11 +96,11 @@ class Studio:
 
 def _read(name, content):
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"picture{Path(name).suffix}")
+        path = Path(folder, "picture")
         path.write_bytes(content)
         try:
             photo = read_photo(path)
-            require_fits(photo, path.with_name(_result_name(name, photo)))
+            require_fits(photo, _result_name(name, photo))
         except UserError as error:
             raise UserError(str(error).replace(str(path), name)) from error
     return photo
@@ -130,11 +131,17 @@ def make_server(studio: Studio, model: str, port: int) -> http.server.ThreadingH
     script = asset("drop.js") + asset("app.js")
     html = page("Sharper photographs", content.replace("__MODEL__", model), style=asset("app.css"), script=script)
     try:
-        server = http.server.ThreadingHTTPServer((HOST, port), _handler(studio, html.encode()))
+        return _Server((HOST, port), _handler(studio, html.encode()))
     except OSError as error:
         raise UserError(f"--port={port}: cannot be listened on ({error.strerror}); choose another one.") from error
-    server.daemon_threads = True
-    return server
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # a browser that hung up is no fault
+            super().handle_error(request, client_address)
 
 
 def _handler(studio, html):
@@ -160,6 +167,8 @@ def _handler(studio, html):
                     self._send(studio.download(int(parts[1]), strength), "application/octet-stream")
                 else:
                     self._send_json({"error": "no such page"}, HTTPStatus.NOT_FOUND)
+            except UserError as error:
+                self._send_json({"error": str(error)}, HTTPStatus.INTERNAL_SERVER_ERROR)
             except (KeyError, ValueError):
                 self._send_json({"error": "this picture is gone; restore it again"}, HTTPStatus.NOT_FOUND)
 
@@ -179,14 +188,18 @@ def _handler(studio, html):
                 content, query = self.rfile.read(int(length)), urllib.parse.parse_qs(address.query)
                 try:
                     told = studio.restore(query.get("name", [""])[0], content, query.get("tile", ["auto"])[0])
-                    self._send_json(told)
                 except UserError as error:
                     self._send_json({"error": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
+                except Exception as error:  # also one that nobody foresaw: the page waits for an answer
+                    reason = f"could not be restored ({type(error).__name__}: {error})"
+                    self._send_json({"error": reason}, HTTPStatus.INTERNAL_SERVER_ERROR)
+                else:
+                    self._send_json(told)
 
         def _for_this_machine(self):
             """Whether the request names this machine: a foreign name that resolves to it is turned away."""
-            host = self.headers.get("Host", "").rpartition(":")[0]
-            if host in (HOST, "localhost"):
+            host, _, port = self.headers.get("Host", "").partition(":")
+            if host in (HOST, "localhost") and (not port or port.isdecimal()):
                 return True
             self._refuse("this page is for this machine only", HTTPStatus.FORBIDDEN)
             return False

@@ -42,6 +42,8 @@ def plan_video(source, destination) -> tuple[Path, Path]:
     """
     into_folder = str(destination).endswith(os.sep)
     before, after = local_path(source, "IN"), local_path(destination, "OUT")
+    if before.is_dir():
+        raise UserError(f"{before}: is a folder, and {after} a video; name a folder for the restored pictures.")
     if not before.is_file():
         raise UserError(f"{before}: no such video; check the path.")
     if into_folder or after.is_dir():

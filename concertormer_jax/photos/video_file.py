@@ -81,9 +81,9 @@ def write_gif(path, frames: Iterator[Frame], loop: int | None) -> None:
     """
     first = next(frames)
     pictures = map(_picture, frames)
-    options = {} if loop is None else {"loop": loop}
-    if first.alpha is not None:
-        options["disposal"] = 2  # a transparent pixel shows no earlier frame
+    options = {"disposal": 2}  # a transparent pixel shows no earlier frame
+    if loop is not None:
+        options["loop"] = loop
     _picture(first).save(path, format="GIF", save_all=True, append_images=pictures, **options)
 
 

@@ -59,6 +59,16 @@ def require_separate(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> N
         taken.add(key(path))
 
 
+def require_outside(results: AnyPath, pictures: AnyPath) -> None:
+    """Raise UserError if the folder `results` is `pictures` or lies in it: the next command would take both for one."""
+    inner, outer = (Path(os.path.realpath(path)) for path in (results, pictures))
+    if outer in (inner, *inner.parents):
+        raise UserError(
+            f"{results}: lies in the folder of pictures {pictures}, whose pictures those of the results would be taken "
+            "for; name a folder for results elsewhere."
+        )
+
+
 def key_of_results(folder: Path) -> Callable[[Path], str]:
     """Return a function that gives one text for all paths that the disk of `folder` takes for the same file.
 

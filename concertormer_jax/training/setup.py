@@ -10,12 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from concertormer_jax.data.degrade import input_dtype, make_degradation
-from concertormer_jax.data.sources import Mixture, leave_out, open_source, split_source
+from concertormer_jax.data.sources import Mixture, PhotoSource, leave_out, open_source, split_source
 from concertormer_jax.models import Network, create, initial_params
 from concertormer_jax.ops.platform import training_mesh
 from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.memory import available_memory_bytes
+from concertormer_jax.runtime.outputs import require_outside
+from concertormer_jax.runtime.paths import AnyPath, local_path
 from concertormer_jax.runtime.trace_cache import fingerprint, lower_cached
 from concertormer_jax.training.config_limits import require_valid
 from concertormer_jax.training.schedule import OPTIMIZERS, Phase, cosine
@@ -172,10 +174,11 @@ def _require_memory_for(shapes: TrainState) -> None:
         )
 
 
-def sources_from(config):
+def sources_from(config, results: AnyPath | None = None):
     """The sources for training and validation: held-out images of the former, unless config.validation names one.
 
-    What is validated on is left out of the training. Raises UserError like `open_source`, and if nothing is left.
+    What is validated on is left out of the training. results: the folder that the run writes to. Raises UserError like
+    `open_source`, if nothing is left, and if `results` lies among photographs.
     """
     data = config.data
     degradation = make_degradation(
@@ -193,20 +196,31 @@ def sources_from(config):
     opened = [open_source(place, cached=config.run.cache, **settings) for place in _places(data.source)]
     if _places(config.validation.source):
         held = [open_source(place, validation=True, **settings) for place in _places(config.validation.source)]
-        training = [leave_out(source, held) for source in opened]
-        for place, source in zip(_places(data.source), training, strict=True):
-            if not len(source):
-                raise UserError(
-                    f"config.data.source={place}: config.validation.source={config.validation.source} holds all its "
-                    "pictures, so that none is left to train on; name other pictures, or leave the latter empty"
-                )
-        validation = Mixture(held) if len(held) > 1 else held[0]
+        training, validation = opened, Mixture(held) if len(held) > 1 else held[0]
     else:
+        held = []
         split = [split_source(source, config.validation.fraction) for source in opened]
-        training = [part for part, _ in split]
-        validation = Mixture([part for _, part in split])
+        training, validation = [part for part, _ in split], Mixture([part for _, part in split])
+    if results is not None:
+        _require_outside_photographs(results, zip(_places(data.source), opened, strict=True))
+        _require_outside_photographs(results, zip(_places(config.validation.source), held, strict=True))
+    training = [leave_out(source, validation.parts()) for source in training]
+    for place, source in zip(_places(data.source), training, strict=True):
+        if not len(source):
+            whose = f"config.validation.source={config.validation.source} holds all its pictures"
+            raise UserError(
+                f"config.data.source={place}: {whose if held else 'all its pictures are held out'}, so that none is "
+                f"left to train on; name other pictures{', or leave the latter empty' if held else ''}"
+            )
     source = Mixture(training, data.shares or None) if len(training) > 1 else training[0]
     return source, validation
+
+
+def _require_outside_photographs(results, places):
+    """places: (what the config says, its source). In a folder of pairs no other picture counts."""
+    for place, source in places:
+        if isinstance(source, PhotoSource):
+            require_outside(results, local_path(place))
 
 
 def data_notes(source, validation, config) -> list[str]:

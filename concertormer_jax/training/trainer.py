@@ -75,7 +75,7 @@ class Trainer:
         self.peak_flops_per_s = peak_flops_per_s(list(self.mesh.devices.flat))
         require_divisible(self.phases, self.mesh.size, config.train.accumulation)
 
-        self.source, held_out = sources_from(config)
+        self.source, held_out = sources_from(config, self.workdir)
         self.cached_bytes = require_memory_for(self.source) if config.run.cache else 0
         self.notes = data_notes(self.source, held_out, config)
         self.seed = config.seed

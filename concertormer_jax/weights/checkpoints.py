@@ -58,7 +58,8 @@ class Checkpoints:
     """The checkpoints of a training run: the latest two and the best by validation PSNR stay, the others are removed.
 
     `save` returns as soon as the arrays are copied; Orbax writes them in the background. Damaged checkpoints are passed
-    over and named by `log`; once an undamaged one is restored, they are renamed to STEP.damaged.
+    over and named by `log`; once an undamaged one is restored, they are renamed to STEP.damaged. Raises UserError for a
+    folder of converted weights.
     """
 
     def __init__(self, workdir: AnyPath, log: Callable[[str], object] = tqdm.write):
@@ -71,6 +72,8 @@ class Checkpoints:
                 self._models[step] = _vetted(folder)
             except Damaged as reason:
                 self._damaged[step] = str(reason)
+            else:
+                _require_of_a_training(folder, self._models[step], workdir)
 
     def latest_step(self) -> int | None:
         """Return the last saved step that is not known to be damaged, None if nothing was saved.
@@ -238,6 +241,15 @@ def _vetted(folder: epath.Path) -> dict:
     except Exception as error:
         raise Damaged(f"what Orbax wrote of it cannot be read ({first_words(error)})") from error
     return model
+
+
+def _require_of_a_training(folder: epath.Path, model: dict, workdir: AnyPath) -> None:
+    """Raise UserError for converted weights, which have no optimiser's state."""
+    if "optimizer" not in model.get("digests", {"optimizer": None}):
+        raise UserError(
+            f"{folder}: holds weights alone, from which no run goes on; train in another folder from them: "
+            f"--workdir=NEW --config.init_from={workdir}"
+        )
 
 
 def _require_one_step_on_all_hosts(step: int) -> None:
