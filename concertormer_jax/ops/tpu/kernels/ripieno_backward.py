@@ -10,7 +10,7 @@ communication between blocks; everything else is computed for 128 lanes at a tim
 needed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,7 +54,7 @@ def ripieno_backward(tiles: Tiles, spatial: bool, x, y, gradient, kernels, cdc, 
         y, *refs = (x, *refs) if same else refs
         gradient, to_q, to_k, to_v, cdc, turned, *refs = refs
         queries, keys, values, cdc_gradient, *scratch = refs
-        scratch = Scratch(*scratch)
+        scratch = Scratch(*scratch[:4], scratch[4:])
         for i, weights in enumerate((to_q, to_k, to_v)):
             scratch.weights[i] = weights[...].T
         cdc_gradient[...] = jnp.zeros(cdc_gradient.shape, jnp.float32)
@@ -129,6 +129,20 @@ class Layout(NamedTuple):
         return self.tiles.count // LANES
 
     @property
+    def keeps(self) -> bool:
+        """Whether queries and keys stay in VMEM until their derivatives are taken: where all blocks are one part."""
+        return self.parts == 1
+
+    @property
+    def queries(self) -> int:
+        """The number of the queries among the features in scratch."""
+        return 3 if self.keeps else 0
+
+    @property
+    def keys(self) -> int:
+        return self.queries + 1
+
+    @property
     def reach(self) -> int:
         """How many parts before and behind one its communication reads."""
         return 0 if self.parts == 1 else 1
@@ -163,12 +177,7 @@ class Scratch(NamedTuple):
     logits: Any  # of all parts
     gradients: Any  # by the logits after communication, of all parts
     maps: Any  # of a part
-    first: Any  # features of a part with the positions first
-    second: Any
-    third: Any
-    first_turned: Any  # the same with the channels first
-    second_turned: Any
-    third_turned: Any
+    features: Sequence[Any]  # of a part, alternately with the positions first and with the channels first
 
 
 def _scratch(layout, x):
@@ -177,7 +186,8 @@ def _scratch(layout, x):
     by_position = (POSITIONS * words.stride_to_read(layout.group), LANES), jnp.float32
     by_channel = (layout.group * words.stride_to_read(POSITIONS), LANES), jnp.float32
     weights = (3, layout.group, x.shape[2]), x.dtype
-    return Scratch(weights, all_maps, all_maps, ((maps, LANES), jnp.float32), *[by_position] * 3, *[by_channel] * 3)
+    features = [by_position, by_channel] * (layout.keys + 1 if layout.keeps else 3)
+    return [weights, all_maps, all_maps, ((maps, LANES), jnp.float32), *features]
 
 
 class Features(NamedTuple):
@@ -205,8 +215,7 @@ class Features(NamedTuple):
 
 
 def _features(layout, scratch, number):
-    names = ("first", "second", "third")
-    positions, channels = (getattr(scratch, names[number] + end) for end in ("", "_turned"))
+    positions, channels = scratch.features[2 * number : 2 * number + 2]
     pitches = words.stride_to_read(layout.group), words.stride_to_read(POSITIONS)
     return Features(Matrices(positions, pitches[0]), Matrices(channels, pitches[1]))
 
@@ -349,8 +358,8 @@ def _clear_around(layout, scratch):
 
 
 def _write_logits(layout, scratch, x, y, t):
-    queries, keys = _features(layout, scratch, 0), _features(layout, scratch, 1)
-    _normalised(layout, _projected(layout, scratch, x, 0, t), queries, turned=layout.spatial)
+    queries, keys = (_features(layout, scratch, number) for number in (layout.queries, layout.keys))
+    _normalised(layout, _projected(layout, scratch, x, 0, t), queries, turned=layout.spatial or layout.keeps)
     _normalised(layout, _projected(layout, scratch, y, 1, t), keys, turned=not layout.spatial)
 
     @pl.loop(0, layout.heads)
@@ -494,10 +503,11 @@ def _communicate_back(layout, scratch, turned, cdc_gradient, t):
 
 def _write_queries_and_keys(layout, scratch, x, y, queries, keys, t):
     """Write the derivatives by queries and keys."""
-    own_queries, own_keys, result = (_features(layout, scratch, i) for i in range(3))
+    own_queries, own_keys, result = (_features(layout, scratch, i) for i in (layout.queries, layout.keys, 2))
     projected = [_projected(layout, scratch, features, i, t) for i, features in enumerate((x, y))]
-    for rows, own in zip(projected, (own_queries, own_keys), strict=True):
-        _normalised(layout, rows, own, turned=not layout.spatial)
+    if not layout.keeps:
+        for rows, own in zip(projected, (own_queries, own_keys), strict=True):
+            _normalised(layout, rows, own, turned=not layout.spatial)
     size, terms = layout.size, layout.terms
 
     def multiply_heads(write_to, arguments):
