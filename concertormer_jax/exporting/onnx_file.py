@@ -119,7 +119,11 @@ class _Graph:
 
     def _scan(self, params, values):
         """The loop's steps one after the other. It stacks no results that depend on the picture."""
-        body, fixed, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
+        body = params["jaxpr"]
+        if "ft_in" in params:  # JAX 0.12 and newer: the arguments as a tree (constants, carry, stacked)
+            fixed, carried, _ = map(len, params["ft_in"].unpack())
+        else:
+            fixed, carried = params["num_consts"], params["num_carry"]
         consts, carry, stacked = values[:fixed], values[fixed : fixed + carried], values[fixed + carried :]
         for step in range(params["length"]):
             given = [*consts, *carry, *(np.asarray(array)[step] for array in stacked)]
