@@ -14,7 +14,8 @@ from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise, normalise
 from concertormer_jax.ops.tpu.kernels.cut import enter, leave
 from concertormer_jax.ops.tpu.kernels.mlp import gated_mlp
 from concertormer_jax.ops.tpu.kernels.mlp_backward import gated_mlp_backward
-from concertormer_jax.ops.tpu.kernels.ripieno_backward import lane_matrix, ripieno_backward
+from concertormer_jax.ops.tpu.kernels.ripieno_backward import ripieno_backward
+from concertormer_jax.ops.tpu.kernels.ripieno_backward_layout import lane_matrix
 from concertormer_jax.ops.tpu.kernels.tiles import LANES, Tiles
 
 TILES = Tiles(8, 16, 8)

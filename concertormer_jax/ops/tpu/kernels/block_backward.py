@@ -15,7 +15,8 @@ from concertormer_jax.ops.shared.groups import Parameters, for_every_channel, pa
 from concertormer_jax.ops.tpu.concerto import SPATIAL
 from concertormer_jax.ops.tpu.kernels.begin import Flags
 from concertormer_jax.ops.tpu.kernels.mlp_backward import gated_mlp_backward
-from concertormer_jax.ops.tpu.kernels.ripieno_backward import lane_matrix, ripieno_backward
+from concertormer_jax.ops.tpu.kernels.ripieno_backward import ripieno_backward
+from concertormer_jax.ops.tpu.kernels.ripieno_backward_layout import lane_matrix
 from concertormer_jax.ops.tpu.kernels.tiles import Tiles
 
 
