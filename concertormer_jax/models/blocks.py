@@ -10,9 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.concerto_attention import CDC_PARAMETERS, LOGITS, ConcertoSelfAttention
-from concertormer_jax.ops import gdmlp
-from concertormer_jax.ops.convolution import project
 from concertormer_jax.ops.dispatch import own_form
+from concertormer_jax.ops.layers import gated_mlp, project
 from concertormer_jax.ops.reference import AttentionWeights, MLPWeights
 
 NORM_EPSILON = 1e-6
@@ -78,7 +77,7 @@ class Block(nn.Module):
         to_output = pointwise("project_out", hidden, width)
         with jax.named_scope("gdmlp"):
             weights = MLPWeights(to_uz, dw_u, to_hidden, to_output)
-            return gdmlp.gated_mlp(x, inputs, attended, weights, implementation=self.implementation)
+            return gated_mlp(x, inputs, attended, weights, implementation=self.implementation)
 
     def _attend(self, inputs, shifted, keys, first):
         attention = ConcertoSelfAttention(

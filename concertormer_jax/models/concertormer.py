@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.ops import image
-from concertormer_jax.ops.convolution import convolve_to_few
 from concertormer_jax.ops.dispatch import own_form, require_implementation
+from concertormer_jax.ops.layers import convolve_to_few
 
 
 def convolution(

@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float
 from concertormer_jax.models.architecture import torch_uniform
 from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.concertormer import convolution, require_stages
-from concertormer_jax.ops import image, tlc
+from concertormer_jax.ops import image
 from concertormer_jax.ops.concerto import transposed_attention
-from concertormer_jax.ops.convolution import depthwise_3x3, project
 from concertormer_jax.ops.dispatch import require_implementation
+from concertormer_jax.ops.layers import depthwise_3x3, on_windows, project
 
 NORM_EPSILON = 1e-5
 ATTENTIONS = ("transposed", "concerto")
@@ -62,7 +62,7 @@ class TransposedAttention(nn.Module):
         form = {"implementation": self.implementation}
         qkv = jnp.split(depthwise_3x3(project(x, to_qkv), dw_qkv, **form), 3, axis=-1)
         attend = partial(transposed_attention, temperature=temperature, **form)
-        return attend(*qkv) if self.tlc_window is None else tlc.on_windows(attend, qkv, self.tlc_window, **form)
+        return attend(*qkv) if self.tlc_window is None else on_windows(attend, qkv, self.tlc_window, **form)
 
 
 class GatedFeedForward(nn.Module):

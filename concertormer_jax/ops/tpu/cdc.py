@@ -1,4 +1,4 @@
-"""CDC over blocks on a TPU, which multiplies matrices ten times faster than it adds shifted maps of a few heads."""
+"""CDC over blocks on a TPU, which multiplies matrices much faster than it adds shifted maps of a few heads."""
 
 import math
 

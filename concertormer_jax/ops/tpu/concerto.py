@@ -21,7 +21,7 @@ from concertormer_jax.ops.shared.attention import (
     product,
     sum_over,
 )
-from concertormer_jax.ops.shared.cdc import CDC, cdc_of, mask_maps, unmasked
+from concertormer_jax.ops.shared.cdc import CDC, cdc_of, mask_maps, needs_mask
 from concertormer_jax.ops.shared.groups import (
     INSIDE_BLOCKS,
     LAYOUTS,
@@ -30,10 +30,11 @@ from concertormer_jax.ops.shared.groups import (
     mean_of_map,
     parameters_by_group,
     positions_first,
+    projected,
     sca_gate,
     separate_heads,
 )
-from concertormer_jax.ops.shared.projection import project, project_channels_first
+from concertormer_jax.ops.shared.projection import project_channels_first
 from concertormer_jax.ops.tpu.blocks import merge_blocks, split_blocks
 from concertormer_jax.ops.tpu.cdc import cdc_over_blocks, mask_rows
 
@@ -59,7 +60,7 @@ def concerto_attention(
     for own in parameters_by_group(weights, groups, x.dtype):
         with jax.named_scope(own.group):
             cdc = cdc_of(own.group, groups, own.cdc, own.temperature, partial(cdc_over_blocks, grid))
-            if not unmasked(own.group, shifted):
+            if needs_mask(own.group, shifted):
                 mask = partial(mask_maps, grid) if own.cdc is None else partial(mask_rows, grid, heads)
                 cdc = cdc.then(mask, shifted)
             features = (x_inside, y_inside) if own.group in INSIDE_BLOCKS else (x_across, y_across)
@@ -75,7 +76,7 @@ def concerto_attention(
 
 
 def sum_weights(maps: Float[Array, "*batch q k"]) -> Float[Array, "*batch q"]:
-    """Sums over the last axis by a product with ones: a TPU adds across its lanes several times slower.
+    """Sums over the last axis by a product with ones: a TPU is slow at adding across its lanes.
 
     Of one column of ones its compiler would make a sum again.
     """
@@ -114,12 +115,12 @@ transposed_attention = partial(attention.transposed_attention, SPATIAL)
 
 
 def _ripieno_spatial(x, y, own: Parameters, heads: int, cdc: CDC):
-    q, k, v = (separate_heads(part, heads) for part in _projected(x, y, own))
+    q, k, v = (separate_heads(part, heads) for part in projected(x, y, own))
     return attend(SPATIAL, q, k, v, own.required_temperature, cdc)
 
 
 def _between_channels(x, y, own: Parameters, heads: int, cdc: CDC):
-    q, k, v = _projected(x, y, own)
+    q, k, v = projected(x, y, own)
     mixed = attend(SPATIAL, *(_heads_first(part, heads) for part in (q, k, v)), own.required_temperature, cdc)
     return jnp.moveaxis(mixed, -1, -3).reshape(v.shape)
 
@@ -130,16 +131,16 @@ def _heads_first(features, heads):
 
 
 def _concertino_spatial(x, y, own: Parameters, _, cdc: CDC):
-    q, k, v = _projected(x, y, own, project_channels_first)
+    q, k, v = projected(x, y, own, project_channels_first)
     return attend(SPATIAL, q, k, v, *for_every_channel(own.required_temperature, cdc, q))
 
 
 def _window(x, y, own: Parameters, heads: int, cdc: CDC):
-    return plain_attention(*(separate_heads(part, heads) for part in _projected(x, y, own)), cdc)
+    return plain_attention(*(separate_heads(part, heads) for part in projected(x, y, own)), cdc)
 
 
 def _transposed(x, y, own: Parameters, heads: int, cdc: CDC):
-    q, k, v = _projected(x, y, own)
+    q, k, v = projected(x, y, own)
     pixels = (_heads_first(part.reshape(len(part), -1, part.shape[-1]), heads) for part in (q, k, v))
     mixed = attend(SPATIAL, *pixels, own.required_temperature, cdc)
     return jnp.moveaxis(mixed, -1, -3).reshape(q.shape)
@@ -153,9 +154,3 @@ _ATTEND = {
     "window": _window,
     "transposed": _transposed,
 }
-
-
-@jax.named_scope("projections")
-def _projected(x, y, own, project=project):
-    """q, k and v."""
-    return project(x, own.to_q), project(y, own.to_k), project(y, own.to_v)
