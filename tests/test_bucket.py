@@ -10,6 +10,8 @@ import training_runs as runs
 from fake_bucket import FakeBucket
 
 from concertormer_jax.data.synthesize import synthesize
+from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.outputs import results_path
 from concertormer_jax.training import trainer
 from configs import common
 
@@ -81,9 +83,9 @@ def test_its_checkpoint_is_evaluated(bucket, killed_and_resumed, settings, tmp_p
     output = runs.finish(runs.start([*command, f"--output={tmp_path / 'out'}"], **bucket.environment))
     assert "6 images" in output
     assert json.loads((tmp_path / "out" / "results.json").read_text())["images"] == 6
-    refused = runs.finish(runs.start(command, **bucket.environment), status=2)
-    assert (
-        refused.splitlines()[-1]
-        == f"error: {WORKDIR} is in a bucket and results are written on this machine; give a folder by --output"
-    )
     assert not (runs.ROOT / "gs:").exists()
+
+
+def test_results_are_not_written_beside_a_checkpoint_in_a_bucket():
+    with pytest.raises(UserError, match=f"{WORKDIR} is in a bucket and results are written on .* by --output"):
+        results_path(None, WORKDIR, "evaluation")

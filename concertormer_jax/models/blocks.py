@@ -34,8 +34,12 @@ def feed_forward_channels(features: int, expansion: int) -> int:
 class Block(nn.Module):
     """One block: x + CSA-gdMLP(norm(x), keys), the keys being norm(x) in all but the first block of a cross stage.
 
-    (Paper, section 3.) `architecture` tells its parts. `tlc_window` is the side in pixels of this level's windows for
-    the attention, None for the whole map. `implementation`: of the attention and the MLP, see `ops.dispatch.form`.
+    (Paper, section 3.)
+
+    features: channels C of x; heads: in each group of the attention; expansion: hidden channels for each channel of x.
+    architecture: which parts the block has. tlc_window: side of the attention's windows in positions of this level,
+        None for the whole map. dtype: of the computation. implementation: of the attention and the MLP, see
+        `ops.dispatch.form`.
     """
 
     features: int
@@ -100,7 +104,8 @@ class Stage(nn.Module):
     """`blocks` equal blocks of one level; the first may take in other features `y`.
 
     Every other block is shifted, unless `architecture` has no shift. The blocks are scanned: they are compiled once and
-    their parameters are stacked on a first axis.
+    their parameters are stacked on a first axis. remat: compute each block's inside again in the backward pass. The
+    other fields are those of `Block`.
     """
 
     features: int
