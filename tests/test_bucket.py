@@ -10,8 +10,6 @@ import training_runs as runs
 from fake_bucket import FakeBucket
 
 from concertormer_jax.data.synthesize import synthesize
-from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.outputs import results_path
 from concertormer_jax.training import trainer
 from configs import common
 
@@ -84,8 +82,3 @@ def test_its_checkpoint_is_evaluated(bucket, killed_and_resumed, settings, tmp_p
     assert "6 images" in output
     assert json.loads((tmp_path / "out" / "results.json").read_text())["images"] == 6
     assert not (runs.ROOT / "gs:").exists()
-
-
-def test_results_are_not_written_beside_a_checkpoint_in_a_bucket():
-    with pytest.raises(UserError, match=f"{WORKDIR} is in a bucket and results are written on .* by --output"):
-        results_path(None, WORKDIR, "evaluation")

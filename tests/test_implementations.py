@@ -22,7 +22,6 @@ from concertormer_jax.ops.gpu import concerto as gpu
 from concertormer_jax.ops.shared import taps
 from concertormer_jax.ops.shared.attention import logits
 from concertormer_jax.ops.shared.cdc import cdc_of
-from concertormer_jax.ops.tpu import cdc as tpu_cdc
 from concertormer_jax.ops.tpu import concerto as tpu
 
 FAST = IMPLEMENTATIONS[1:]
@@ -282,7 +281,7 @@ def test_no_logit_exceeds_its_bound_and_one_can_reach_it(implementation):
     """Where all cosines are 1 and no weight is negative, the largest logit after CDC is the bound."""
     temperature = jnp.array([[0.5], [2.0]])
     grid = Grid(3, 3, 4)
-    over_blocks = functools.partial((tpu_cdc if implementation == "tpu" else taps).cdc_over_blocks, grid)
+    over_blocks = functools.partial((tpu if implementation == "tpu" else taps).cdc_over_blocks, grid)
     for group, shape, maps in (
         ("ripieno_spatial", (3, 3, 2, 2), jnp.broadcast_to(temperature[..., None], (1, 9, 2, 16, 16))),
         ("ripieno_channel", (3, 3, 2, 2), jnp.broadcast_to(temperature[..., None], (1, 9, 2, 3, 3))),
