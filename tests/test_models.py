@@ -196,7 +196,7 @@ def test_images_of_a_batch_do_not_mix(params, images, outputs):
 
 def test_rematerialisation_changes_nothing():
     """On one stage: the network hands the setting to its stages, as the next test shows."""
-    x, y = random_images(2, 1, 16, 16, 8)
+    x, y = jnp.asarray(random_images(2, 1, 16, 16, 8))
     shapes = jax.eval_shape(Stage(8, heads=2, blocks=2, expansion=2).init, jax.random.key(0), x, y)["params"]
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), shapes)
