@@ -24,7 +24,7 @@ from concertormer_jax.training.schedule import OPTIMIZERS, Phase, cosine
 from concertormer_jax.training.step import TrainState, initial_state, make_train_step
 from concertormer_jax.weights.checkpoints import Checkpoints, architecture_dict, load_model, require_same_architecture
 
-_MUCH_MORE = 1.5  # times the pictures to hold out, from which on that is said
+_MUCH_MORE = 1.5  # a held-out part that is this many times as large as asked for is reported
 
 
 class Training(NamedTuple):

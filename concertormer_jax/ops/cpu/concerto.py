@@ -42,7 +42,7 @@ from concertormer_jax.ops.shared.groups import (
 from concertormer_jax.ops.shared.projection import project, project_channels_first
 from concertormer_jax.ops.shared.taps import cdc_over_blocks
 
-LARGE = 2**20  # numbers in the queries of a group, from which on two halves of them are faster
+LARGE = 2**20  # with so many numbers in the queries of a group or more, two halves of the queries are faster
 BY_QUERIES = ("ripieno_spatial", "concertino_spatial")  # their results are in parts of queries, the others' of heads
 
 ARITHMETIC = Arithmetic(sum_as_matmul, partial(sum_as_matmul, axis=-1), minus_chosen_maxima)

@@ -49,7 +49,7 @@ transposed_attention = partial(attention.transposed_attention, SPATIAL)
 
 @dataclasses.dataclass(frozen=True)
 class WholeMap:
-    """What the attention does to a feature map as a whole; `ops.sharded.concerto` has it for a part of the rows."""
+    """The steps of the attention that see all blocks; `ops.sharded.concerto` has them for a part of a map's rows."""
 
     grid: Grid
 

@@ -87,7 +87,7 @@ def _square(matrix):
 def over_maps(logits: Float[Array, "b ... E F"], matrix: Float[Array, "D D"]) -> Float[Array, "b D EF"]:
     """The CDC of a Concertino: every map becomes a weighted sum of all maps.
 
-    The axes between number D maps; matrix: [map in, map out]. Returns the maps as rows.
+    The axes between b and E number D maps; matrix: [map in, map out]. Returns the maps as rows.
     """
     maps = logits.reshape(logits.shape[0], matrix.shape[0], -1)
     to_maps = jnp.broadcast_to(matrix.T, (len(maps), *matrix.shape))
