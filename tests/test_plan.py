@@ -311,6 +311,9 @@ def test_a_wrong_flag_is_one_sentence():
         ("--device=cpu", "--schedule"): "--schedule is that of a TPU",
         ("--device=cpu", "--shard=on"): "--shard=on: value should be one of <auto|off>",
         ("--device=cpu", "--forward=256"): "--forward=256: must be WIDTHxHEIGHT",
+        ("--device=cpu", "--tlc=100"): "--tlc=100: must be a multiple of 64 pixels",
+        ("--device=cpu", "--forward=16x16", "--tlc=off", "--only=evaluate"): "--only and --tlc would do nothing beside",
+        ("--device=cpu", "--only=train", "--evaluate=16x16"): "--evaluate would do nothing beside --only=train",
         ("--device=cpu", "--config.model.widht=3"): "no such key",
         ("--device=cpu", "--config.train.accumulation=3"): "does not divide over",
     }

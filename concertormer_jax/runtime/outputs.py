@@ -39,6 +39,8 @@ def require_writable(folder: AnyPath) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
+    except FileExistsError as error:
+        raise UserError(f"{folder}: is no folder; name another place for results.") from error
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder for results.") from error
 
