@@ -104,11 +104,11 @@ def plan(config: ConfigDict) -> None:
 
 def _require_of_use() -> None:
     """Raise UserError for flags of programs that the other flags leave out."""
-    without = {"--forward": ("only", "evaluate", "tlc")} if FORWARD.value else {}
-    if ONLY.value == "train":
-        without["--only=train"] = ("evaluate", "tlc", "shard", "forward")
-    for flag, names in without.items():
-        if given := [f"--{name}" for name in names if flags.FLAGS[name].present]:
+    for flag, excludes, names in (
+        ("--forward", FORWARD.value, ["only", "evaluate", "tlc"]),
+        ("--only=train", ONLY.value == "train", ["evaluate", "tlc", "shard"]),
+    ):
+        if excludes and (given := [f"--{name}" for name in names if flags.FLAGS[name].present]):
             raise UserError(f"{' and '.join(given)} would do nothing beside {flag}; leave out one or the other")
 
 

@@ -41,8 +41,8 @@ def _split_text(part: SplitReport, place: str) -> str:
     more = len(part.sizes) - len(sizes)
     text = f"{len(part.items):,} pairs, {part.sequences:,} sequences, {_size_text(part.bytes)}, "
     text += " and ".join(sizes) + (f" and {more} more sizes" if more > 0 else "") + f", in {place}"
-    if part.pairing is not None:
-        text += f"; PSNR of partners {part.pairing.usual[0]:.1f} dB, of strangers {part.pairing.usual[1]:.1f} dB"
+    if part.pairing is not None and part.pairing.usual is not None:
+        text += "; PSNR of partners {:.1f} dB, of strangers {:.1f} dB".format(*part.pairing.usual)
     return text
 
 
