@@ -144,6 +144,19 @@ def test_ten_bits_are_said_to_become_eight(tmp_path):
     assert any("has 10 bits per channel" in line for line in lines)
 
 
+def test_tracks_that_are_left_out_are_said(tmp_path):
+    lines, path = [], tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=RATE) for _ in range(2)]
+        for stream in streams:
+            stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+            for picture in pictures():
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+    restored(path, tmp_path / "out.mp4", lines=lines)
+    assert any("clip.mkv: its other tracks are left out (video)." in line for line in lines)
+
+
 def write_gif(path, delays=(100, 250, 30), **options):
     first, *others = map(Image.fromarray, pictures())
     first.save(path, save_all=True, append_images=others, duration=list(delays), **options)

@@ -206,8 +206,9 @@ class VideoReader:
         notes = []
         if (bits := self.stream.codec_context.format.components[0].bits) > 8:
             notes.append(f"has {bits} bits per channel; the result has 8.")
-        if self._container.streams.subtitles:
-            notes.append("its subtitles are left out.")
+        kept = {self.stream.index, *(stream.index for stream in self.sound)}
+        if kinds := sorted({stream.type for stream in self._container.streams if stream.index not in kept}):
+            notes.append(f"its other tracks are left out ({', '.join(kinds)}).")
         return tuple(notes)
 
     @contextlib.contextmanager
