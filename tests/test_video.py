@@ -150,6 +150,7 @@ def test_tracks_that_are_left_out_are_said(tmp_path):
         streams = [container.add_stream("libx264", rate=RATE) for _ in range(2)]
         for stream in streams:
             stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for stream in streams:
             for picture in pictures():
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode(None))
