@@ -14,7 +14,7 @@ import training_runs as runs
 
 from concertormer_jax.models import costs, parameter_shapes
 from concertormer_jax.ops.dispatch import traced_for
-from concertormer_jax.planning import chips, compilation, report
+from concertormer_jax.planning import chips, compilation, profile, report
 from concertormer_jax.planning.compilation import Collective, Plan, compile_apart, compile_task, too_large
 from concertormer_jax.runtime.devices import data_mesh
 from concertormer_jax.runtime.errors import UserError
@@ -213,6 +213,20 @@ def test_a_program_that_fits_is_described():
 def test_without_cycles_no_time_is_estimated():
     text = report.describe(plan_of(cycles=None), chips.Chip("cpu", 0))
     assert "estimate" not in text and "images/s" not in text
+
+
+@pytest.mark.parametrize(
+    "cycles, heading, row",
+    [
+        (4e6, "Mcycles     %       GB", "   3.000  75.0    1.000    0.500      2       6  dot"),
+        (None, "    %       GB   HBM GB", " 25.0    1.000    0.500      2       6  dot"),
+    ],
+)
+def test_shares_are_those_of_bytes_where_there_are_no_cycles(cycles, heading, row):
+    rows = [profile.Row("dot", 2, 6.0, 3e6 if cycles else 0.0, 1e9, 0.5e9)]
+    lines = report.tables(plan_of(cycles=cycles, bytes=4e9, tables={"kind": rows})).splitlines()
+    assert heading in lines[0] and lines[0].endswith("by kind")
+    assert lines[1] == row
 
 
 def test_a_program_that_does_not_fit_names_reason_and_suggestions():
