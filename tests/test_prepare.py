@@ -260,7 +260,7 @@ def test_a_place_that_cannot_be_used_is_refused_before_the_pictures_are_checked(
     (tmp_path / "sets" / "hide" / "1.0.0").mkdir(parents=True)
     for place, message in {
         "gs://bucket/sets": "must be on this machine",
-        tmp_path / "file": "file: is no folder; name another place",
+        tmp_path / "file": "file: cannot be written (it is no folder); name another",
         tmp_path / "sets": "is prepared already",
     }.items():
         with pytest.raises(SystemExit):
@@ -390,7 +390,7 @@ def test_unwritable_place_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit):
         run("hide", "--source", source, "--data-dir", tmp_path / "file")
-    assert re.search(r"error: .*/file: is no folder; name another place", capsys.readouterr().err)
+    assert re.search(r"error: .*/file: cannot be written \(it is no folder\); name another", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("reference", ["pairs/../../x", "pairs//x", "pairs/..", "pairs/a\nb", "pairs/a/b"])

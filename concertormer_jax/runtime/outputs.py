@@ -39,10 +39,9 @@ def require_writable(folder: AnyPath) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except FileExistsError as error:
-        raise UserError(f"{folder}: is no folder; name another place for results.") from error
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder for results.") from error
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"{folder}: cannot be written ({reason}); name another folder for results.") from error
 
 
 def require_separate(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None:
