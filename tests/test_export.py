@@ -91,6 +91,27 @@ def test_onnx_restores_the_same(tiny, checkpoint, tmp_path):
     assert opsets == [("", manifest["opset"])]
 
 
+def test_onnx_adds_a_whole_picture_up_to_within_rounding():
+    """A runtime that adds a million numbers up one by one loses four digits of their mean."""
+    pytest.importorskip("onnx", reason=NEEDS_ONNX)
+    onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS_ONNX)
+    images = random_images(1, 1024, 1024, 3)
+    program = SimpleNamespace(
+        shape=lambda batch: jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype),
+        function=lambda: lambda images: images.mean((1, 2), keepdims=True),
+        manifest=lambda *_, **__: {},
+    )
+    (mean,) = onnxruntime.InferenceSession(onnx_file.onnx_file(program)[0]).run(None, {"image": images})
+    np.testing.assert_allclose(mean, images.mean((1, 2), dtype=np.float64, keepdims=True), rtol=1e-6)
+
+
+def test_onnx_holds_no_map_twice(tiny):
+    onnx = pytest.importorskip("onnx", reason=NEEDS_ONNX)
+    graph = onnx.load_from_string(onnx_file.onnx_file(Program(tiny, 32, 64, None))[0]).graph
+    joined = [list(node.input) for node in graph.node if node.op_type == "Concat"]
+    assert joined and all(len(set(parts)) == len(parts) for parts in joined)
+
+
 def test_tflite_restores_the_same(tiny, checkpoint, tmp_path):
     manifest = exported(tmp_path / "tiny.tflite", checkpoint)
     images = random_images(1, 32, 64, 3)

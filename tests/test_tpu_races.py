@@ -11,15 +11,18 @@ from test_implementations import random_arrays
 
 from concertormer_jax.ops.reference import MLPWeights
 from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise, normalise
+from concertormer_jax.ops.tpu.kernels.concertino import concertino
 from concertormer_jax.ops.tpu.kernels.cut import enter, leave
 from concertormer_jax.ops.tpu.kernels.mlp import gated_mlp
 from concertormer_jax.ops.tpu.kernels.mlp_backward import gated_mlp_backward
+from concertormer_jax.ops.tpu.kernels.ripieno import cdc_matrix, ripieno
 from concertormer_jax.ops.tpu.kernels.ripieno_backward import ripieno_backward
 from concertormer_jax.ops.tpu.kernels.ripieno_backward_layout import lane_matrix
 from concertormer_jax.ops.tpu.kernels.tiles import LANES, Tiles
 
 TILES = Tiles(8, 16, 8)
 OFF, ON = (jnp.full(1, flag, jnp.int32) for flag in (0, 1))
+BOUNDED = jnp.asarray([1, 0])  # without a maximum taken first, and with
 DETECTING = pltpu.InterpretParams(detect_races=True)
 
 
@@ -35,6 +38,15 @@ def begin(x, keys, scale, bias):
     return move_and_normalise(TILES, x, scale, bias, OFF, ON, keys, ON), normalise(TILES, x, scale, bias)
 
 
+def inside_blocks(x, y, to_q, to_kv, *cdc):
+    matrices = [cdc_matrix((TILES.rows, TILES.columns), 2, kernel) for kernel in cdc]
+    return ripieno(TILES, x, y, to_q, to_kv, *matrices, 2, ON, BOUNDED)
+
+
+def across_blocks(x, y, *weights):
+    return concertino(TILES, x, y, *weights, 1, BOUNDED)
+
+
 def mlp(x, given, ripieno, concertino, sums, sca_kernel, sca_bias, *weights):
     return gated_mlp(TILES, x, given, ripieno, concertino, sums, ON, MLPWeights(*weights), sca_kernel, sca_bias)
 
@@ -48,10 +60,13 @@ def channels_backward(x, gradient, to_q, to_k, to_v, cdc):
     return ripieno_backward(TILES, False, x[None], x[None], gradient[None], kernels, matrix, 1, ON)
 
 
+QUICK = ("cut", "begin", "mlp")
 WEIGHTS = [(8, 32), (3, 3, 16), (16, 16), (16, 8)]
 CASES = {
     "cut": (cut, [(64, 128, 8)]),
     "begin": (begin, [features(8), features(8), (8,), (8,)]),
+    "ripieno": (inside_blocks, [features(8), features(8), (8, 64), (8, 128), *[(3, 3, 2, 2)] * 2]),
+    "concertino": (across_blocks, [features(8), features(8), (8, 32), (8, 64), (64, 64), (8, 8)]),
     "mlp": (mlp, [*[features(8)] * 4, (16, LANES), (16, 16), (16,), *WEIGHTS]),
     "mlp_backward": (mlp_backward, [*[features(8)] * 4, *WEIGHTS]),
     "ripieno_channel_backward": (channels_backward, [features(8), features(8), *[(8, 8)] * 3, (3, 3, 1, 1)]),
@@ -59,7 +74,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long if name.endswith("backward") else []) for name in CASES]
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.long) for name in CASES]
 )
 def test_a_kernel_has_no_races(monkeypatch, name):
     function, shapes = CASES[name]

@@ -81,6 +81,7 @@ class _Graph:
         self._onnx = onnx
         self.nodes: list[Any] = []
         self.initializers: dict[bytes, Any] = {}
+        self._doubled: dict[str, tuple[_Tensor, int]] = {}  # by name: what was joined with itself, and along which axis
 
     def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[_Value]) -> list[_Value]:
         """Return the results of a jaxpr; nodes are added for what depends on the picture."""
@@ -240,7 +241,12 @@ class _Graph:
         return self.elementwise("Where", which, if_true, if_false)
 
     def _reduce_sum(self, x, shape, axes, **_):
-        return self.node("ReduceSum", [self.full(x), self.numbers(axes)], shape, keepdims=0)
+        """Along one axis at a time: ONNX Runtime adds the numbers of a sum one by one, in float32."""
+        kept = list(x.shape)
+        for axis in axes:
+            kept[axis] = 1
+            x = self.node("ReduceSum", [self.full(x), self.numbers([axis])], kept)
+        return self.reshaped(x, shape)
 
     def _reduce_max(self, x, shape, axes, **_):
         return self.node("ReduceMax", [self.full(x)], shape, keepdims=0, axes=list(axes))
@@ -262,7 +268,10 @@ class _Graph:
         return _Tensor(small.name, shape, small.shape)
 
     def _concatenate(self, *parts, shape, dimension):
-        return self.node("Concat", [self.full(part) for part in parts], shape, axis=dimension)
+        result = self.node("Concat", [self.full(part) for part in parts], shape, axis=dimension)
+        if len(parts) == 2 and parts[0] is parts[1]:
+            self._doubled[result.name] = parts[0], dimension
+        return result
 
     def _slice(self, x, shape, start_indices, limit_indices, strides):
         vectors = (start_indices, limit_indices, range(len(shape)), strides or [1] * len(shape))
@@ -273,7 +282,22 @@ class _Graph:
             min(max(int(start), 0), length - size)
             for start, length, size in zip(starts, x.shape, slice_sizes, strict=True)
         ]
+        if x.name in self._doubled and self._doubled[x.name][0].shape == tuple(shape):  # jnp.roll, of features of ours
+            return self._rolled(*self._doubled[x.name], sum(first))
         return self._slice(x, shape, first, [a + size for a, size in zip(first, slice_sizes, strict=True)], None)
+
+    def _rolled(self, x, axis, first):
+        """The slices of x from `first` on and up to it, joined, so that x is not held twice."""
+        shape, length = list(x.shape), x.shape[axis]
+        if first % length == 0:
+            return x
+
+        def part(start, stop):
+            starts, stops = [0] * len(shape), list(shape)
+            starts[axis], stops[axis] = start, stop
+            return self._slice(x, [b - a for a, b in zip(starts, stops, strict=True)], starts, stops, None)
+
+        return self._concatenate(part(first, length), part(0, first), shape=shape, dimension=axis)
 
     def _pad(self, x, value, shape, padding_config):
         low, high, _ = zip(*padding_config, strict=True)

@@ -112,6 +112,8 @@ def _bytes(shape, dtype):
 
 def dot(a: jax.Array, b: jax.Array, over: tuple[int, int] = (1, 0)) -> jax.Array:
     """The product of matrices, contracted over these axes, in float32."""
+    if interpreted():  # XLA of JAX 0.12 has no product of bfloat16 in float32 on CPUs
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     return jax.lax.dot_general(a, b, (((over[0],), (over[1],)), ((), ())), preferred_element_type=jnp.float32)
 
 
