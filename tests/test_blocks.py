@@ -9,9 +9,9 @@ import pytest
 
 from concertormer_jax.ops import blocks
 from concertormer_jax.ops.blocks import Grid, partition, unpartition
-from concertormer_jax.ops.tpu import blocks as tpu_blocks
+from concertormer_jax.ops.tpu import concerto as tpu
 
-both_forms = pytest.mark.parametrize("form", [blocks, tpu_blocks], ids=["gathered", "tpu"])
+both_forms = pytest.mark.parametrize("form", [blocks, tpu], ids=["gathered", "tpu"])
 
 
 @pytest.fixture

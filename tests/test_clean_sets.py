@@ -11,7 +11,7 @@ from fake_model import fake_model
 
 from concertormer_jax.commands import evaluate as command
 from concertormer_jax.data import pipeline
-from concertormer_jax.data.degrade.bicubic import imresize
+from concertormer_jax.data.degrade.benchmarks import imresize
 from concertormer_jax.data.folders import Pair
 from concertormer_jax.data.images import read_rgb, to_uint8, write_png
 from concertormer_jax.data.sources import Mixture, PairSource

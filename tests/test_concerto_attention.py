@@ -1,5 +1,7 @@
 """The attention as a module of its own: its formula written out in NumPy, what it sees, and what it refuses."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +25,13 @@ def parameters_of(module, *inputs):
     return jax.tree.map(lambda leaf: rng.normal(scale=0.5, size=leaf.shape).astype(np.float32), shapes)
 
 
-def attend(module, params, *inputs, **settings):
-    return np.asarray(jax.jit(lambda params: module.apply({"params": params}, *inputs, **settings))(params))
+@functools.cache
+def compiled(module, shifted=False, **settings):
+    return jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs, shifted=shifted, **settings))
+
+
+def attend(module, params, *inputs, shifted=False):
+    return np.asarray(compiled(module, shifted)(params, *inputs))
 
 
 def softmax(logits):
@@ -162,7 +169,7 @@ def permuted(features, order):
 
 def maps_of(module, params, x):
     """The logits of the only group of `module`, after communication."""
-    _, told = jax.jit(lambda params: module.apply({"params": params}, x, mutable=[LOGITS]))(params)
+    _, told = compiled(module, mutable=LOGITS)(params, x)
     (before_and_after,) = told[LOGITS].values()
     return np.asarray(before_and_after[1])
 

@@ -8,23 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_network import tiny_network
 
-from concertormer_jax.models import create, parameter_shapes
+from concertormer_jax.models import parameter_shapes
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.step import TrainState
 from concertormer_jax.weights.checkpoints import Checkpoints, architecture_dict, load_model, save_converted
 from concertormer_jax.weights.integrity import digest
 
-MODULE = create(
-    None,
-    width=4,
-    encoder_blocks=(1,),
-    middle_blocks=1,
-    decoder_blocks=(1,),
-    encoder_heads=(1,),
-    middle_heads=1,
-    decoder_heads=(1,),
-)
+MODULE = tiny_network(width=4, middle_heads=1)
 MODEL = {"size": architecture_dict(MODULE), "train_crop_px": 64, "weights": "params"}
 
 

@@ -8,8 +8,7 @@ from PIL import Image
 from concertormer_jax.commands.contact_sheet import main
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.degrade import DEGRADATIONS, make_degradation
-from concertormer_jax.data.degrade.bicubic import Bicubic, imresize
-from concertormer_jax.data.degrade.gaussian import GaussianNoise
+from concertormer_jax.data.degrade.benchmarks import Bicubic, GaussianNoise, imresize
 from concertormer_jax.data.degrade.motion_blur import CameraShake, FrameAverage, correlated, rasterised, shake_path
 from concertormer_jax.data.degrade.rain import Rain, streaks
 from concertormer_jax.data.degrade.sensor import Camera, encoded, jpeg_coded, linear_values

@@ -13,8 +13,11 @@ from xla_flags import default_flags
 
 from concertormer_jax.data.images import read_rgb, write_png
 from concertormer_jax.metrics.psnr_ssim import psnr_rgb
+from concertormer_jax.models import parameter_shapes
 from concertormer_jax.photos.photo_io import Photo, read_photo, write_photo
-from concertormer_jax.weights.checkpoints import load_model
+from concertormer_jax.training.setup import module_from
+from concertormer_jax.weights.checkpoints import load_model, save_converted
+from configs import custom
 
 LAST_STEP = 4
 WINDOW = 64  # of TLC, in pixels: the least for training crops of 32
@@ -24,11 +27,28 @@ def start(arguments):
     return runs.start(arguments, devices=2, XLA_FLAGS=default_flags())
 
 
+def drawn_like_initial_weights(module):
+    """Numbers of about the size of PyTorch's initial values, which need no program."""
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key in ("scale", "temperature"):
+            return np.ones(leaf.shape, np.float32)
+        bound = 0 if path[-1].key.endswith("bias") else np.prod(leaf.shape[:-1]) ** -0.5
+        return rng.uniform(-bound, bound, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, parameter_shapes(module))
+
+
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    photos = tmp_path_factory.mktemp("photos")
-    runs.write_photos(photos)
-    return runs.REAL_RUN | {"data.source": str(photos)}
+    """Of a run that begins with given weights, so that those of several hosts begin with the same."""
+    folder = tmp_path_factory.mktemp("given")
+    runs.write_photos(folder / "photos")
+    settings = runs.REAL_RUN | {"data.source": str(folder / "photos"), "init_from": str(folder / "weights")}
+    module = module_from(runs.override(custom.get_config(), settings).model)
+    save_converted(folder / "weights", module, drawn_like_initial_weights(module), train_crop_px=32)
+    return settings
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +114,8 @@ def test_tiles_are_the_whole_picture(trained, tmp_path, monkeypatch):
 
 
 def test_two_hosts_train_like_one_process(trained, settings, tmp_path):
-    settings = settings | {"init_from": str(trained)}
-    first, second = [runs.finish(host) for host in runs.start_hosts(runs.command(tmp_path / "two", settings), 2)]
+    first, second = [runs.finish(host) for host in runs.start_hosts(runs.command(tmp_path, settings), 2)]
     assert f"step {LAST_STEP} is saved" in first
     assert "is saved" not in second
-    runs.finish(start(runs.command(tmp_path / "one", settings)))
-    one, two = (runs.stored_state(tmp_path / name, LAST_STEP) for name in ("one", "two"))
-    runs.assert_close(two, one, runs.stored_state(tmp_path / "one", LAST_STEP - 1))
+    before, one = (runs.stored_state(trained, step) for step in (LAST_STEP - 1, LAST_STEP))
+    runs.assert_close(runs.stored_state(tmp_path, LAST_STEP), one, before)

@@ -12,13 +12,12 @@ from PIL import Image
 from concertormer_jax.commands import evaluate as command
 from concertormer_jax.data.sources import open_source
 from concertormer_jax.evaluation import evaluator, restoration
-from concertormer_jax.evaluation.evaluator import evaluate
+from concertormer_jax.evaluation.evaluator import evaluate, restored_path
 from concertormer_jax.evaluation.scores import PROTOCOLS, EvaluationSet
 from concertormer_jax.inference.compiled import CompiledPerShape
 from concertormer_jax.metrics import psnr_ssim
 from concertormer_jax.runtime.devices import Hosts
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.outputs import restored_path
 
 SIZES = [(64, 64), (70, 40), (64, 64), (7, 130), (50, 60), (1, 1), (64, 64)]
 

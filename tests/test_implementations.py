@@ -14,7 +14,7 @@ from concertormer_jax.models import ConcertoSelfAttention, create
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.models.concerto_attention import CDC_PARAMETERS
 from concertormer_jax.models.restormer import TransformerStage
-from concertormer_jax.ops import concerto, convolution, gdmlp, reference, tlc
+from concertormer_jax.ops import concerto, layers, reference
 from concertormer_jax.ops.blocks import Grid
 from concertormer_jax.ops.cpu import concerto as cpu
 from concertormer_jax.ops.dispatch import IMPLEMENTATIONS, form, own_form, traced_for
@@ -22,7 +22,6 @@ from concertormer_jax.ops.gpu import concerto as gpu
 from concertormer_jax.ops.shared import taps
 from concertormer_jax.ops.shared.attention import logits
 from concertormer_jax.ops.shared.cdc import cdc_of
-from concertormer_jax.ops.tpu import cdc as tpu_cdc
 from concertormer_jax.ops.tpu import concerto as tpu
 
 FAST = IMPLEMENTATIONS[1:]
@@ -143,18 +142,18 @@ def test_blocks_of_a_network(name, implementation):
 
 
 def gated_mlp(residual, x, attended, *kernels, **form):
-    return gdmlp.gated_mlp(residual, x, attended, reference.MLPWeights(*kernels), **form)
+    return layers.gated_mlp(residual, x, attended, reference.MLPWeights(*kernels), **form)
 
 
 def mlp_alone(residual, x, to_uz, depthwise, to_output, **form):
-    return gdmlp.gated_mlp(residual, x, None, reference.MLPWeights(to_uz, depthwise, None, to_output), **form)
+    return layers.gated_mlp(residual, x, None, reference.MLPWeights(to_uz, depthwise, None, to_output), **form)
 
 
 def mean_of_windows(x, y, **form):
     def function(x, y):
         return jnp.square(x.mean(axis=(1, 2), keepdims=True)) * y
 
-    return tlc.on_windows(function, (x, y), 8, **form)
+    return layers.on_windows(function, (x, y), 8, **form)
 
 
 def shapes_of_mlp(rows):
@@ -169,9 +168,9 @@ OPERATIONS = {
     "mlp_alone": (mlp_alone, [(2, 24, 5, 3), (2, 24, 5, 3), (3, 12), (3, 3, 6), (6, 3)]),
     "windows": (mean_of_windows, [(2, 11, 14, 3), (2, 11, 14, 3)]),
     "one_window": (mean_of_windows, [(2, 5, 7, 3), (2, 5, 7, 3)]),
-    "to_picture": (convolution.convolve_to_few, [(2, 5, 7, 6), (3, 3, 6, 3)]),
-    "one_pixel": (convolution.convolve_to_few, [(1, 1, 1, 6), (3, 3, 6, 3)]),
-    "depthwise": (convolution.depthwise_3x3, [(2, 5, 7, 6), (3, 3, 6)]),
+    "to_picture": (layers.convolve_to_few, [(2, 5, 7, 6), (3, 3, 6, 3)]),
+    "one_pixel": (layers.convolve_to_few, [(1, 1, 1, 6), (3, 3, 6, 3)]),
+    "depthwise": (layers.depthwise_3x3, [(2, 5, 7, 6), (3, 3, 6)]),
     "transposed_attention": (concerto.transposed_attention, [(2, 4, 6, 6)] * 3 + [(2,)]),
 }
 
@@ -282,7 +281,7 @@ def test_no_logit_exceeds_its_bound_and_one_can_reach_it(implementation):
     """Where all cosines are 1 and no weight is negative, the largest logit after CDC is the bound."""
     temperature = jnp.array([[0.5], [2.0]])
     grid = Grid(3, 3, 4)
-    over_blocks = functools.partial((tpu_cdc if implementation == "tpu" else taps).cdc_over_blocks, grid)
+    over_blocks = functools.partial((tpu if implementation == "tpu" else taps).cdc_over_blocks, grid)
     for group, shape, maps in (
         ("ripieno_spatial", (3, 3, 2, 2), jnp.broadcast_to(temperature[..., None], (1, 9, 2, 16, 16))),
         ("ripieno_channel", (3, 3, 2, 2), jnp.broadcast_to(temperature[..., None], (1, 9, 2, 3, 3))),
@@ -325,7 +324,7 @@ def test_depthwise_kernel_gradient_of_bfloat16_is_added_in_float32(implementatio
     features = jnp.ones((1, 64, 64, 1), jnp.bfloat16)
 
     def total(kernel):
-        convolved = convolution.depthwise_3x3(features, kernel, implementation=implementation)
+        convolved = layers.depthwise_3x3(features, kernel, implementation=implementation)
         return convolved.astype(jnp.float32).sum()
 
     gradient = jax.grad(total)(jnp.zeros((3, 3, 1), jnp.bfloat16))
@@ -364,7 +363,7 @@ def test_a_platform_without_forms_takes_those_of_a_gpu():
 
 def test_a_program_is_traced_again_for_another_platform():
     x = jnp.ones((1, 16, 8, 2))
-    jitted = jax.jit(lambda x: tlc.on_windows(jnp.sin, (x,), 8))
+    jitted = jax.jit(lambda x: layers.on_windows(jnp.sin, (x,), 8))
     programs = []
     for platform in FAST:
         with traced_for(platform):
@@ -376,7 +375,7 @@ def test_a_program_is_traced_again_for_another_platform():
     "call",
     [
         lambda x, name: concerto.transposed_attention(x, x, x, x[0, 0, 0], implementation=name),
-        lambda x, name: tlc.on_windows(jnp.sin, (x,), 8, implementation=name),
+        lambda x, name: layers.on_windows(jnp.sin, (x,), 8, implementation=name),
         lambda x, name: ConcertoSelfAttention(8, implementation=name).init(jax.random.key(0), x),
         lambda _, name: create("lite", implementation=name),
         lambda _, name: create("restormer", implementation=name),

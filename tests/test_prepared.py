@@ -18,9 +18,9 @@ from concertormer_jax.data.pipeline import batches
 from concertormer_jax.data.prepared import Use, open_prepared, prepared_folder, read_pairs_file
 from concertormer_jax.data.sources import Mixture, open_source, split_source
 from concertormer_jax.datasets.preparation import examine, prepare
+from concertormer_jax.evaluation.evaluator import restored_path
 from concertormer_jax.evaluation.sets import open_evaluation_sets
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.outputs import restored_path
 from concertormer_jax.training.setup import data_notes, sources_from
 from configs import custom
 

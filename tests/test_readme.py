@@ -14,6 +14,7 @@ from tiny_network import random_params, tiny_network
 
 from concertormer_jax.data.images import read_rgb
 from concertormer_jax.data.synthesize import synthesize
+from concertormer_jax.weights import load_weights_file
 from concertormer_jax.weights.checkpoints import save_converted
 
 README = (runs.ROOT / "README.md").read_text()
@@ -76,11 +77,11 @@ def test_restore_a_file(folder, monkeypatch):
 def test_convert(tmp_path, monkeypatch):
     command = command_with("python -m concertormer_jax convert runs/mine")
     module = tiny_network()  # the run above has no attention, which no published file has names for
-    save_converted(tmp_path / "mine", module, random_params(module), train_crop_px=16)
-    weights = tmp_path / "mine.safetensors"
+    params, weights = random_params(module), tmp_path / "mine.safetensors"
+    save_converted(tmp_path / "mine", module, params, train_crop_px=16)
     command = command.replace("runs/mine", str(tmp_path / "mine")).replace("mine.safetensors", str(weights))
     run_here(shlex.split(command), monkeypatch)
-    assert weights.stat().st_size > 1000
+    jax.tree.map(np.testing.assert_array_equal, load_weights_file(weights).params, params)
 
 
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -1,5 +1,7 @@
 """Restormer: its parameters, its attention and norms by hand, sizes, settings. (Its values: see test_golden.py.)"""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,9 +275,12 @@ def test_tlc_windows_are_attended_apart(params):
     changed = picture.copy()
     changed[:, 48:] = 0
 
+    @functools.cache
+    def network(window):
+        return jax.jit(tiny_restormer(tlc_window=window).apply)
+
     def far_from_the_change(images, window):
-        module = tiny_restormer(tlc_window=window)
-        return np.asarray(jax.jit(module.apply)({"params": params}, images)[0])[:, :8]
+        return np.asarray(network(window)({"params": params}, images)[0])[:, :8]
 
     np.testing.assert_allclose(far_from_the_change(picture, 64), far_from_the_change(picture, None), atol=1e-4)
     assert not np.allclose(far_from_the_change(changed, None), far_from_the_change(picture, None), atol=1e-2)

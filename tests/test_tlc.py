@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from concertormer_jax.ops.dispatch import IMPLEMENTATIONS
-from concertormer_jax.ops.tlc import on_windows, window_starts
+from concertormer_jax.ops.layers import on_windows, window_starts
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,8 @@ from concertormer_jax.models import variant_name
 from concertormer_jax.runtime.devices import Hosts, data_mesh, explain_out_of_memory
 from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.memory import available_memory_bytes
-from concertormer_jax.runtime.outputs import require_separate, require_writable, restored_path, worst_ten_path
+from concertormer_jax.runtime.outputs import require_separate, require_writable
+from concertormer_jax.runtime.paths import AnyPath, checked_name
 from concertormer_jax.runtime.threads import as_finished, prefetch
 
 ORDERING_METRIC = "psnr_rgb"  # of the progress bar and the worst ten; computed whatever else is asked for
@@ -171,6 +173,17 @@ def _wanted(metrics, protocol, pairs):
     border = 2 * protocol.border_px
     sizes = [(height - border, width - border) for height, width in pairs.sizes]
     return require_known(protocol.metrics if metrics is None else metrics, sizes)
+
+
+def restored_path(output: AnyPath, name: str) -> Path:
+    """Return where the restored picture of a pair goes. Raises UserError like `checked_name`."""
+    checked_name(name, output)
+    return Path(output) / "restored" / f"{name}.png"
+
+
+def worst_ten_path(output: AnyPath) -> Path:
+    """Return where the sheet of the worst pictures goes."""
+    return Path(output) / "worst_ten.png"
 
 
 @contextlib.contextmanager

@@ -13,13 +13,12 @@ from pathlib import Path
 import cv2
 
 from concertormer_jax.data.images import read_rgb, to_uint8
-from concertormer_jax.evaluation.evaluator import ORDERING_METRIC
+from concertormer_jax.evaluation.evaluator import ORDERING_METRIC, worst_ten_path
 from concertormer_jax.evaluation.scores import PROTOCOLS, Average, Evaluation, difference
 from concertormer_jax.pages.comparison import PAGE_PICTURES, Compared, write_comparison
 from concertormer_jax.photos.sheets import comparison_sheet
 from concertormer_jax.runtime.errors import printable
 from concertormer_jax.runtime.files import write_text, written_atomically
-from concertormer_jax.runtime.outputs import worst_ten_path
 
 RESULTS_FILE = "results.json"
 WORST = 10

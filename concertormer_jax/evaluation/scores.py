@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from concertormer_jax.data.degrade.bicubic import Bicubic
-from concertormer_jax.data.degrade.gaussian import GaussianNoise
+from concertormer_jax.data.degrade.benchmarks import Bicubic, GaussianNoise
 from concertormer_jax.inference import tiles
 from concertormer_jax.inference.tiles import GRID_PX
 from concertormer_jax.runtime.errors import UserError

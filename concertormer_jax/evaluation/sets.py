@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from concertormer_jax.data.degrade.bicubic import Bicubic
-from concertormer_jax.data.degrade.gaussian import GaussianNoise
+from concertormer_jax.data.degrade.benchmarks import Bicubic, GaussianNoise
 from concertormer_jax.data.folders import Pair, contents_of, find_pairs
 from concertormer_jax.data.images import image_sizes, images_by_name
 from concertormer_jax.data.prepared import PREFIX, TRAINING_SPLITS, open_prepared, prepared_folder, read_pairs_file

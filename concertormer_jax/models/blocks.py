@@ -10,9 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.concerto_attention import CDC_PARAMETERS, LOGITS, ConcertoSelfAttention
-from concertormer_jax.ops import gdmlp
-from concertormer_jax.ops.convolution import project
 from concertormer_jax.ops.dispatch import own_form
+from concertormer_jax.ops.layers import gated_mlp, project
 from concertormer_jax.ops.reference import AttentionWeights, MLPWeights
 
 NORM_EPSILON = 1e-6
@@ -35,8 +34,12 @@ def feed_forward_channels(features: int, expansion: int) -> int:
 class Block(nn.Module):
     """One block: x + CSA-gdMLP(norm(x), keys), the keys being norm(x) in all but the first block of a cross stage.
 
-    (Paper, section 3.) `architecture` tells its parts. `tlc_window` is the side in pixels of this level's windows for
-    the attention, None for the whole map. `implementation`: of the attention and the MLP, see `ops.dispatch.form`.
+    (Paper, section 3.)
+
+    features: channels C of x; heads: in each group of the attention; expansion: hidden channels for each channel of x.
+    architecture: which parts the block has. tlc_window: side of the attention's windows in positions of this level,
+        None for the whole map. dtype: of the computation. implementation: of the attention and the MLP, see
+        `ops.dispatch.form`.
     """
 
     features: int
@@ -78,7 +81,7 @@ class Block(nn.Module):
         to_output = pointwise("project_out", hidden, width)
         with jax.named_scope("gdmlp"):
             weights = MLPWeights(to_uz, dw_u, to_hidden, to_output)
-            return gdmlp.gated_mlp(x, inputs, attended, weights, implementation=self.implementation)
+            return gated_mlp(x, inputs, attended, weights, implementation=self.implementation)
 
     def _attend(self, inputs, shifted, keys, first):
         attention = ConcertoSelfAttention(
@@ -101,7 +104,8 @@ class Stage(nn.Module):
     """`blocks` equal blocks of one level; the first may take in other features `y`.
 
     Every other block is shifted, unless `architecture` has no shift. The blocks are scanned: they are compiled once and
-    their parameters are stacked on a first axis.
+    their parameters are stacked on a first axis. remat: compute each block's inside again in the backward pass. The
+    other fields are those of `Block`.
     """
 
     features: int

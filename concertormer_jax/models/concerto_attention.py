@@ -18,8 +18,9 @@ from concertormer_jax.models.architecture import (
     torch_kaiming_normal,
     torch_uniform,
 )
-from concertormer_jax.ops import concerto, reference, tlc
+from concertormer_jax.ops import concerto, reference
 from concertormer_jax.ops.dispatch import require_implementation
+from concertormer_jax.ops.layers import on_windows
 
 # The collection for every group's logits before and after CDC: `apply(..., mutable=[LOGITS])` gives the pairs by the
 # group's name, as `ops.reference` computes them: [b, n, m, p, q] or [b, n, m, c, d] inside blocks, [b, p, m, c, d] for
@@ -129,7 +130,7 @@ class ConcertoSelfAttention(nn.Module):
         keys = x if keys is None else jnp.asarray(keys, self.dtype)
         if self.tlc_window is None:
             return attend(x, keys)
-        return tlc.on_windows(attend, (x, keys), self.tlc_window, implementation=self.implementation)
+        return on_windows(attend, (x, keys), self.tlc_window, implementation=self.implementation)
 
     def _weights(self, query_inputs: int, key_inputs: int) -> reference.AttentionWeights:
         heads, hidden = self.heads, self.features

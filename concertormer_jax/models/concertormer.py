@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from concertormer_jax.models.architecture import Architecture, torch_uniform
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.ops import image
-from concertormer_jax.ops.convolution import convolve_to_few
 from concertormer_jax.ops.dispatch import own_form, require_implementation
+from concertormer_jax.ops.layers import convolve_to_few
 
 
 def convolution(
@@ -29,11 +29,11 @@ def convolution(
     def to_picture(features, kernel, *_, **__):
         return convolve_to_few(features, kernel, implementation=implementation)
 
-    dilated = None  # Flax's own
+    convolve = None  # Flax's own
     if kernel == 3 and outputs == 3:
-        dilated = to_picture
+        convolve = to_picture
     elif (own := own_form("convolve", implementation)) is not None:
-        dilated = partial(_by_own_form, own)
+        convolve = partial(_by_own_form, own)
 
     init = torch_uniform(kernel**2 * inputs)
     return nn.Conv(
@@ -45,7 +45,7 @@ def convolution(
         kernel_init=init,
         bias_init=init,
         dtype=dtype,
-        conv_general_dilated=dilated,
+        conv_general_dilated=convolve,
         name=name,
     )
 
@@ -71,14 +71,22 @@ def require_stages(network, counts: tuple[str, ...]) -> None:
 class Concertormer(nn.Module):
     """Multi-scale U-Net of Concertormer blocks (paper, section 3).
 
-    Encoder fields are from the finest level down, decoder fields from the deepest level up. `tlc_window` is the side of
-    the test-time local converter's windows in pixels of the picture, None for none. `unshuffle`: each square of
-    unshuffle x unshuffle pixels of a picture is one position of the finest level, with its pixels as channels (pixel
-    unshuffle; 1 in the paper), so that level i has 1 / (unshuffle 2**i) of the picture's resolution, and windows of
-    tlc_window // (unshuffle 2**i) positions.
-    The parameters do not depend on `tlc_window`, `dtype` (of the computation; parameters, norms and softmax stay
-    float32), `remat` (recompute each block's inside in the backward pass) and `implementation` ("reference", "cpu",
-    "gpu" or "tpu", which compute the same; None for that of the platform).
+    Encoder fields have an entry for each level from the finest down, decoder fields from the deepest up. The parameters
+    do not depend on the last four fields.
+
+    width: channels of the features at the finest level; each level below has twice as many.
+    encoder_blocks, middle_blocks, decoder_blocks: of each stage.
+    encoder_heads, middle_heads, decoder_heads: in each group of the attention.
+    expansion: hidden channels of a block for each channel of its features.
+    unshuffle: each square of unshuffle x unshuffle pixels of a picture is one position of the finest level, with its
+        pixels as channels (pixel unshuffle; 1 in the paper). So level i has 1 / (unshuffle 2**i) of the picture's
+        resolution.
+    architecture: what else the blocks are made of.
+    tlc_window: side in pixels of the picture of the test-time local converter's windows, None for none. On level i they
+        have tlc_window // (unshuffle 2**i) positions.
+    dtype: of the computation; parameters, norms and softmax stay float32.
+    remat: compute each block's inside again in the backward pass.
+    implementation: "reference", "cpu", "gpu" or "tpu", which compute the same; None for that of the platform.
     """
 
     width: int

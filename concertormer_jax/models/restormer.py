@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float
 from concertormer_jax.models.architecture import torch_uniform
 from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.concertormer import convolution, require_stages
-from concertormer_jax.ops import image, tlc
+from concertormer_jax.ops import image
 from concertormer_jax.ops.concerto import transposed_attention
-from concertormer_jax.ops.convolution import depthwise_3x3, project
 from concertormer_jax.ops.dispatch import require_implementation
+from concertormer_jax.ops.layers import depthwise_3x3, on_windows, project
 
 NORM_EPSILON = 1e-5
 ATTENTIONS = ("transposed", "concerto")
@@ -62,7 +62,7 @@ class TransposedAttention(nn.Module):
         form = {"implementation": self.implementation}
         qkv = jnp.split(depthwise_3x3(project(x, to_qkv), dw_qkv, **form), 3, axis=-1)
         attend = partial(transposed_attention, temperature=temperature, **form)
-        return attend(*qkv) if self.tlc_window is None else tlc.on_windows(attend, qkv, self.tlc_window, **form)
+        return attend(*qkv) if self.tlc_window is None else on_windows(attend, qkv, self.tlc_window, **form)
 
 
 class GatedFeedForward(nn.Module):
@@ -154,16 +154,21 @@ class TransformerStage(nn.Module):
 class Restormer(nn.Module):
     """U-Net of transformer blocks (section 3).
 
-    `attention` is between channels ("transposed", the published network) or Concerto self-attention ("concerto").
+    Encoder fields have an entry for each level from the finest down, decoder fields from the deepest up; the finest
+    decoder and the refinement behind it have twice the channels of their level. The parameters do not depend on the
+    last four fields.
 
-    Encoder fields are from the finest level down, decoder fields from the deepest level up; the finest decoder and the
-    refinement behind it have twice the channels of their level. `expansion` is that of the feed-forward networks;
-    without `norm_bias` the layer norms are those of the paper's denoising networks (see `BiasFreeNorm`).
-    Both attentions see the whole picture, so the test-time local converter is for both: `tlc_window` is the side of its
-    windows in pixels of the picture, None for none; level i uses tlc_window // 2**i.
-    The parameters do not depend on `tlc_window`, `dtype` (of the computation; parameters, norms and softmax stay
-    float32), `remat` (recompute each block's inside in the backward pass) and `implementation` ("reference", "cpu",
-    "gpu" or "tpu", which compute the same; None for that of the platform).
+    width: channels of the features at the finest level; each level below has twice as many.
+    encoder_blocks, middle_blocks, decoder_blocks, refinement_blocks: of each stage.
+    encoder_heads, middle_heads, decoder_heads: of the attention; the refinement has those of the finest decoder.
+    expansion: hidden channels of a feed-forward network for each channel of its features.
+    attention: between channels ("transposed", the published network) or Concerto self-attention ("concerto").
+    norm_bias: without it the layer norms are those of the paper's denoising networks (see `BiasFreeNorm`).
+    tlc_window: side in pixels of the picture of the test-time local converter's windows, None for none. It is for both
+        attentions, as both see the whole picture. On level i the windows have tlc_window // 2**i positions.
+    dtype: of the computation; parameters, norms and softmax stay float32.
+    remat: compute each block's inside again in the backward pass.
+    implementation: "reference", "cpu", "gpu" or "tpu", which compute the same; None for that of the platform.
     """
 
     width: int

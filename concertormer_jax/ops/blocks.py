@@ -1,7 +1,7 @@
 """Square blocks of a feature map: splitting, merging, and the half-block shift.
 
-Blocks lie as [b, p, n, C], the position p inside a block first: what attends across blocks contracts them as they lie,
-and only the attention inside blocks exchanges the two axes.
+Blocks lie as [b, p, n, C], position p in a block before block n. Attention across blocks contracts them as they lie;
+attention inside blocks exchanges the two axes first.
 """
 
 from collections.abc import Callable
@@ -109,9 +109,9 @@ def _pixels(features, sources):
 
 
 def crosses_border(grid: Grid) -> Bool[Array, "n p p"]:
-    """Which pairs of positions in a shifted block come from opposite sides of the map's border.
+    """Which pairs of positions in a shifted block lie on two sides of the map's border.
 
-    After a shift by half a block only the last row and the last column of blocks hold such pairs.
+    After a shift by half a block, only the last row and the last column of blocks hold such pairs.
     """
     across_bottom, across_right = across(grid.size)
     last_row = (jnp.arange(grid.rows) == grid.rows - 1)[:, None, None, None]
@@ -121,7 +121,7 @@ def crosses_border(grid: Grid) -> Bool[Array, "n p p"]:
 
 
 def across(size: int) -> tuple[Bool[np.ndarray, "p p"], Bool[np.ndarray, "p p"]]:
-    """Pairs of positions on two sides of the bottom border, and of the right one, if it passes through their block.
+    """Which pairs of positions lie on two sides of a bottom border, and of a right one, in the middle of their block.
 
     size: side of a block in pixels; p = size**2.
     """

@@ -62,8 +62,8 @@ def form(operation: str, implementation: str | None) -> Callable:
     implementation: one of `IMPLEMENTATIONS`; None for that of the platform that is traced for, and of the default
     backend where no other is named. Only that form is traced, as tracing is slow: a program that is traced for one
     platform and compiled for another is right, but not as fast as it could be. A platform without forms of its own
-    takes those of a GPU. Where the rows of a picture lie on several devices (`ops.sharded`), the operation exchanges
-    rows and sums over the devices around, or in place of, that form. Raises ValueError for an unknown name.
+    takes those of a GPU. Where the rows of a picture lie on several devices, the function is that of `ops.sharded`,
+    which exchanges rows and sums between the devices. Raises ValueError for an unknown name.
     """
     local, rows = FORMS[operation][_chosen(implementation)], row_shards.value
     return local if rows is None else partial(OPERATIONS[operation], rows, local)

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-MASK = -100.0
-SMALLEST_SQUARED_NORM = 1e-24
-NORM_EPSILON = 1e-6
+MASK = -100.0  # added to the logits of pairs that must not see each other
+SMALLEST_SQUARED_NORM = 1e-24  # of a query or key that is normalised: smaller ones are divided by 1e-12
+NORM_EPSILON = 1e-6  # added to the variance of the layer norm
 
 
 class Group(NamedTuple):
@@ -202,7 +202,7 @@ def group_logits(
 
 
 def normalise(features: Float[Array, "*shape"], axes: tuple[int, ...]) -> Float[Array, "*shape"]:
-    """features / max(norm, 1e-12), the L2 norm being over `axes`."""
+    """features / max(norm, 1e-12) with the L2 norm over `axes`."""
     squared = jnp.square(features).sum(axis=axes, keepdims=True)
     return features * jax.lax.rsqrt(jnp.maximum(squared, SMALLEST_SQUARED_NORM))
 
@@ -230,7 +230,7 @@ def softmax(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def across_border(blocks: int, positions: int, columns: int) -> Bool[np.ndarray, "n p p"]:
     """Which pairs of positions in a block of a shifted map lie on two sides of the map's border.
 
-    blocks, columns: in the map and in a row of it; positions: in a block.
+    blocks: in the map; columns: blocks in a row of it; positions: in a block.
     """
     size = round(positions**0.5)
     height, width = blocks // columns * size, columns * size

@@ -13,7 +13,7 @@ def available_memory_bytes() -> int:
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):  # no Linux: its free memory is not known, so all of it stands for that
+    except (OSError, KeyError):  # not Linux: the free memory is not known, so all memory counts as free
         available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())

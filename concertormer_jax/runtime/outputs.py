@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.paths import HUB, AnyPath, checked_name, is_bundled, is_remote, local_path, user_path
+from concertormer_jax.runtime.paths import HUB, AnyPath, is_bundled, is_remote, local_path, user_path
 
 
 def results_path(output: str | None, ckpt: AnyPath, *default: str) -> Path:
@@ -86,17 +86,6 @@ def require_file_writable(path: AnyPath) -> None:
     if Path(path).is_dir():
         raise UserError(f"{path}: is a folder; name a file for the result.")
     require_writable(Path(path).parent)
-
-
-def restored_path(output: AnyPath, name: str) -> Path:
-    """Return where the evaluator writes the restored picture of a pair. Raises UserError like `checked_name`."""
-    checked_name(name, output)
-    return Path(output) / "restored" / f"{name}.png"
-
-
-def worst_ten_path(output: AnyPath) -> Path:
-    """Return where the sheet of the worst pictures goes."""
-    return Path(output) / "worst_ten.png"
 
 
 def _identity(path: AnyPath) -> tuple[int, int] | None:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-from concertormer_jax.runtime import threads
-
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 _END = object()
@@ -100,7 +98,7 @@ def as_finished(source: Iterable, function: Callable, *, workers: int, waiting: 
             results.put(_Failed(error))
 
     for stage in (take, *[work] * workers):
-        threads.run(lambda stage=stage: guarded(stage))
+        run(lambda stage=stage: guarded(stage))
     try:
         ended = 0
         while ended < workers:

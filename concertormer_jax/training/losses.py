@@ -13,9 +13,8 @@ FFT_WEIGHT = 0.1
 def l1_fft(output: jax.Array, target: image.Image, fft_weight: float = FFT_WEIGHT) -> jax.Array:
     """Mean |output - target| plus `fft_weight` times the mean modulus of the difference's spectrum.
 
-    The spectrum is the unnormalised real Fourier transform over H and W, in float32 at least; without a weight it is
-    not computed.
-    output, target: [B, H, W, C]. Returns a scalar.
+    The spectrum is the unnormalised real Fourier transform over H and W, in float32 at least; with the weight 0 it is
+    not computed. output, target: [B, H, W, C]. Returns a scalar.
     """
     wide = jnp.promote_types(output.dtype, jnp.float32)
     difference = output.astype(wide) - target.astype(wide)

@@ -15,7 +15,7 @@ class PreemptionGuard:
     def __init__(self, checkpoints: Checkpoints):
         self._checkpoints = checkpoints
         self._signal = None
-        self._at_once = False
+        self._interruptible = False
 
     @contextlib.contextmanager
     def listening(self):
@@ -24,7 +24,7 @@ class PreemptionGuard:
         def note(number, _):
             again = self._signal == number == signal.SIGINT
             self._signal = number
-            if again or self._at_once:
+            if again or self._interruptible:
                 raise Stopped(number)
 
         # On several hosts JAX's own handler tells the others of SIGTERM, and Ctrl-C, which reaches only one, ends it.
@@ -37,14 +37,14 @@ class PreemptionGuard:
                 signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def at_once(self):
-        """What takes long and can be left at any moment: in it a signal raises `Stopped`, one noted before too."""
+    def interruptible(self):
+        """For what takes long and can be left at any moment: a signal in it, or one noted before, raises `Stopped`."""
         self._raise_if_noted()
-        self._at_once = True
+        self._interruptible = True
         try:
             yield
         finally:
-            self._at_once = False
+            self._interruptible = False
         self._raise_if_noted()  # the exception is lost where Python calls the handler in a destructor
 
     def _raise_if_noted(self):

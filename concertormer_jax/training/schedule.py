@@ -1,4 +1,4 @@
-"""The optimiser and the learning rate of the recipe."""
+"""The schedule of a run: phases of growing crops and shrinking batches, the learning rate over them, the optimiser."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import optax.contrib
 
 from concertormer_jax.runtime.errors import UserError
 
-# Progressive training: phases of growing crops and shrinking batches under one learning-rate schedule.
+_MUON_UPDATE_RMS = 0.2  # root mean square of a step at learning rate 1, about that of Adam (arXiv 2502.16982)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +93,6 @@ def adamw(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(schedule, b1=beta1, b2=beta2, eps=epsilon, weight_decay=weight_decay),
     )
-
-
-_MUON_UPDATE_RMS = 0.2  # root mean square of a step at learning rate 1, about that of Adam (arXiv 2502.16982)
 
 
 def muon(

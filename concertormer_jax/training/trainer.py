@@ -20,9 +20,8 @@ from concertormer_jax.runtime.devices import (
 from concertormer_jax.runtime.errors import Stopped, UserError
 from concertormer_jax.runtime.paths import user_path
 from concertormer_jax.training.config_limits import flat, require_valid
-from concertormer_jax.training.goodput import Goodput, peak_flops_per_s, training_flops
 from concertormer_jax.training.preemption import PreemptionGuard
-from concertormer_jax.training.profiling import Profiler
+from concertormer_jax.training.profiling import Goodput, Profiler, peak_flops_per_s, training_flops
 from concertormer_jax.training.schedule import Phase, make_phases, require_divisible
 from concertormer_jax.training.setup import data_notes, lower_step, sources_from, starting_state, training_from
 from concertormer_jax.training.trackers import Trackers
@@ -242,7 +241,7 @@ class Trainer:
         Raises Stopped, with the state saved if it is new, when a stop is or was asked for.
         """
         try:
-            with self.stop.at_once():
+            with self.stop.interruptible():
                 with self.goodput.spent_on("compiling"):
                     compiled = self._compile(phase)
                 if self.state is None:
@@ -307,7 +306,7 @@ class Trainer:
         with jax.transfer_guard("allow"):  # Orbax moves arrays on its own
             if validate:
                 try:
-                    with self.stop.at_once(), self.goodput.spent_on("validating"):
+                    with self.stop.interruptible(), self.goodput.spent_on("validating"):
                         psnr, pictures = self.validation(getattr(self.state, self.evaluated), SHOWN_PICTURES)
                     self.writer.validation(self.step, psnr, self.validation.input_psnr, pictures)
                 except Stopped as request:

@@ -95,7 +95,8 @@ def _require_same_shapes(found: dict[str, tuple], expected: dict[str, tuple], hi
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join([*map(shown, names[:NAMES_IN_A_MESSAGE]), *["..."][: len(names) - NAMES_IN_A_MESSAGE]])
+    more = ["..."] if len(names) > NAMES_IN_A_MESSAGE else []
+    return ", ".join([*map(shown, names[:NAMES_IN_A_MESSAGE]), *more])
 
 
 def _shapes(tree: Any) -> dict[str, tuple]:

@@ -6,7 +6,7 @@ from PIL import Image
 
 from concertormer_jax.ops import blocks as block_ops
 from concertormer_jax.ops import image as image_ops
-from concertormer_jax.ops import tlc
+from concertormer_jax.ops.layers import window_starts
 from docs.figures.drawing import INK, KEY, QUERY, THIRD, arrow, box, canvas, figure, finished, picture
 
 BLOCK_PX = 8
@@ -224,7 +224,7 @@ def _rgb(colour):
 def local_windows(photo: np.ndarray, window: int) -> Image.Image:
     """Where the test-time local converter cuts. photo: uint8 [H, W, 3]; window: in pixels."""
     height, width = photo.shape[:2]
-    rows, columns = tlc.window_starts(height, window), tlc.window_starts(width, window)
+    rows, columns = window_starts(height, window), window_starts(width, window)
     count = np.zeros((height, width), int)
     drawn, (left, right) = figure(10, 3.3, 2)
     picture(left, photo, f"{len(rows) * len(columns)} windows of {window} pixels on {width}x{height}")

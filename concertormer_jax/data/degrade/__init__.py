@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from concertormer_jax.data.degrade.bicubic import Bicubic
-from concertormer_jax.data.degrade.gaussian import GaussianNoise
+from concertormer_jax.data.degrade.benchmarks import Bicubic, GaussianNoise
 from concertormer_jax.data.degrade.motion_blur import CameraShake, FrameAverage
 from concertormer_jax.data.degrade.rain import Rain
 from concertormer_jax.data.degrade.sensor import Camera

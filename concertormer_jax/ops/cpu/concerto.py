@@ -26,7 +26,7 @@ from concertormer_jax.ops.shared.attention import (
     minus_chosen_maxima,
     plain_attention,
 )
-from concertormer_jax.ops.shared.cdc import CDC, cdc_of, mask_maps, unmasked
+from concertormer_jax.ops.shared.cdc import CDC, cdc_of, mask_maps, needs_mask
 from concertormer_jax.ops.shared.groups import (
     INSIDE_BLOCKS,
     LAYOUTS,
@@ -35,6 +35,7 @@ from concertormer_jax.ops.shared.groups import (
     mean_of_map,
     parameters_by_group,
     positions_first,
+    projected,
     sca_gate,
     separate_heads,
 )
@@ -79,7 +80,9 @@ def concerto_attention(
             )
 
             def masked(queries, cdc=cdc, group=own.group):
-                return cdc if unmasked(group, shifted) else cdc.then(partial(mask_maps, grid, queries=queries), shifted)
+                if not needs_mask(group, shifted):
+                    return cdc
+                return cdc.then(partial(mask_maps, grid, queries=queries), shifted)
 
             features = (x_inside, y_inside) if own.group in INSIDE_BLOCKS else (x_across, y_across)
             results.append(_ATTEND[own.group](*features, own, heads, masked))
@@ -99,7 +102,7 @@ Masked = Callable[[slice], CDC]
 
 
 def _ripieno_spatial(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
-    q, k, v = (separate_heads(part, heads) for part in _projected(x, y, own))
+    q, k, v = (separate_heads(part, heads) for part in projected(x, y, own))
     parts = _halves_of_queries(q)
     return [attend(SPATIAL, q[..., part, :], k, v, own.required_temperature, masked(part)) for part in parts]
 
@@ -111,7 +114,7 @@ def _between_channels(x, y, own: Parameters, heads: int, masked: Masked) -> Part
     def project_parts(features, kernel):
         return [project(features, part) for part in jnp.split(kernel, count, axis=1)]
 
-    q, k, v = _projected(x, y, own, project_parts)
+    q, k, v = projected(x, y, own, project_parts)
     kind = Channel(ARITHMETIC, heads // count)
     temperatures = jnp.split(own.required_temperature, count)
     logits = [attention.logits(kind, *part) for part in zip(q, k, temperatures, strict=True)]
@@ -122,18 +125,18 @@ def _between_channels(x, y, own: Parameters, heads: int, masked: Masked) -> Part
 
 
 def _concertino_spatial(x, y, own: Parameters, _, masked: Masked) -> Parts:
-    q, k, v = _projected(x, y, own, partial(project_channels_first, materialize=materialize))
+    q, k, v = projected(x, y, own, partial(project_channels_first, materialize=materialize))
     temperature, cdc = for_every_channel(own.required_temperature, masked(slice(None)), q)
     return [attend(SPATIAL, q[..., part, :], k, v, temperature, cdc) for part in _halves_of_queries(q)]
 
 
 def _window(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
-    q, k, v = (separate_heads(part, heads) for part in _projected(x, y, own))
+    q, k, v = (separate_heads(part, heads) for part in projected(x, y, own))
     return [plain_attention(q, k, v, masked(slice(None)))]
 
 
 def _transposed(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
-    q, k, v = _projected(x, y, own)
+    q, k, v = projected(x, y, own)
     pixels = (part.reshape(len(part), -1, part.shape[-1]) for part in (q, k, v))
     return [attend(Channel(ARITHMETIC, heads), *pixels, own.required_temperature, masked(slice(None))).reshape(q.shape)]
 
@@ -146,12 +149,6 @@ _ATTEND = {
     "window": _window,
     "transposed": _transposed,
 }
-
-
-@jax.named_scope("projections")
-def _projected(x, y, own, project=project):
-    """q, k and v."""
-    return project(x, own.to_q), project(y, own.to_k), project(y, own.to_v)
 
 
 def _halves_of_queries(q):

@@ -1,6 +1,6 @@
 """What a CPU runs beside the attention: 3x3 convolutions, the gated-dconv MLP and the test-time local converter.
 
-Both of the latter are computed in parts, strips of rows and windows, whose features stay in the cache.
+The MLP is computed strip by strip and the converter window by window, so that their features stay in the cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,21 +12,21 @@ from jaxtyping import Array, Float
 
 from concertormer_jax.ops.cpu.workarounds import materialize
 from concertormer_jax.ops.reference import MLPWeights, window_starts
-from concertormer_jax.ops.shared import gdmlp, taps
+from concertormer_jax.ops.shared import layers, taps
+from concertormer_jax.ops.shared.layers import gated, rows_or_zeros, share
 from concertormer_jax.ops.shared.projection import project
 from concertormer_jax.ops.shared.taps import depthwise_3x3_valid
-from concertormer_jax.ops.shared.tlc import share
 
 depthwise_3x3 = partial(taps.depthwise_3x3, materialize=materialize)
 STRIP_ROWS = 16  # at most, so that the features of a strip stay in the cache at every level of the network
 
-on_whole_map = partial(gdmlp.gated_mlp, depthwise=depthwise_3x3)
+on_whole_map = partial(layers.gated_mlp, depthwise=depthwise_3x3)
 
 
 def convolve_to_few(features: Float[Array, "b H W C"], kernel: Float[Array, "3 3 C D"]) -> Float[Array, "b H W D"]:
     """One projection for all nine taps, whose results are shifted and added.
 
-    The derivative of XLA's convolution by the kernel takes ten times as long.
+    On a CPU, the derivative by the kernel of XLA's own convolution is slow.
     """
     to_taps = kernel.transpose(2, 0, 1, 3)  # [C, down, right, D]
     results = project(features, to_taps.reshape(len(to_taps), -1))
@@ -43,7 +43,7 @@ def gated_mlp(
     attended: Float[Array, "b H W k"] | None,
     weights: MLPWeights,
 ) -> Float[Array, "b H W C"]:
-    """`ops.gdmlp.gated_mlp` of some rows after the others, so that their hidden channels never leave the cache."""
+    """`ops.layers.gated_mlp` strip by strip of rows, so that the hidden channels of a strip never leave the cache."""
     height = x.shape[1]
     rows = next(rows for rows in range(STRIP_ROWS, 0, -1) if height % rows == 0)
 
@@ -53,20 +53,13 @@ def gated_mlp(
         def here(features):
             return jax.lax.dynamic_slice_in_dim(features, top, rows, axis=1)
 
-        u, z = jnp.split(_with_border(x, top, rows) @ weights.to_uz, 2, axis=-1)
+        with_border = rows_or_zeros(x, top + jnp.arange(-1, rows + 1))
+        u, z = jnp.split(with_border @ weights.to_uz, 2, axis=-1)
         u = depthwise_3x3_valid(jnp.pad(u, ((0, 0), (0, 0), (1, 1), (0, 0))), weights.depthwise, materialize)
-        hidden = gdmlp.gated(u, z[:, 1:-1], None if attended is None else here(attended), weights)
+        hidden = gated(u, z[:, 1:-1], None if attended is None else here(attended), weights)
         return jax.lax.dynamic_update_slice_in_dim(output, here(output) + hidden @ weights.to_output, top, axis=1)
 
     return jax.lax.fori_loop(0, height // rows, add_to_strip, residual)
-
-
-def _with_border(features, top, rows):
-    """Rows `top - 1` to `top + rows`, zero outside the map."""
-    numbers = top + jnp.arange(-1, rows + 1)
-    inside = (numbers >= 0) & (numbers < features.shape[1])
-    taken = features.at[:, jnp.clip(numbers, 0, features.shape[1] - 1)].get(mode="promise_in_bounds")
-    return jnp.where(inside[:, None, None], taken, 0)
 
 
 gated_mlp.defvjp(lambda *given: jax.vjp(on_whole_map, *given), lambda derivative, gradient: derivative(gradient))
@@ -75,7 +68,7 @@ gated_mlp.defvjp(lambda *given: jax.vjp(on_whole_map, *given), lambda derivative
 def on_windows(
     function: Callable[..., Array], features: Sequence[Float[Array, "b H W _"]], window: int
 ) -> Float[Array, "b H W D"]:
-    """`ops.tlc.on_windows` in a loop over windows, each of all images."""
+    """`ops.layers.on_windows` in a loop over windows, each of all images."""
     batch, height, width, _ = features[0].shape
     size = (batch, min(height, window), min(width, window))
     corners = jnp.array([(y, x) for y in window_starts(height, window) for x in window_starts(width, window)])

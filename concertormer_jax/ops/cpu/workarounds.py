@@ -1,4 +1,4 @@
-"""How to keep XLA on a CPU from fusing what is faster apart: it leaves products of matrices alone."""
+"""How to keep XLA on a CPU from fusing what is faster apart: by products of matrices, which it never fuses."""
 
 from functools import partial
 
@@ -12,8 +12,8 @@ from concertormer_jax.ops.reference import wide
 def materialize(parameter: Float[Array, "*shape n"]) -> Float[Array, "*shape n"]:
     """`parameter` itself, in memory of its own: its product with the unit matrix.
 
-    Where blocks are scanned, their parameters are stacked. XLA fuses the choice of a block's own into the loop that
-    uses them, which then takes two to twenty times as long.
+    Where blocks are scanned, their parameters are stacked. XLA fuses the choice of a block's own parameters into the
+    loops that use them, which makes these loops slow.
     """
     rows = parameter.reshape(-1, parameter.shape[-1])
     copy = jnp.matmul(jnp.eye(len(rows), dtype=rows.dtype), rows, precision="highest")
@@ -24,7 +24,7 @@ def materialize(parameter: Float[Array, "*shape n"]) -> Float[Array, "*shape n"]
 def sum_as_matmul(array: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     """The sum over the last axis or the last but one (-1 or -2), in float32 at least, as a product with ones.
 
-    XLA takes all that stands around a sum, matrix products too, into one loop with it, which is slow.
+    XLA would fuse a sum with all around it, matrix products too, into one slow loop.
     """
     axes = {-1: "...ab,b->...a", -2: "...ab,a->...b"}[axis]
     ones = jnp.ones(array.shape[axis], array.dtype)

@@ -24,7 +24,7 @@ from concertormer_jax.ops.shared.attention import (
     plain_attention,
     sum_over,
 )
-from concertormer_jax.ops.shared.cdc import CDC, cdc_of, mask_maps, minus_mean, unmasked
+from concertormer_jax.ops.shared.cdc import CDC, cdc_of, mask_maps, minus_mean, needs_mask
 from concertormer_jax.ops.shared.groups import (
     INSIDE_BLOCKS,
     LAYOUTS,
@@ -34,10 +34,11 @@ from concertormer_jax.ops.shared.groups import (
     mean_of_map,
     parameters_by_group,
     positions_first,
+    projected,
     sca_gate,
     separate_heads,
 )
-from concertormer_jax.ops.shared.projection import project, project_channels_first
+from concertormer_jax.ops.shared.projection import project_channels_first
 from concertormer_jax.ops.shared.taps import cdc_over_blocks
 
 ARITHMETIC = Arithmetic(sum_over, partial(sum_over, axis=-1), minus_chosen_maxima)
@@ -117,7 +118,7 @@ def attention_on(
     for own in parameters_by_group(weights, groups, x.dtype):
         with jax.named_scope(own.group):
             cdc = cdc_of(own.group, groups, own.cdc, own.temperature, place.cdc_over_blocks, place.minus_mean)
-            if not unmasked(own.group, shifted):
+            if needs_mask(own.group, shifted):
                 cdc = cdc.then(place.mask, shifted)
             features = (x_inside, y_inside) if own.group in INSIDE_BLOCKS else (x_across, y_across)
             results.append(_ATTEND[own.group](*features, own, heads, cdc, place))
@@ -136,31 +137,31 @@ def attention_on(
 
 
 def _ripieno_spatial(x, y, own: Parameters, heads: int, cdc: CDC, _):
-    q, k, v = (separate_heads(part, heads) for part in _projected(x, y, own))
+    q, k, v = (separate_heads(part, heads) for part in projected(x, y, own))
     return attend(SPATIAL, q, k, v, own.required_temperature, cdc)
 
 
 def _ripieno_channel(x, y, own: Parameters, heads: int, cdc: CDC, _):
-    return attend(Channel(ARITHMETIC, heads), *_projected(x, y, own), own.required_temperature, cdc)
+    return attend(Channel(ARITHMETIC, heads), *projected(x, y, own), own.required_temperature, cdc)
 
 
 def _concertino_channel(x, y, own: Parameters, heads: int, cdc: CDC, place: WholeMap):
     kind = place.summed_over_blocks(Channel(ARITHMETIC, heads))
-    return attend(kind, *_projected(x, y, own), own.required_temperature, cdc)
+    return attend(kind, *projected(x, y, own), own.required_temperature, cdc)
 
 
 def _concertino_spatial(x, y, own: Parameters, _, cdc: CDC, place: WholeMap):
-    q, k, v = _projected(x, y, own, project_channels_first)
+    q, k, v = projected(x, y, own, project_channels_first)
     kind = place.summed_over_blocks(SPATIAL)
     return attend(kind, q, k, v, *for_every_channel(own.required_temperature, cdc, q))
 
 
 def _window(x, y, own: Parameters, heads: int, cdc: CDC, _):
-    return plain_attention(*(separate_heads(part, heads) for part in _projected(x, y, own)), cdc)
+    return plain_attention(*(separate_heads(part, heads) for part in projected(x, y, own)), cdc)
 
 
 def _transposed(x, y, own: Parameters, heads: int, cdc: CDC, place: WholeMap):
-    q, k, v = _projected(x, y, own)
+    q, k, v = projected(x, y, own)
     pixels = (part.reshape(len(part), -1, part.shape[-1]) for part in (q, k, v))
     kind = place.summed_over_blocks(Channel(ARITHMETIC, heads))
     return attend(kind, *pixels, own.required_temperature, cdc).reshape(q.shape)
@@ -174,9 +175,3 @@ _ATTEND = {
     "window": _window,
     "transposed": _transposed,
 }
-
-
-@jax.named_scope("projections")
-def _projected(x, y, own, project=project):
-    """q, k and v."""
-    return project(x, own.to_q), project(y, own.to_k), project(y, own.to_v)

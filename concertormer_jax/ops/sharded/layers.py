@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 
 from concertormer_jax.ops.reference import MLPWeights, window_starts
 from concertormer_jax.ops.sharded.rows import RowShards, row_shards
-from concertormer_jax.ops.shared import gdmlp, taps
-from concertormer_jax.ops.shared.tlc import share
+from concertormer_jax.ops.shared import layers, taps
+from concertormer_jax.ops.shared.layers import rows_or_zeros, share
 
 
 def convolve_3x3(
@@ -50,8 +50,8 @@ def gated_mlp(
     attended: Float[Array, "b H W k"] | None,
     weights: MLPWeights,
 ) -> Float[Array, "b H W C"]:
-    """`ops.gdmlp.gated_mlp`."""
-    return gdmlp.gated_mlp(residual, x, attended, weights, partial(convolve_3x3, rows, taps.depthwise_3x3))
+    """`ops.layers.gated_mlp`."""
+    return layers.gated_mlp(residual, x, attended, weights, partial(convolve_3x3, rows, taps.depthwise_3x3))
 
 
 def on_windows(
@@ -61,7 +61,7 @@ def on_windows(
     features: Sequence[Float[Array, "b H W _"]],
     window: int,
 ) -> Float[Array, "b H W D"]:
-    """`ops.tlc.on_windows`: one window after the other on each device, as many at a time as there are devices.
+    """`ops.layers.on_windows`: one window after the other on each device, as many at a time as there are devices.
 
     The devices send the rows of a window to the one that computes it, and each takes its rows of all results.
     """
@@ -81,7 +81,7 @@ def on_windows(
     def window_of(array):  # [devices, b, h, w, C], of each the rows that lie here, to the window of this device
         def cut(corner):
             strip = jax.lax.dynamic_slice_in_dim(array, corner[1], size[1], axis=2)
-            return _rows(strip, corner[0] + jnp.arange(size[0]) - first)
+            return rows_or_zeros(strip, corner[0] + jnp.arange(size[0]) - first)
 
         return lambda corners: jax.lax.psum_scatter(jax.vmap(cut)(corners), rows.axis)
 
@@ -97,7 +97,7 @@ def on_windows(
 
         def add_one(index, total):
             top, left = corners[step, index]
-            here = _rows(results[index], first + jnp.arange(height) - top)
+            here = rows_or_zeros(results[index], first + jnp.arange(height) - top)
             strip = jax.lax.dynamic_slice_in_dim(total, left, size[1], axis=2)
             return jax.lax.dynamic_update_slice_in_dim(total, strip + here, left, axis=2)
 
@@ -108,10 +108,3 @@ def on_windows(
     down = jnp.pad(jnp.asarray(share(all_rows, window)), (0, rows.devices * height - all_rows))
     down = jax.lax.dynamic_slice_in_dim(down, first, height)
     return total * (down[:, None, None] * share(width, window)[:, None]).astype(total.dtype)
-
-
-def _rows(maps, numbers):
-    """Rows `numbers` of the maps, zero where there are none."""
-    inside = (numbers >= 0) & (numbers < maps.shape[1])
-    taken = maps.at[:, jnp.clip(numbers, 0, maps.shape[1] - 1)].get(mode="promise_in_bounds")
-    return jnp.where(inside[:, None, None], taken, 0)

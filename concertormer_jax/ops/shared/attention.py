@@ -2,13 +2,14 @@
 
     l_ab = temperature cos(q_a, k_b)      w = exp(CDC(l) - maximum)      result_a = sum_b w_ab v_b / sum_b w_ab
 
-The norms of queries and keys divide the logits, and the sums of the weights w divide the result: both are smaller than
-what the formula divides. Products are accumulated, and logits and weights computed, in float32 at least.
+The norms of queries and keys divide the logits, and the sums of the weights w divide the result, so that no divided
+copies of queries, keys and weights are made. Products are accumulated, and logits and weights computed, in float32 at
+least.
 
 Cosines are bounded by 1, so the temperature bounds the logits, and the CDC weights bound them behind CDC. Where that
 bound is small, no maximum is needed: `softmax_numerators` decides it from the weights of the network.
 
-Automatic derivatives would pass over the attention maps for every sum; the written ones sum over the features where
+Automatic derivatives would take every sum over the attention maps; the written ones take it over the features where
 these are smaller.
 """
 
@@ -53,7 +54,7 @@ def product(axes: str, a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[
 
 @dataclasses.dataclass(frozen=True)
 class Spatial:
-    """Attention between the rows of features [..., A, K]; its maps are [..., A', A] for A' queries."""
+    """Attention between the rows of features [..., A, K]: its maps are [..., A', A] for A' queries."""
 
     arithmetic: Arithmetic
 
@@ -172,7 +173,7 @@ def _logits_forward(kind, q, k, temperature):
     inverse_q, inverse_k = _inverse_norms(kind, q), _inverse_norms(kind, k)
     products = kind.maps(q, k)
     logits = products * ((inverse_q * temperature)[..., None] * inverse_k[..., None, :])
-    return logits, (q, k, temperature, inverse_q, inverse_k, None if _fewer(q, products) else products)
+    return logits, (q, k, temperature, inverse_q, inverse_k, None if _features_are_smaller(q, products) else products)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -195,8 +196,8 @@ def _logits_backward(kind, saved, gradient):
     return gradient_q, gradient_k, gradient_temperature.astype(temperature.dtype)
 
 
-def _fewer(features, maps):
-    """Whether a sum that is the same over the features and over the maps is taken over the features."""
+def _features_are_smaller(features, maps):
+    """Of two equal sums, one over the features and one over the maps, the one over the smaller array is taken."""
     return features.size < maps.size
 
 
@@ -290,7 +291,7 @@ def _mix_backward(kind, saved, gradient):
     maps = weights.reshape(kind.maps_shape(v, weights.size))
     gradient = (gradient * kind.spread(share)).astype(v.dtype)
     gradient_weights = kind.maps(gradient, v)
-    if _fewer(v, maps):
+    if _features_are_smaller(v, maps):
         along = kind.sum(gradient.astype(share.dtype) * mixed)
     else:
         along = kind.arithmetic.sum_over(maps * gradient_weights, -1) * share

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.ops.blocks import Grid, crosses_border
-from concertormer_jax.ops.reference import MASK
+from concertormer_jax.ops.reference import MASK, MASKED
 
 
 class CDC(NamedTuple):
     """What is done to logits before their softmax: function(logits, *parameters).
 
-    function: to any shape with the maps in the same order. bound: a number that no |logit| exceeds after it, whatever
-    the features; None where none is known.
+    function: may return any shape in which the maps keep their order. bound: a number that no |logit| exceeds after it,
+    whatever the features; None where none is known.
     """
 
     function: Callable[..., Array]
@@ -102,6 +102,6 @@ def mask_maps(
     return jnp.where(crosses & shifted, logits + MASK, logits)
 
 
-def unmasked(group: str, shifted: Bool[Array, ""] | bool) -> bool:
-    """Whether the logits of `group` need no mask: nothing is shifted, or the group does not see pairs of positions."""
-    return shifted is False or group not in ("ripieno_spatial", "window")
+def needs_mask(group: str, shifted: Bool[Array, ""] | bool) -> bool:
+    """Whether the logits of `group` need a mask: it compares positions of one block, and the blocks may be shifted."""
+    return shifted is not False and group in MASKED

@@ -4,22 +4,25 @@ Letters as in `ops.reference`: b batch, n blocks, p positions in a block, m head
 projections of its own, which write the layout that its attention reads.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from concertormer_jax.ops.reference import GROUPS, AttentionWeights, wide
 from concertormer_jax.ops.shared.cdc import CDC
+from concertormer_jax.ops.shared.projection import project
 
 INSIDE_BLOCKS = ("ripieno_spatial", "ripieno_channel", "window")  # they take [b, n, p, C], the others [b, p, n, C]
 
 
 class Layout(NamedTuple):
-    """axes: of a group's result; c counts the channels of all heads where there is no m.
+    """How the result of a group lies in memory.
 
-    summed: the axis, n or p, over which a matrix product sums the result as it lies.
+    axes: its letters; without m, c counts the channels of all heads. summed: the axis, n or p, over which one matrix
+    product can sum it.
     """
 
     axes: str
@@ -37,7 +40,7 @@ LAYOUTS = {
 
 
 class Parameters(NamedTuple):
-    """Of one group. temperature: None for `window`; cdc: None for none."""
+    """The weights of one group. temperature: None for `window`; cdc: None without CDC."""
 
     group: str
     to_q: Float[Array, "C mc"]
@@ -67,8 +70,19 @@ def parameters_by_group(weights: AttentionWeights, groups: Sequence[str], dtype)
         yield Parameters(group, to_q[index], to_kv[index], to_kv[count + index], temperature, weights.cdc.get(group))
 
 
+@jax.named_scope("projections")
+def projected(
+    x: Float[Array, "..."],
+    y: Float[Array, "..."],
+    own: Parameters,
+    project: Callable[[Array, Array], Any] = project,
+) -> tuple[Any, Any, Any]:
+    """The q, k and v of a group, as `project` gives them: q of features x [..., C], k and v of y [..., D]."""
+    return project(x, own.to_q), project(y, own.to_k), project(y, own.to_v)
+
+
 def separate_heads(features: Float[Array, "b n p mc"], heads: int) -> Float[Array, "b n m p c"]:
-    """What spatial attention inside blocks reads."""
+    """The features as spatial attention inside blocks reads them."""
     return features.reshape(*features.shape[:3], heads, -1).swapaxes(2, 3)
 
 
@@ -106,7 +120,7 @@ def mean_of_map(layout: Layout, result: Float[Array, "..."]) -> Float[Array, "b 
 
 
 def sca_gate(weights: AttentionWeights, means: list[Float[Array, "b _"]], dtype) -> Float[Array, "b 1 1 h"]:
-    """What simplified channel attention multiplies the blocks of a map with. means: of every group's result."""
+    """The gate by which simplified channel attention multiplies a map. means: over the map, of every group's result."""
     mean = jnp.concatenate(means, axis=-1)
     gate = mean @ weights.sca_kernel + weights.sca_bias  # ty: ignore[unsupported-operator]  # called with SCA alone
     return gate.astype(dtype)[:, None, None]

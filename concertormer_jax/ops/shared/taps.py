@@ -1,7 +1,7 @@
 """3x3 convolutions with few products for each number they read, as nine shifted multiply-adds.
 
-XLA fuses these into one pass, where its general convolution is ten times slower on a CPU. So are the derivatives: the
-automatic ones would add nine padded arrays.
+XLA fuses these into one pass, while its general convolution is slow on a CPU. The derivatives are written in the same
+way, as the automatic ones would add nine padded arrays.
 
 materialize, in all of them: what the kernel passes through before its use, see `ops.cpu.workarounds`.
 """
@@ -34,7 +34,7 @@ def neighbours(padded: Float[Array, "b _ _ *e"]) -> Iterator[tuple[int, int, Arr
 
 
 def _for_each_tap(product, features):
-    """`product(neighbour)` for the nine taps, stacked as [3, 3, ...]; a loop, so that it is compiled only once."""
+    """`product(neighbour)` for the nine taps, stacked as [3, 3, ...]; in a loop, so that it is compiled only once."""
     rows, columns = features.shape[1:3]
     padded = padded_by_one(features)
 

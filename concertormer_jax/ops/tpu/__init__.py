@@ -1,8 +1,7 @@
 """The operations as a TPU runs them best: some are the shared forms, and stages of maps that fit are kernels."""
 
-from concertormer_jax.ops.shared.gdmlp import gated_mlp
+from concertormer_jax.ops.shared.layers import gated_mlp, on_windows
 from concertormer_jax.ops.shared.taps import depthwise_3x3
-from concertormer_jax.ops.shared.tlc import on_windows
 from concertormer_jax.ops.tpu.concerto import concerto_attention, transposed_attention
 from concertormer_jax.ops.tpu.convolution import convolve, convolve_to_few
 from concertormer_jax.ops.tpu.kernels.stage import tiled_stage

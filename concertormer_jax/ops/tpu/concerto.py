@@ -1,15 +1,17 @@
 """Concerto self-attention on a TPU: products for each head, which are written apart at no cost, of all queries."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from concertormer_jax.ops.blocks import Grid
-from concertormer_jax.ops.reference import CONCERTO, AttentionWeights
+from concertormer_jax.ops.blocks import Grid, across, partition, permute, shift_of, unpartition
+from concertormer_jax.ops.reference import CONCERTO, MASK, AttentionWeights
 from concertormer_jax.ops.shared import attention
 from concertormer_jax.ops.shared.attention import (
     Arithmetic,
@@ -21,7 +23,7 @@ from concertormer_jax.ops.shared.attention import (
     product,
     sum_over,
 )
-from concertormer_jax.ops.shared.cdc import CDC, cdc_of, mask_maps, unmasked
+from concertormer_jax.ops.shared.cdc import CDC, cdc_of, mask_maps, needs_mask
 from concertormer_jax.ops.shared.groups import (
     INSIDE_BLOCKS,
     LAYOUTS,
@@ -30,12 +32,13 @@ from concertormer_jax.ops.shared.groups import (
     mean_of_map,
     parameters_by_group,
     positions_first,
+    projected,
     sca_gate,
     separate_heads,
 )
-from concertormer_jax.ops.shared.projection import project, project_channels_first
-from concertormer_jax.ops.tpu.blocks import merge_blocks, split_blocks
-from concertormer_jax.ops.tpu.cdc import cdc_over_blocks, mask_rows
+from concertormer_jax.ops.shared.projection import project_channels_first
+
+_MATRIX_CHANNELS = 8  # of a convolution: as many as a TPU's tile has rows
 
 
 def concerto_attention(
@@ -59,7 +62,7 @@ def concerto_attention(
     for own in parameters_by_group(weights, groups, x.dtype):
         with jax.named_scope(own.group):
             cdc = cdc_of(own.group, groups, own.cdc, own.temperature, partial(cdc_over_blocks, grid))
-            if not unmasked(own.group, shifted):
+            if needs_mask(own.group, shifted):
                 mask = partial(mask_maps, grid) if own.cdc is None else partial(mask_rows, grid, heads)
                 cdc = cdc.then(mask, shifted)
             features = (x_inside, y_inside) if own.group in INSIDE_BLOCKS else (x_across, y_across)
@@ -75,7 +78,7 @@ def concerto_attention(
 
 
 def sum_weights(maps: Float[Array, "*batch q k"]) -> Float[Array, "*batch q"]:
-    """Sums over the last axis by a product with ones: a TPU adds across its lanes several times slower.
+    """Sums over the last axis by a product with ones: a TPU is slow at adding across its lanes.
 
     Of one column of ones its compiler would make a sum again.
     """
@@ -114,12 +117,12 @@ transposed_attention = partial(attention.transposed_attention, SPATIAL)
 
 
 def _ripieno_spatial(x, y, own: Parameters, heads: int, cdc: CDC):
-    q, k, v = (separate_heads(part, heads) for part in _projected(x, y, own))
+    q, k, v = (separate_heads(part, heads) for part in projected(x, y, own))
     return attend(SPATIAL, q, k, v, own.required_temperature, cdc)
 
 
 def _between_channels(x, y, own: Parameters, heads: int, cdc: CDC):
-    q, k, v = _projected(x, y, own)
+    q, k, v = projected(x, y, own)
     mixed = attend(SPATIAL, *(_heads_first(part, heads) for part in (q, k, v)), own.required_temperature, cdc)
     return jnp.moveaxis(mixed, -1, -3).reshape(v.shape)
 
@@ -130,16 +133,16 @@ def _heads_first(features, heads):
 
 
 def _concertino_spatial(x, y, own: Parameters, _, cdc: CDC):
-    q, k, v = _projected(x, y, own, project_channels_first)
+    q, k, v = projected(x, y, own, project_channels_first)
     return attend(SPATIAL, q, k, v, *for_every_channel(own.required_temperature, cdc, q))
 
 
 def _window(x, y, own: Parameters, heads: int, cdc: CDC):
-    return plain_attention(*(separate_heads(part, heads) for part in _projected(x, y, own)), cdc)
+    return plain_attention(*(separate_heads(part, heads) for part in projected(x, y, own)), cdc)
 
 
 def _transposed(x, y, own: Parameters, heads: int, cdc: CDC):
-    q, k, v = _projected(x, y, own)
+    q, k, v = projected(x, y, own)
     pixels = (_heads_first(part.reshape(len(part), -1, part.shape[-1]), heads) for part in (q, k, v))
     mixed = attend(SPATIAL, *pixels, own.required_temperature, cdc)
     return jnp.moveaxis(mixed, -1, -3).reshape(q.shape)
@@ -155,7 +158,84 @@ _ATTEND = {
 }
 
 
-@jax.named_scope("projections")
-def _projected(x, y, own, project=project):
-    """q, k and v."""
-    return project(x, own.to_q), project(y, own.to_k), project(y, own.to_v)
+# Splitting and merging of blocks. They are cut in one pass out of a map that is extended by its own border: gathers,
+# which `ops.blocks` takes, are slow on a TPU.
+
+
+def split_blocks(
+    grid: Grid, features: Float[Array, "b H W C"], shifted: Bool[Array, ""] | bool
+) -> Float[Array, "b p n C"]:
+    """`ops.blocks.split_blocks`."""
+    if shifted is False:
+        return partition(features, grid.size)
+    return permute(_cut, _join, grid, features, jnp.asarray(shifted))
+
+
+def merge_blocks(
+    grid: Grid, blocks: Float[Array, "b p n C"], shifted: Bool[Array, ""] | bool
+) -> Float[Array, "b H W C"]:
+    """`ops.blocks.merge_blocks`."""
+    if shifted is False:
+        return unpartition(blocks, grid)
+    return permute(_join, _cut, grid, blocks, jnp.asarray(shifted))
+
+
+def _cut(grid, features, shifted):
+    border = grid.size // 2
+    shape = features.shape
+    for axis in (1, 2):
+        features = jnp.concatenate([features, jax.lax.slice_in_dim(features, 0, border, axis=axis)], axis=axis)
+    start = shift_of(grid, shifted)
+    blocks = partition(jax.lax.dynamic_slice(features, [0, start, start, 0], shape), grid.size)
+    # All projections read them in one layout; without the barrier some are given a copy in another form of the same.
+    return jax.lax.optimization_barrier(blocks)
+
+
+def _join(grid, blocks, shifted):
+    border = grid.size // 2
+    features = unpartition(blocks, grid)
+    shape = features.shape
+    for axis, size in ((1, shape[1]), (2, shape[2])):
+        end = jax.lax.slice_in_dim(features, size - border, size, axis=axis)
+        features = jnp.concatenate([end, features], axis=axis)
+    start = border - shift_of(grid, shifted)
+    return jax.lax.dynamic_slice(features, [0, start, start, 0], shape)
+
+
+# CDC over blocks: a TPU multiplies matrices much faster than it adds shifted maps of a few heads.
+
+
+def cdc_over_blocks(
+    grid: Grid, logits: Float[Array, "b n m E F"], kernel: Float[Array, "3 3 m m"]
+) -> Float[Array, "b y x fm EF"]:
+    """`shared.taps.cdc_over_blocks` as a convolution whose channels are the heads of f neighbouring blocks of a row.
+
+    Returns the maps as rows, which a TPU keeps in the order that the convolution leaves them in.
+    """
+    batch, _, heads, *entries = logits.shape
+    fold = math.gcd(grid.columns, max(1, _MATRIX_CHANNELS // heads))
+    channels = fold * heads
+    # The tap `right` of block `to` in a chunk of `fold` blocks reads block `source` of its own or a neighbouring chunk.
+    right, to = np.meshgrid(np.arange(3), np.arange(fold), indexing="ij")
+    chunk, source = np.divmod(to + right - 1, fold)
+    place = np.zeros((3, fold, 3, fold), np.float32)
+    place[right, to, chunk + 1, source] = 1
+    folded = jnp.einsum("rtcs,drio->dcsito", place, kernel).reshape(3, 3, channels, channels)
+    return jax.lax.conv_general_dilated(
+        logits.reshape(batch, grid.rows, grid.columns // fold, channels, math.prod(entries)),
+        folded[None],
+        window_strides=(1, 1, 1),
+        padding=((0, 0), (1, 1), (1, 1)),
+        dimension_numbers=("DHWCN", "DHWIO", "DHWCN"),  # the entries of the maps are a batch to the convolution
+    )
+
+
+def mask_rows(
+    grid: Grid, heads: int, logits: Float[Array, "b y x fm pq"], shifted: Bool[Array, ""] | bool
+) -> Float[Array, "b y x fm pq"]:
+    """`shared.cdc.mask_maps` of maps as `cdc_over_blocks` returns them."""
+    blocks = jnp.arange(grid.rows * grid.columns * heads).reshape(logits.shape[1:-1]) // heads
+    row, column = jnp.divmod(blocks[..., None], grid.columns)
+    across_bottom, across_right = (pairs.reshape(-1) for pairs in across(grid.size))
+    crosses = ((row == grid.rows - 1) & across_bottom) | ((column == grid.columns - 1) & across_right)
+    return jnp.where(crosses & shifted, logits + MASK, logits)

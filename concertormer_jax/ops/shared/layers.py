@@ -1,19 +1,51 @@
-"""Test-time local converter with the windows of all images as one batch, and what its other forms share."""
+"""What several platforms run beside the attention: the gated MLP on a whole map, and TLC's windows as one batch."""
 
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from concertormer_jax.ops.reference import window_starts
+from concertormer_jax.ops.reference import MLPWeights, window_starts
+from concertormer_jax.ops.shared.projection import project
+from concertormer_jax.ops.shared.taps import depthwise_3x3
+
+
+def gated_mlp(
+    residual: Float[Array, "b H W C"],
+    x: Float[Array, "b H W C"],
+    attended: Float[Array, "b H W k"] | None,
+    weights: MLPWeights,
+    depthwise: Callable[[Array, Array], Array] = depthwise_3x3,
+) -> Float[Array, "b H W C"]:
+    """`ops.layers.gated_mlp`, each step on the whole map. depthwise: of features and kernel."""
+    to_u, to_z = jnp.split(weights.to_uz, 2, axis=1)  # of one product, the halves would be cut out as copies
+    u = depthwise(project(x, to_u), weights.depthwise)
+    return residual + project(gated(u, project(x, to_z), attended, weights), weights.to_output)
+
+
+def gated(
+    u: Float[Array, "b H W h"],
+    z: Float[Array, "b H W h"],
+    attended: Float[Array, "b H W k"] | None,
+    weights: MLPWeights,
+) -> Float[Array, "b H W h"]:
+    """(attended to_hidden + u) * z."""
+    return (u if attended is None else project(attended, weights.to_hidden) + u) * z
+
+
+def rows_or_zeros(maps: Float[Array, "b H W C"], numbers: Int[Array, " h"]) -> Float[Array, "b h W C"]:
+    """The rows `numbers` of the maps, and zeros for numbers that no row has."""
+    inside = (numbers >= 0) & (numbers < maps.shape[1])
+    taken = maps.at[:, jnp.clip(numbers, 0, maps.shape[1] - 1)].get(mode="promise_in_bounds")
+    return jnp.where(inside[:, None, None], taken, 0)
 
 
 def on_windows(
     function: Callable[..., Array], features: Sequence[Float[Array, "b H W _"]], window: int
 ) -> Float[Array, "b H W D"]:
-    """`ops.tlc.on_windows`; an accelerator is faster with one large batch."""
+    """`ops.layers.on_windows` with the windows of all pictures as one batch, with which an accelerator is faster."""
     batch, height, width, _ = features[0].shape
     rows, columns = len(window_starts(height, window)), len(window_starts(width, window))
     windows = [_cut(_cut(array, 1, window), 3, window) for array in features]  # [b, rows, h, columns, w, C]
