@@ -68,6 +68,12 @@ def test_the_result_is_blended_with_the_input_as_asked(server, strength, expecte
     np.testing.assert_allclose(decoded(content), expected, atol=1)
 
 
+def test_what_the_result_cannot_hold_is_said(server):
+    holes = np.dstack([GREY, GREY[:, :, 0]])
+    _, content = restore(server, encoded(holes), "photo.jpg")
+    assert "JPEG has no alpha channel; it is left out." in json.loads(content)["facts"]
+
+
 @pytest.mark.parametrize(
     ("content", "name", "tile", "reason"),
     [

@@ -266,6 +266,7 @@ def test_the_command_fails_with_one_sentence(tmp_path, loaded, capsys):
         ([tmp_path / "same"], "a.jpg has the same name"),
         ([tmp_path / "flat.png"], "flat.png: is of one colour"),
         ([picture, "--window=20,20,16"], "a.png: the window 20,20,16 (x,y,size) does not lie within its 30x40 pixels"),
+        ([picture, "--window=29,39,1", "--steps=2"], "a.png: the window 29,39,1 shows no edge; give another"),
         ([picture, "--window=1,2"], "--window=1,2: must be x,y,size"),
         ([picture, "--crop=8"], "--crop=8: is smaller than the window of 16 pixels"),
         ([picture, "--steps=0"], "--steps: '0' must be a whole number from 1"),

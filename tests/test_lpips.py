@@ -9,6 +9,7 @@ import pytest
 
 from concertormer_jax.commands import evaluate as command
 from concertormer_jax.data.images import write_png
+from concertormer_jax.evaluation import evaluator
 from concertormer_jax.metrics import lpips, psnr_ssim
 from concertormer_jax.runtime.errors import UserError
 
@@ -62,6 +63,16 @@ def test_it_is_a_column_of_the_results(package, tmp_path, capsys):
     wanted = {"restored": 7.5 / 127.5, "input": 30 / 127.5, "gain": -22.5 / 127.5}
     assert mean == pytest.approx(wanted, abs=1e-4)
     assert "| 0.0588 | 0.2353 | -0.1765 |" in capsys.readouterr().out
+
+
+def test_pictures_that_are_too_small_are_refused_before_anything_is_computed(package, tmp_path, capsys, monkeypatch):
+    for part in ("data/input", "data/target", "made"):
+        write_png(tmp_path / part / "one.png", np.zeros((30, 40, 3), np.uint8))
+    monkeypatch.setattr(evaluator, "_scores", lambda *_: pytest.fail("hours of work"))
+    with pytest.raises(SystemExit):
+        arguments = [f"--predictions={tmp_path / 'made'}", f"--data={tmp_path / 'data'}", "--metrics=lpips_alex"]
+        command.main([*arguments, f"--output={tmp_path / 'scores'}"])
+    assert "lpips_alex: a picture of 40x30 is too small" in capsys.readouterr().err
 
 
 def test_without_the_package_it_is_refused_by_name(monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from concertormer_jax.pages.comparison import Compared, write_comparison
+from concertormer_jax.pages.onnx_page import write_onnx_page
 
 RED, GREEN, BLUE = ([255, 0, 0], [0, 255, 0], [0, 0, 255])
 
@@ -68,3 +69,10 @@ def test_fifty_pictures_stay_under_thirty_megabytes(tmp_path):
 def test_a_large_picture_is_reduced(tmp_path):
     write_comparison(tmp_path / "page.html", "Large", [Compared("large", plain(RED, 100, 5000), plain(RED, 100, 5000))])
     assert (tmp_path / "page.html").stat().st_size < 20_000
+
+
+def test_the_page_of_an_exported_network_finds_it_under_any_name(tmp_path):
+    tensor = {"name": "image", "shape": [1, 8, 16, 3]}
+    manifest = {"input": tensor, "output": tensor, "weights": {"name": "w"}}
+    write_onnx_page(tmp_path / "page.html", tmp_path / "50%, #1 ü.onnx", manifest)
+    assert '"address": "50%25%2C%20%231%20%C3%BC.onnx"' in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ import training_runs as runs
 
 from concertormer_jax.models import costs, parameter_shapes
 from concertormer_jax.ops.dispatch import traced_for
-from concertormer_jax.planning import chips, compilation, report
+from concertormer_jax.planning import chips, compilation, profile, report
 from concertormer_jax.planning.compilation import Collective, Plan, compile_apart, compile_task, too_large
 from concertormer_jax.runtime.devices import data_mesh
 from concertormer_jax.runtime.errors import UserError
@@ -215,6 +215,20 @@ def test_without_cycles_no_time_is_estimated():
     assert "estimate" not in text and "images/s" not in text
 
 
+@pytest.mark.parametrize(
+    "cycles, heading, row",
+    [
+        (4e6, "Mcycles     %       GB", "   3.000  75.0    1.000    0.500      2       6  dot"),
+        (None, "    %       GB   HBM GB", " 25.0    1.000    0.500      2       6  dot"),
+    ],
+)
+def test_shares_are_those_of_bytes_where_there_are_no_cycles(cycles, heading, row):
+    rows = [profile.Row("dot", 2, 6.0, 3e6 if cycles else 0.0, 1e9, 0.5e9)]
+    lines = report.tables(plan_of(cycles=cycles, bytes=4e9, tables={"kind": rows})).splitlines()
+    assert heading in lines[0] and lines[0].endswith("by kind")
+    assert lines[1] == row
+
+
 def test_a_program_that_does_not_fit_names_reason_and_suggestions():
     text = report.describe(plan_of(reason="it needs 20 GiB"), V5E, ["try --config.model.remat=True"])
     assert "does NOT fit, it needs 20 GiB" in text
@@ -311,6 +325,9 @@ def test_a_wrong_flag_is_one_sentence():
         ("--device=cpu", "--schedule"): "--schedule is that of a TPU",
         ("--device=cpu", "--shard=on"): "--shard=on: value should be one of <auto|off>",
         ("--device=cpu", "--forward=256"): "--forward=256: must be WIDTHxHEIGHT",
+        ("--device=cpu", "--tlc=100"): "--tlc=100: must be a multiple of 64 pixels",
+        ("--device=cpu", "--forward=16x16", "--tlc=off", "--only=evaluate"): "--only and --tlc would do nothing beside",
+        ("--device=cpu", "--only=train", "--evaluate=16x16"): "--evaluate would do nothing beside --only=train",
         ("--device=cpu", "--config.model.widht=3"): "no such key",
         ("--device=cpu", "--config.train.accumulation=3"): "does not divide over",
     }

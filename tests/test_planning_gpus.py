@@ -23,6 +23,12 @@ GIB = 2**30
 RTX4090 = gpus.GPUS["rtx4090"]
 
 
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch):
+    for name in (gpus.FRACTION, gpus.OLD_FRACTION):
+        monkeypatch.delenv(name, raising=False)
+
+
 def plan_of(**changes):
     fields = {"kind": "train", "name": "phase 1", "images": 8, "steps": 3600, "compile_s": 1.0, "products": {}}
     return Plan(**(fields | {"memory_limit": 16 * GIB, "memory_total": GIB} | changes))
@@ -66,17 +72,26 @@ def test_the_compiler_is_told_of_every_gpu(name):
 
 
 def test_jax_takes_a_part_of_the_memory(monkeypatch):
-    monkeypatch.delenv(gpus.FRACTION, raising=False)
     assert gpus.usable_bytes(RTX4090) == pytest.approx(0.75 * 0.98 * 24 * GIB, rel=1e-6)
-    monkeypatch.setenv(gpus.FRACTION, "0.95")
-    assert gpus.usable_bytes(RTX4090) == pytest.approx(0.95 * 0.98 * 24 * GIB, rel=1e-6)
-    assert "24 GiB" in gpus.memory_note(RTX4090) and "95 %" in gpus.memory_note(RTX4090)
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        with monkeypatch.context() as environment:
+            environment.setenv(name, "0.95")
+            assert gpus.usable_bytes(RTX4090) == pytest.approx(0.95 * 0.98 * 24 * GIB, rel=1e-6)
+            assert "24 GiB" in gpus.memory_note(RTX4090) and "95 %" in gpus.memory_note(RTX4090)
 
 
+@pytest.mark.parametrize("name", [gpus.FRACTION, gpus.OLD_FRACTION])
 @pytest.mark.parametrize("text", ["much", "0", "1.5", "nan"])
-def test_a_wrong_part_of_the_memory_is_one_sentence(text, monkeypatch):
-    monkeypatch.setenv(gpus.FRACTION, text)
-    with pytest.raises(UserError, match=f"{gpus.FRACTION} is '{text}'"):
+def test_a_wrong_part_of_the_memory_is_one_sentence(text, name, monkeypatch):
+    monkeypatch.setenv(name, text)
+    with pytest.raises(UserError, match=f"{name} is '{text}'"):
+        gpus.usable_bytes(RTX4090)
+
+
+def test_two_parts_of_the_memory_are_refused_as_jax_does(monkeypatch):
+    for name in (gpus.FRACTION, gpus.OLD_FRACTION):
+        monkeypatch.setenv(name, "0.9")
+    with pytest.raises(UserError, match="are both set"):
         gpus.usable_bytes(RTX4090)
 
 
@@ -123,8 +138,7 @@ def test_where_the_compiler_gives_no_cycles_the_roofline_is_said():
     assert "at least 1000.0 ms a run (roofline: main memory binds)" in text
 
 
-def test_the_heading_names_the_rates_and_what_jax_takes(monkeypatch):
-    monkeypatch.delenv(gpus.FRACTION, raising=False)
+def test_the_heading_names_the_rates_and_what_jax_takes():
     text = report.heading(chips.Target("rtx4090", chip_of(RTX4090), (None,)))
     assert text.startswith(
         "rtx4090: 1 x NVIDIA GeForce RTX 4090 (each 17.64 GiB, 165 TFLOP/s bfloat16, 82.6 TFLOP/s TF32"

@@ -150,7 +150,12 @@ def test_trips_follow_from_start_step_and_limit(old, new, times):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [("direction=LT", "direction=NE"), ("add(%copied, %three)", "multiply(%copied, %three)")]
+    ("old", "new"),
+    [
+        ("direction=LT", "direction=NE"),
+        ("add(%copied, %three)", "multiply(%copied, %three)"),
+        ("while(%start)", "while(%p.3)"),  # so that what it counts from is not seen
+    ],
 )
 def test_a_loop_that_cannot_be_counted_is_named_and_counts_once(old, new):
     runs, unknown = runs_of(LOOPS.replace(old, new))

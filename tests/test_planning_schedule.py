@@ -318,3 +318,10 @@ def test_a_pallas_kernel_is_counted_as_by_hand(tmp_path):
     (row,) = [row for row in plan.schedule.tables["operation"] if row.name.startswith("product")]
     assert row.work.cycles == around + 6 * always + 4 * skipped + 4 * 64 * inside
     assert row.work.slots["EUP"] == 4 * 64
+
+
+def test_a_folder_that_libtpu_would_cut_at_a_space_is_refused(monkeypatch):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--given=1")
+    with pytest.raises(UserError, match=r"cannot write to /tmp/a b; set TMPDIR"):
+        schedule.request(Path("/tmp/a b"))
+    assert os.environ["LIBTPU_INIT_ARGS"] == "--given=1"

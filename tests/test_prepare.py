@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import resource
+import shlex
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from concertormer_jax.data.prepared import open_prepared, prepared_folder, read_
 from concertormer_jax.datasets import preparation
 from concertormer_jax.datasets.descriptions import SETS
 from concertormer_jax.runtime.errors import UserError
+from concertormer_jax.runtime.paths import recipes
 
 
 @pytest.fixture(autouse=True)
@@ -249,6 +251,21 @@ def test_prepared_set_is_not_written_over(tmp_path, capsys):
         run("hide", "--source", source, "--data-dir", tmp_path)
     assert re.search(r"hide/1\.0\.0: is prepared already; delete it", capsys.readouterr().err)
     assert digests(tmp_path) == before
+    run("hide", "--source", source, "--data-dir", tmp_path, "--dry-run")
+
+
+def test_a_place_that_cannot_be_used_is_refused_before_the_pictures_are_checked(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare, "examine", lambda *_: pytest.fail("hours of checks"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / "sets" / "hide" / "1.0.0").mkdir(parents=True)
+    for place, message in {
+        "gs://bucket/sets": "must be on this machine",
+        tmp_path / "file": "file: cannot be written (it is no folder); name another",
+        tmp_path / "sets": "is prepared already",
+    }.items():
+        with pytest.raises(SystemExit):
+            run("hide", "--source", tmp_path, "--data-dir", place)
+        assert message in capsys.readouterr().err
 
 
 def test_two_preparations_at_once_are_refused(tmp_path):
@@ -299,24 +316,23 @@ def test_help_lists_the_steps_to_every_set(capsys):
 @pytest.mark.parametrize(
     "reference, command",
     [
-        ("gopro", "python train.py --config=configs/gopro.py --workdir=runs/gopro --config.data.data_dir="),
-        (
-            "gopro/blur_gamma",
-            "--config=configs/gopro.py --workdir=runs/gopro --config.data.source=tfds:gopro/blur_gamma",
-        ),
-        ("realblur_j", "--config=configs/realblur_j.py --workdir=runs/realblur_j --config.init_from=runs/gopro"),
-        ("rain13k", "--config=configs/derain.py --workdir=runs/derain"),
-        ("pairs", "--config=configs/custom.py --workdir=runs/custom --config.data.source=tfds:pairs"),
-        ("hide", "python evaluate.py --ckpt=runs/gopro --data=tfds:hide --data-dir="),
+        ("gopro", "train --config=gopro --workdir=runs/gopro "),
+        ("gopro/blur_gamma", "--config=gopro --workdir=runs/gopro --config.data.source=tfds:gopro/blur_gamma"),
+        ("realblur_j", "--config=realblur_j --workdir=runs/realblur_j --config.init_from=runs/gopro"),
+        ("rain13k", "--config=derain --workdir=runs/derain"),
+        ("pairs", "--config=custom --workdir=runs/custom --config.data.source=tfds:pairs"),
+        ("pairs/my own", "--workdir=runs/custom '--config.data.source=tfds:pairs/my own'"),
+        ("hide", "evaluate --ckpt=runs/gopro --data=tfds:hide "),
     ],
 )
-def test_next_command_is_one_that_exists(request, tmp_path, reference, command):
+def test_next_command_is_one_that_exists(tmp_path, reference, command):
     name = reference.partition("/")[0]
     _, report = preparation.examine(reference, write_set(name, "original" if name != "pairs" else "split", tmp_path))
-    text = prepare.next_command(reference, report, str(tmp_path))
+    text = prepare.next_command(reference, report, str(tmp_path / "with space"))
     assert command in text
+    assert shlex.split(text)[-1].endswith(f"={tmp_path / 'with space'}")
     for config in re.findall(r"--config=(\S+)", text):
-        assert (request.config.rootpath / config).is_file()
+        assert config in recipes()
 
 
 @pytest.mark.parametrize("limit", [10, 1000, 20_000])
@@ -374,7 +390,7 @@ def test_unwritable_place_is_named(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit):
         run("hide", "--source", source, "--data-dir", tmp_path / "file")
-    assert re.search(r"error: .*/file\S*: Not a directory; name another folder", capsys.readouterr().err)
+    assert re.search(r"error: .*/file: cannot be written \(it is no folder\); name another", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("reference", ["pairs/../../x", "pairs//x", "pairs/..", "pairs/a\nb", "pairs/a/b"])

@@ -46,7 +46,7 @@ def test_a_picture_is_restored_in_its_own_format(tmp_path):
     assert results == (tmp_path / "out.png",)
     np.testing.assert_array_equal(read(results[0])[:, :, 3], read(source)[:, :, 3])
     assert np.abs(read(results[0])[:, :, :3].astype(float) - 0.8 * read(source)[:, :, :3]).max() <= 0.5
-    assert "40x50, whole" in lines[0]
+    assert "50x40, whole" in lines[0]
     restore_files(restorer(0.8), plan(source, tmp_path / "out.jpg"), log=lines.append)
     assert "JPEG has no alpha" in lines[1], "before it is restored"
 
@@ -86,7 +86,7 @@ def test_the_command_restores_and_says_what_it_did(tmp_path, loaded, capsys):
     np.testing.assert_array_equal(read(tmp_path / "out.webp"), read(source))
     printed = capsys.readouterr().out
     assert "compiling 128x128" in printed
-    assert f"{tmp_path / 'out.webp'}: 200x300, 12 tiles of 128 px, cpu, " in printed
+    assert f"{tmp_path / 'out.webp'}: 300x200, 12 tiles of 128 px, cpu, " in printed
     assert (tmp_path / "out_compare.html").read_text().count('src="data:image/webp') == 2
     both = read(tmp_path / "out_compare.png")
     np.testing.assert_array_equal(both[-200:, :300], both[-200:, -300:])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from fake_model import FakeModel, FakeModule, fake_model
 
+from concertormer_jax.inference import restorer as restorer_module
 from concertormer_jax.inference.restorer import LARGEST_COLOUR_SHIFT, Restorer, canvas_px, colour_shift
 from concertormer_jax.runtime.errors import UserError
 
@@ -20,6 +21,37 @@ def restorer(factor=1.0, model=None, **options):
 def test_the_identity_network_gives_every_size_back(size, tile):
     rgb = np.random.default_rng(0).random((*size, 3), dtype=np.float32)
     np.testing.assert_allclose(restorer(tile=tile)(rgb).rgb, rgb, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rgb, message",
+    [
+        (np.zeros((5, 6, 3), np.uint8), r"got uint8 \[5, 6, 3\]"),
+        (np.zeros((5, 6), np.float32), r"got float32 \[5, 6\]"),
+        (np.zeros((5, 6, 4), np.float32), r"got float32 \[5, 6, 4\]"),
+        (np.zeros((0, 6, 3), np.float32), r"got float32 \[0, 6, 3\]"),
+        (np.full((5, 6, 3), 255.0), r"values from 255\.0 to 255\.0; divide bytes by 255"),
+        (np.full((5, 6, 3), np.nan), "values from nan to nan"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_its_own_name(rgb, message):
+    with pytest.raises(ValueError, match=message):
+        restorer()(rgb)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_floats_of_any_length_are_taken(dtype):
+    restore = restorer()
+    for kind in (np.float32, dtype):  # one program for both
+        np.testing.assert_allclose(restore(np.full((5, 6, 3), 0.5, kind)).rgb, 0.5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tile, said", [("off", "compiling 128x64 (batch 1)"), ("384", "compiling 384x384 (batch 4)")])
+def test_a_picture_that_is_restored_whole_is_computed_once(monkeypatch, tile, said):
+    monkeypatch.setattr(restorer_module, "_BATCH", {})  # as on a GPU
+    lines = []
+    restorer(tile=tile, log=lines.append)(np.zeros((10, 70, 3), np.float32))
+    assert said in lines[0]
 
 
 def test_a_folder_of_many_sizes_is_restored_with_one_program():

@@ -204,6 +204,7 @@ def test_flat_pictures_are_not_judged():
     flat[0] = verify.thumbnail(sharp_picture(0, 0))
     found = verify.compare(flat, flat[::-1])
     assert not found.beaten.any() and not found.unlike.any()
+    assert verify.compare(flat[1:], flat[1:]).usual is None
 
 
 def test_large_sets_are_compared_in_parts():

@@ -13,6 +13,7 @@ from PIL import Image
 from concertormer_jax.commands import restore as command
 from concertormer_jax.inference.restorer import Restorer
 from concertormer_jax.photos.video import plan_video, restore_video
+from concertormer_jax.photos.video_file import WRITTEN
 from concertormer_jax.runtime.errors import UserError
 
 HEIGHT, WIDTH = 48, 64
@@ -143,9 +144,23 @@ def test_ten_bits_are_said_to_become_eight(tmp_path):
     assert any("has 10 bits per channel" in line for line in lines)
 
 
-def write_gif(path, **options):
+def test_tracks_that_are_left_out_are_said(tmp_path):
+    lines, path = [], tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("libx264", rate=RATE) for _ in range(2)]
+        for stream in streams:
+            stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        for stream in streams:
+            for picture in pictures():
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(None))
+    restored(path, tmp_path / "out.mp4", lines=lines)
+    assert any("clip.mkv: its other tracks are left out (video)." in line for line in lines)
+
+
+def write_gif(path, delays=(100, 250, 30), **options):
     first, *others = map(Image.fromarray, pictures())
-    first.save(path, save_all=True, append_images=others, duration=[100, 250, 30], **options)
+    first.save(path, save_all=True, append_images=others, duration=list(delays), **options)
     return path
 
 
@@ -198,6 +213,13 @@ def test_later_frames_of_a_gif_stay_transparent_behind_an_opaque_first_one(tmp_p
         for number in range(3):
             image.seek(number)
             assert image.disposal_method == 2, "browsers show no earlier frame through the holes of the next"
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_a_video_shows_the_last_frame_of_a_gif_as_long(tmp_path, suffix):
+    source = write_gif(tmp_path / "in.gif", delays=[100, 250, 2000])
+    with av.open(str(restored(source, tmp_path / f"out{suffix}"))) as container:
+        assert container.duration == pytest.approx(2.35e6, abs=2000)
 
 
 def test_a_gif_becomes_a_video_and_a_video_a_gif(tmp_path):

@@ -114,6 +114,8 @@ def _attribute(
             attribution = integral(cut.astype(np.float32) / 255, inside, bar.update)
             if not np.isfinite(attribution.contributions).all():
                 raise UserError("--ckpt: the network's gradients are not finite; its weights are damaged or diverged.")
+            if not (attribution.contributions.any() and attribution.change):
+                raise UserError(f"{path}: the window {window.text} shows no edge; give another --window.")
             with written_atomically(output / f"{name}.png") as temporary:
                 attribution_sheet(cut, attribution.strength, inside).save(temporary, format="PNG")
             index, completeness = attribution.diffusion_index, attribution.completeness

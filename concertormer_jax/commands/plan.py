@@ -68,6 +68,7 @@ def plan(config: ConfigDict) -> None:
     output = None if OUTPUT.value is None else local_path(OUTPUT.value, "--output")
     if SCHEDULE.value and not TPU.value:
         raise UserError("--schedule is that of a TPU; give --tpu=NAME:TOPOLOGY, which need not be there")
+    _require_of_use()
     if LARGEST.value and (FORWARD.value or ONLY.value == "evaluate"):
         raise UserError("--largest_batch is that of the training; leave out --forward and --only=evaluate")
     tasks = _tasks(config)
@@ -101,6 +102,16 @@ def plan(config: ConfigDict) -> None:
         print(f"\nThe plan is in {output}.")
 
 
+def _require_of_use() -> None:
+    """Raise UserError for flags of programs that the other flags leave out."""
+    for flag, excludes, names in (
+        ("--forward", FORWARD.value, ["only", "evaluate", "tlc"]),
+        ("--only=train", ONLY.value == "train", ["evaluate", "tlc", "shard"]),
+    ):
+        if excludes and (given := [f"--{name}" for name in names if flags.FLAGS[name].present]):
+            raise UserError(f"{' and '.join(given)} would do nothing beside {flag}; leave out one or the other")
+
+
 def _tasks(config: ConfigDict) -> list[tuple[str, partial]]:
     """The programs that the flags ask for, as (name, function of (config, mesh) that traces it)."""
     if FORWARD.value:
@@ -112,6 +123,7 @@ def _tasks(config: ConfigDict) -> list[tuple[str, partial]]:
         for phase in compilation.training_phases(config):
             tasks.append((f"phase {phase.number}", partial(compilation.training_task, number=phase.number)))
     if ONLY.value != "train":
+        compilation.evaluation_window(config, TLC.value)  # a wrong one is refused before anything is compiled
         evaluation = partial(compilation.evaluation_task, width=width, height=height, tlc=TLC.value)
         tasks.append((EVALUATION, evaluation))
     return tasks

@@ -9,13 +9,14 @@ After an interruption, give the same command again.
 """
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 
 from concertormer_jax.commands.flags import make_parser, parse_arguments, running
 from concertormer_jax.data.prepared import default_data_dir
 from concertormer_jax.datasets.descriptions import SETS
 from concertormer_jax.datasets.layouts import Found
-from concertormer_jax.datasets.preparation import described, examine, prepare
+from concertormer_jax.datasets.preparation import described, examine, prepare, require_preparable
 from concertormer_jax.datasets.verify import Report, SplitReport
 from concertormer_jax.runtime.errors import UserError, printable
 from concertormer_jax.runtime.paths import local_path
@@ -40,8 +41,8 @@ def _split_text(part: SplitReport, place: str) -> str:
     more = len(part.sizes) - len(sizes)
     text = f"{len(part.items):,} pairs, {part.sequences:,} sequences, {_size_text(part.bytes)}, "
     text += " and ".join(sizes) + (f" and {more} more sizes" if more > 0 else "") + f", in {place}"
-    if part.pairing is not None:
-        text += f"; PSNR of partners {part.pairing.usual[0]:.1f} dB, of strangers {part.pairing.usual[1]:.1f} dB"
+    if part.pairing is not None and part.pairing.usual is not None:
+        text += "; PSNR of partners {:.1f} dB, of strangers {:.1f} dB".format(*part.pairing.usual)
     return text
 
 
@@ -60,19 +61,21 @@ def steps_text() -> str:
 
 
 def next_command(reference: str, report: Report, data_dir: str) -> str:
-    """Return a command that uses the prepared set."""
+    """Return a command that uses the prepared set, from any folder, as a shell takes it."""
     name = reference.partition("/")[0]
     elsewhere = data_dir not in ("", default_data_dir())
+    command = ["python", "-m", "concertormer_jax"]
     if "train" not in report.splits:
-        place = f" --data-dir={data_dir}" if elsewhere else ""
-        return f"python evaluate.py --ckpt=runs/gopro --data=tfds:{reference}{place}"
+        command += ["evaluate", "--ckpt=runs/gopro", f"--data=tfds:{reference}"]
+        command += [f"--data-dir={data_dir}"] if elsewhere else []
+        return shlex.join(command)
     recipe = _RECIPES.get(name, name)
-    command = f"python train.py --config=configs/{recipe}.py --workdir=runs/{recipe}"
+    command += ["train", f"--config={recipe}", f"--workdir=runs/{recipe}"]
     if name.startswith("realblur"):
-        command += " --config.init_from=runs/gopro"
+        command.append("--config.init_from=runs/gopro")
     if reference != name or recipe == "custom":
-        command += f" --config.data.source=tfds:{reference}"
-    return command + (f" --config.data.data_dir={data_dir}" if elsewhere else "")
+        command.append(f"--config.data.source=tfds:{reference}")
+    return shlex.join(command + ([f"--config.data.data_dir={data_dir}"] if elsewhere else []))
 
 
 def main(arguments: Iterable[object] | None = None) -> None:
@@ -87,7 +90,10 @@ def main(arguments: Iterable[object] | None = None) -> None:
     flags = parse_arguments(parser, arguments)
     with running():
         description, variant = described(flags.name)
-        found, report = examine(flags.name, local_path(flags.source, "--source"))
+        source = local_path(flags.source, "--source")
+        if not flags.dry_run:
+            require_preparable(flags.name, flags.data_dir)
+        found, report = examine(flags.name, source)
         print(f"{description.title}: {variant.text}")
         for line in report_lines(found, report):
             print(printable(line))

@@ -102,8 +102,6 @@ def find(description: SetDescription, variant: Variant, source: AnyPath) -> Foun
     Raises UserError if there are none, if a name is found in two places, or if a needed list is missing.
     """
     source = Path(source)
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder; check the path.")
     if description.free_names:
         places, incomplete = _any_pair_folders(description, source), []
     else:
@@ -155,8 +153,6 @@ def sets_in(source: AnyPath) -> set[str]:
     Raises UserError if there is no such folder.
     """
     source = Path(source)
-    if not source.is_dir():
-        raise UserError(f"{source}: no such folder; check the path.")
     named = [_named(part) for folder in _walk(source) for part in folder.parts]
     sure = {candidates[0] for candidates in named if len(candidates) == 1}
     names = {name for candidates in named for name in sure.intersection(candidates) or candidates[:1]}

@@ -14,6 +14,7 @@ from concertormer_jax.datasets.layouts import Found, find
 from concertormer_jax.datasets.verify import Report, check
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import locked, with_remedy
+from concertormer_jax.runtime.outputs import require_writable
 from concertormer_jax.runtime.paths import AnyPath, checked_part, local_path
 
 _INCOMPLETE = "incomplete."  # with this begin the folders that tensorflow-datasets is writing
@@ -40,6 +41,12 @@ def examine(reference: str, source: AnyPath) -> tuple[Found, Report]:
     return found, check(description, found)
 
 
+def require_preparable(reference: str, data_dir: str = "") -> None:
+    """Raise UserError, and write nothing, where `prepare` would refuse `data_dir`: the checks before it take hours."""
+    _, folder = _place(reference, data_dir)
+    require_writable(next(path for path in folder.parents if os.path.lexists(path)))
+
+
 def prepare(reference: str, report: Report, data_dir: str = "") -> Path:
     """Write the pairs of `report` as a prepared set below `data_dir` ("": the default place); return its folder.
 
@@ -48,18 +55,16 @@ def prepare(reference: str, report: Report, data_dir: str = "") -> Path:
     OSError, with the file's name and what to do, for a file that cannot be read or written.
     """
     description, variant = described(reference)
-    data_dir = os.fspath(local_path(data_dir or default_data_dir(), "--data-dir"))
     if report.errors:
         raise UserError(f"{description.title} has {len(report.errors)} errors, the first one: {report.errors[0]}")
     import tensorflow_datasets as tfds  # slow, and not needed for checks
 
-    from concertormer_jax.datasets.builders import BUILDERS, make_builder
+    from concertormer_jax.datasets.builders import make_builder
 
-    folder = Path(data_dir, description.name, variant.name, str(BUILDERS[description.name].VERSION))
+    data_dir, folder = _place(reference, data_dir)
     refusal = f"{folder.parent}: {{holder}} is preparing this set; wait for it or end it."
     with _remedies(folder), locked(folder.parent / ".preparing", refusal):
-        if folder.exists():  # tensorflow-datasets would take whatever is there for the prepared set
-            raise UserError(f"{folder}: is prepared already; delete it to prepare it again.")
+        _place(reference, data_dir)  # which may have been prepared meanwhile
         _remove_incomplete(folder)
         _require_space(folder.parent, report)
         builder = make_builder(description.name, variant, data_dir)
@@ -69,6 +74,18 @@ def prepare(reference: str, report: Report, data_dir: str = "") -> Path:
             settings = tfds.download.DownloadConfig(manual_dir=unused, try_download_gcs=False)
             builder.download_and_prepare(download_dir=unused, download_config=settings)
     return folder
+
+
+def _place(reference: str, data_dir: str) -> tuple[str, Path]:
+    """The folder of prepared sets, and that of this set, which is not there. Raises UserError if it is."""
+    from concertormer_jax.datasets.builders import BUILDERS  # slow, and not needed for checks
+
+    description, variant = described(reference)
+    data_dir = os.fspath(local_path(data_dir or default_data_dir(), "--data-dir"))
+    folder = Path(data_dir, description.name, variant.name, str(BUILDERS[description.name].VERSION))
+    if folder.exists():  # tensorflow-datasets would take whatever is there for the prepared set
+        raise UserError(f"{folder}: is prepared already; delete it to prepare it again.")
+    return data_dir, folder
 
 
 @contextlib.contextmanager

@@ -52,8 +52,10 @@ class Pairing:
     gain: np.ndarray
 
     @property
-    def usual(self) -> tuple[float, float]:
-        """The median PSNR of partners, and of strangers."""
+    def usual(self) -> tuple[float, float] | None:
+        """The median PSNR of partners, and of strangers; None where all pictures show nothing."""
+        if np.isnan(self.partner).all():
+            return None
         return float(np.nanmedian(self.partner)), float(np.nanmedian(self.stranger))
 
     @property

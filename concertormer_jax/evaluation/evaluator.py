@@ -64,7 +64,7 @@ def evaluate(
     is computed), bad pictures, and what fails on another host.
     """
     start = time.perf_counter()
-    wanted = require_known(protocol.metrics if metrics is None else metrics)
+    wanted = _wanted(metrics, protocol, pairs)
     window = protocol.tlc_window(tlc, model.train_crop_px, model.module.multiple)
     require_setting(shard)
     if batch is not None and batch < 1:
@@ -144,7 +144,7 @@ def evaluate_predictions(
     Raises UserError for bad settings and pictures that cannot be read.
     """
     start = time.perf_counter()
-    wanted = require_known(protocol.metrics if metrics is None else metrics)
+    wanted = _wanted(metrics, protocol, pairs)
     require_separate([worst_ten_path(output)], [*pairs.files, *paths])
     require_writable(output)
 
@@ -166,6 +166,13 @@ def evaluate_predictions(
         devices="none",
         seconds=time.perf_counter() - start,
     )
+
+
+def _wanted(metrics, protocol, pairs):
+    """The names of the metrics, all of which can be computed for `pairs`."""
+    border = 2 * protocol.border_px
+    sizes = [(height - border, width - border) for height, width in pairs.sizes]
+    return require_known(protocol.metrics if metrics is None else metrics, sizes)
 
 
 def restored_path(output: AnyPath, name: str) -> Path:

@@ -59,7 +59,7 @@ class CompiledPerShape:
 
     def __call__(self, params, images):
         if images.shape not in self._compiled:
-            size = f"{images.shape[1]}x{images.shape[2]}"
+            size = f"{images.shape[2]}x{images.shape[1]}"
             self._log(f"compiling {size} (batch {images.shape[0]}) ...")
             start = time.perf_counter()
             self._compiled[images.shape] = compile_interruptibly(self.lower(params, images))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 from tqdm import tqdm
 
 from concertormer_jax.inference import tiles
@@ -131,6 +132,16 @@ def restore_checked(module) -> Callable:
     return restore_and_compare
 
 
+def _checked(rgb: ArrayLike) -> np.ndarray:
+    """The picture as float32. Raises ValueError unless it is floats [H, W, 3] in [0, 1]."""
+    rgb = np.asarray(rgb)
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size or not jnp.issubdtype(rgb.dtype, jnp.floating):
+        raise ValueError(f"rgb must be floats [H, W, 3] in [0, 1], got {rgb.dtype} {list(rgb.shape)}")
+    if not (rgb.min() >= 0 and rgb.max() <= 1):  # both are false for what is not a number
+        raise ValueError(f"rgb must lie in [0, 1], got values from {rgb.min()} to {rgb.max()}; divide bytes by 255")
+    return rgb.astype(np.float32, copy=False)
+
+
 class _Programs(NamedTuple):
     """The network for tiles that one device holds, and for those that are split over all devices."""
 
@@ -163,7 +174,8 @@ class Restorer:
         self._tile = tile_setting(tile, self._multiple)
         self.device = jax.devices()[0]
         self._window = tlc_window(tlc, model.train_crop_px, self._multiple)
-        self._batch = _BATCH.get(self.device.platform, _BATCH_ON_ACCELERATORS)
+        # A picture that is restored whole has the device's memory to itself.
+        self._batch = 1 if self._tile == 0 else _BATCH.get(self.device.platform, _BATCH_ON_ACCELERATORS)
         self._shard, self._module, self._devices = shard, model.module, jax.local_devices()
         self._with_tlc, self._without_tlc = (
             _Programs(
@@ -193,9 +205,10 @@ class Restorer:
         return self._tile or max(padded_size(height, self._multiple), padded_size(width, self._multiple))
 
     def __call__(self, rgb: np.ndarray, progress: Callable[[int, int], None] | None = None) -> Restored:
-        """Restore float32 [H, W, 3] in [0, 1]. progress: called with (tiles done, all tiles) in place of a bar.
+        """Restore floats [H, W, 3] in [0, 1]. progress: called with (tiles done, all tiles) in place of a bar.
 
-        Raises UserError if the device's memory does not suffice or the network's output is not finite.
+        Raises ValueError for anything else, and UserError if the device's memory does not suffice or the network's
+        output is not finite.
         """
         if progress is not None:
             return next(self.each([rgb], progress))
@@ -226,6 +239,7 @@ class Restorer:
                     yield picture.result()
 
     def _laid_out(self, rgb):
+        rgb = _checked(rgb)
         height, width = rgb.shape[:2]
         if self._tile == 0:
             return _Picture(rgb, *(tiles.whole_axis(length, self._multiple) for length in (height, width)))

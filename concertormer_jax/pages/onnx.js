@@ -1,4 +1,4 @@
-// ONNX Runtime runs the network in WebAssembly. NETWORK says its file, its tensors' names, and its pictures' size.
+// ONNX Runtime runs the network in WebAssembly. NETWORK says its file and address, its tensors' names, and its pictures' size.
 const session = start();
 session.catch(showError);
 
@@ -6,7 +6,7 @@ async function start() {
   if (location.protocol === "file:")
     throw new Error("From the disk a page cannot read the network beside it; serve this folder, as the README says.");
   if (!window.ort) throw new Error(`${NETWORK.runtime} is missing beside this page; the README says where it is from.`);
-  return ort.InferenceSession.create(NETWORK.file, { executionProviders: ["wasm"] });
+  return ort.InferenceSession.create(NETWORK.address, { executionProviders: ["wasm"] });
 }
 
 function showError(error) {

@@ -2,6 +2,7 @@
 
 import html
 import json
+import urllib.parse
 from pathlib import Path
 
 from concertormer_jax.pages.comparison import asset, page, slider
@@ -19,6 +20,7 @@ def write_onnx_page(path: Path, network: Path, manifest: dict) -> None:
     _, height, width, _ = given["shape"]
     constants = {
         "file": network.name,
+        "address": urllib.parse.quote(network.name),
         "runtime": RUNTIME,
         "input": given["name"],
         "output": manifest["output"]["name"],

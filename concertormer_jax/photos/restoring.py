@@ -215,7 +215,7 @@ def _restore_file(restorer, job, say):
             _comparison(photo.rgb, restored.rgb).save(temporary, format="PNG")
     tiles = f"{result.tiles} tiles of {result.tile_px} px" if result.tiles > 1 else "whole"
     seconds = time.perf_counter() - start
-    say(f"{job.after}: {height}x{width}, {tiles}, {restorer.device.device_kind}, {seconds:.1f} s")
+    say(f"{job.after}: {width}x{height}, {tiles}, {restorer.device.device_kind}, {seconds:.1f} s")
 
 
 def _about_its_name(path, photo):

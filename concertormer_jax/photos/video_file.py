@@ -206,8 +206,9 @@ class VideoReader:
         notes = []
         if (bits := self.stream.codec_context.format.components[0].bits) > 8:
             notes.append(f"has {bits} bits per channel; the result has 8.")
-        if self._container.streams.subtitles:
-            notes.append("its subtitles are left out.")
+        kept = {self.stream.index, *(stream.index for stream in self.sound)}
+        if kinds := sorted({stream.type for stream in self._container.streams if stream.index not in kept}):
+            notes.append(f"its other tracks are left out ({', '.join(kinds)}).")
         return tuple(notes)
 
     @contextlib.contextmanager
@@ -230,6 +231,9 @@ def write_video(path, frames: Iterable[Frame], source, *, name: Path) -> None:
     """
     av = require_pyav()
     codec, options = WRITTEN[path.suffix.lower()]
+    if isinstance(source, GifReader):
+        # MP4 keeps the duration of the last packet alone: without B-frames the last frame, which a GIF may show long.
+        options = options | {"bf": "0"}
     with _explained_writing(av, name), av.open(str(path), "w") as container:
         video = source if isinstance(source, VideoReader) else None
         stream = container.add_stream(codec, rate=source.rate, options=options)
@@ -242,11 +246,20 @@ def write_video(path, frames: Iterable[Frame], source, *, name: Path) -> None:
             if video.pixel_aspect:
                 stream.codec_context.sample_aspect_ratio = video.pixel_aspect
             video.on_sound = _sound_into(container, video, name)
+        durations: dict[Fraction, Fraction] = {}  # by the start, both in seconds
+
+        def write(packets):
+            for packet in packets:
+                if duration := durations.pop(packet.pts * packet.time_base, None):
+                    packet.duration = round(duration / packet.time_base)
+                container.mux(packet)
+
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(_padded(frame), format="rgb24").reformat(**conversion)
             picture.pts, picture.time_base = round(frame.start / source.time_base), source.time_base
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
+            durations[picture.pts * source.time_base] = frame.duration
+            write(stream.encode(picture))
+        write(stream.encode(None))
 
 
 def _colours(av, context, video) -> dict:

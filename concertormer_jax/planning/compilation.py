@@ -99,6 +99,13 @@ def training_task(config, mesh: Mesh, number: int) -> Task:
     return Task("train", name, phase.batch, mesh.size, traced, phase.end - phase.start)
 
 
+def evaluation_window(config, tlc: str) -> int | None:
+    """Return the TLC window of the evaluation in pixels, None for no TLC. Arguments and errors as of `tlc_window`."""
+    largest_crop_px = max(phase.crop_px for phase in training_phases(config))
+    protocol = protocol_of_training(config.data.source)
+    return protocol.tlc_window(tlc, largest_crop_px, module_from(config.model).multiple)
+
+
 def evaluation_task(
     config, mesh: Mesh, width: int, height: int, tlc: str, shard: str = "off", memory_bytes: int = 0
 ) -> Task:
@@ -107,12 +114,10 @@ def evaluation_task(
     tlc: see `evaluation.scores.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for. Of a
     picture that is split, by `sharding.needs_sharding` of shard and memory_bytes, all devices restore one.
     """
-    module = module_from(config.model)
-    protocol = protocol_of_training(config.data.source)
-    window = protocol.tlc_window(tlc, max(phase.crop_px for phase in training_phases(config)), module.multiple)
-    module = module.clone(tlc_window=window, dtype=jnp.float32, remat=False)
+    window = evaluation_window(config, tlc)
+    module = module_from(config.model).clone(tlc_window=window, dtype=jnp.float32, remat=False)
     windows = "without TLC" if window is None else f"TLC windows of {window} px"
-    what = f"{width}x{height}, {windows}, protocol {protocol.name}"
+    what = f"{width}x{height}, {windows}, protocol {protocol_of_training(config.data.source).name}"
     if needs_sharding(shard, module, height, width, mesh.size, memory_bytes):
         with jax.default_matmul_precision(precision_for(module)):
             traced = _trace_sharded(restore_bytes, module, mesh, width, height, jnp.uint8)

@@ -6,7 +6,8 @@ from typing import NamedTuple
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.peaks import Peak
 
-FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # the environment variable that says which part of the memory JAX takes
+FRACTION = "XLA_CLIENT_MEM_FRACTION"  # the environment variable that says which part of the memory JAX takes
+OLD_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # its deprecated name
 _DEFAULT_FRACTION = 0.75
 _VISIBLE = 0.98  # of the memory, what the driver leaves to programs
 
@@ -119,13 +120,16 @@ def memory_note(found: Gpu) -> str:
 
 def _memory_fraction() -> float:
     """The part of a GPU's memory that JAX takes."""
-    text = os.environ.get(FRACTION, str(_DEFAULT_FRACTION))
+    given = {name: text for name in (FRACTION, OLD_FRACTION) if (text := os.environ.get(name))}
+    if len(given) > 1:
+        raise UserError(f"the environment variables {' and '.join(given)} are both set; unset one, as JAX refuses both")
+    name, text = next(iter(given.items()), (FRACTION, str(_DEFAULT_FRACTION)))
     try:
         fraction = float(text)
     except ValueError:
         fraction = 0.0
     if not 0 < fraction <= 1:
-        raise UserError(f"the environment variable {FRACTION} is {text!r}; it must be a number above 0, at most 1")
+        raise UserError(f"the environment variable {name} is {text!r}; it must be a number above 0, at most 1")
     return fraction
 
 

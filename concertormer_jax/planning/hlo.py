@@ -262,8 +262,11 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
     if counter.opcode != "get-tuple-element" or limit is None:
         return None
     index = int(_INDEX.findall(counter.attributes)[0])
-    first = _constant(computation, _source(computation, loop.operands[0]).operands[index])
-    update = _source(body, body.instructions[body.root].operands[index])
+    start, end = _source(computation, loop.operands[0]), body.instructions[body.root]
+    if start.opcode != "tuple" or end.opcode != "tuple":
+        return None
+    first = _constant(computation, start.operands[index])
+    update = _source(body, end.operands[index])
     steps = [_constant(body, operand) for operand in update.operands]
     steps = [step for step in steps if step is not None]
     if first is None or update.opcode != "add" or len(steps) != 1:

@@ -87,16 +87,21 @@ def _estimates(plan: Plan, chip: Chip) -> list[str]:
 
 
 def tables(plan: Plan) -> str:
-    """Return the tables of where the cycles and bytes go, one for each way of grouping."""
-    total = plan.cycles or float("inf")
+    """Return the tables of where the cycles and bytes go, one for each way of grouping.
+
+    A share is that of the cycles, or of the bytes where the compiler estimates no cycles.
+    """
     blocks = []
     for name, rows in plan.tables.items():
-        lines = [f"{'Mcycles':>8} {'%':>5} {'GB':>8} {'HBM GB':>8} {'count':>6} {'runs':>7}  by {name}"]
-        lines += [
-            f"{row.cycles / 1e6:8.3f} {100 * row.cycles / total:5.1f} {row.bytes / 1e9:8.3f} "
-            f"{row.hbm_bytes / 1e9:8.3f} {row.count:6d} {row.times:7.0f}  {row.name}"
-            for row in rows
-        ]
+        cycles = f"{'Mcycles':>8} " if plan.cycles else ""
+        lines = [f"{cycles}{'%':>5} {'GB':>8} {'HBM GB':>8} {'count':>6} {'runs':>7}  by {name}"]
+        for row in rows:
+            cycles = f"{row.cycles / 1e6:8.3f} " if plan.cycles else ""
+            share = row.cycles / plan.cycles if plan.cycles else row.bytes / (plan.bytes or 1)
+            lines.append(
+                f"{cycles}{100 * share:5.1f} {row.bytes / 1e9:8.3f} {row.hbm_bytes / 1e9:8.3f} {row.count:6d} "
+                f"{row.times:7.0f}  {row.name}"
+            )
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 

@@ -69,7 +69,14 @@ class Schedule:
 
 
 def request(folder: Path) -> None:
-    """Have libtpu write its schedules to `folder`. Call it before this process loads libtpu."""
+    """Have libtpu write its schedules to `folder`. Call it before this process loads libtpu.
+
+    Raises UserError for a folder with a space in its name, at which libtpu ends it.
+    """
+    if re.search(r"\s", str(folder)):
+        raise UserError(
+            f"--schedule: libtpu cannot write to {folder}; set TMPDIR to a folder without a space in its name"
+        )
     given = os.environ.get("LIBTPU_INIT_ARGS", "")
     os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} {_FLAGS} {given}".strip()
 

@@ -40,7 +40,8 @@ def require_writable(folder: AnyPath) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); name another folder for results.") from error
+        reason = "it is no folder" if isinstance(error, FileExistsError) else error.strerror
+        raise UserError(f"{folder}: cannot be written ({reason}); name another folder for results.") from error
 
 
 def require_separate(outputs: Iterable[AnyPath], inputs: Iterable[AnyPath]) -> None:
