@@ -282,12 +282,14 @@ class _Graph:
             min(max(int(start), 0), length - size)
             for start, length, size in zip(starts, x.shape, slice_sizes, strict=True)
         ]
-        if x.name in self._doubled and self._doubled[x.name][0].shape == tuple(shape):  # jnp.roll, of features of ours
-            return self._rolled(*self._doubled[x.name], sum(first))
+        if x.name in self._doubled:
+            once, axis = self._doubled[x.name]
+            if once.shape == tuple(shape):
+                return self._rolled(once, axis, first[axis])
         return self._slice(x, shape, first, [a + size for a, size in zip(first, slice_sizes, strict=True)], None)
 
     def _rolled(self, x, axis, first):
-        """The slices of x from `first` on and up to it, joined, so that x is not held twice."""
+        """x from `first` on, then x up to it: a slice of x joined with itself (`jnp.roll`), of half the memory."""
         shape, length = list(x.shape), x.shape[axis]
         if first % length == 0:
             return x
