@@ -64,9 +64,9 @@ def evaluate(
     is computed), bad pictures, and what fails on another host.
     """
     start = time.perf_counter()
+    require_setting(shard)
     wanted = _wanted(metrics, protocol, pairs)
     window = protocol.tlc_window(tlc, model.train_crop_px, model.module.multiple)
-    require_setting(shard)
     if batch is not None and batch < 1:
         raise UserError(f"--batch={batch}: must be at least 1.")
     require_separate([worst_ten_path(output), *(restored_path(output, name) for name in pairs.names)], pairs.files)
