@@ -72,7 +72,7 @@ def move(tiles: Tiles, x, was_shifted, shifted):
 
 def _for_each_moved(tiles, x, was_shifted, shifted, write):
     """write(pixel, lanes, features [C, 128]) of all moved features."""
-    parts = tiles.count // LANES
+    parts = tiles.parts
     step = shifted[0] - was_shifted[0]  # 1: right and down, -1: back, 0: not at all
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
     column = jax.lax.rem(lane, jnp.int32(tiles.columns))

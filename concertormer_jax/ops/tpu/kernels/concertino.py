@@ -31,7 +31,7 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
     """
     group = to_q.shape[1] // 4
     per_head = group // heads
-    parts = tiles.count // LANES
+    parts = tiles.parts
     dtype, wide = x.dtype, jnp.float32
     in_word = words.per_word(dtype)
     words_of_tile = tiles.pixels // in_word

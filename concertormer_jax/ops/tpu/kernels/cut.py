@@ -21,7 +21,7 @@ def enter(tiles: Tiles, maps: jax.Array) -> jax.Array:
         @pl.loop(0, tiles.height)
         def _(y):
             for word in range(BLOCK // in_word):
-                for part in range(tiles.count // LANES):
+                for part in range(tiles.parts):
                     lanes = slice(part * LANES, (part + 1) * LANES)
                     rows = [(part * in_part + row) * tiles.height + y for row in range(in_part)]
                     for chosen, ref in zip(_chunks(channels), maps, strict=True):
@@ -46,7 +46,7 @@ def leave(tiles: Tiles, features: jax.Array, shifted: bool) -> jax.Array:
         def _(y):
             for word in range(BLOCK // in_word):
                 beyond, start = divmod(word + step // in_word, BLOCK // in_word)
-                for part in range(tiles.count // LANES):
+                for part in range(tiles.parts):
                     lanes = slice(part * LANES, (part + 1) * LANES)
                     positions = [y * BLOCK + word * in_word + j for j in range(in_word)]
                     for chosen, ref in zip(_chunks(channels), out, strict=True):

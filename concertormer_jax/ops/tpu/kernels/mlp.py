@@ -17,7 +17,7 @@ def gated_mlp(tiles: Tiles, x, features, ripieno, concertino, sums, shifted, mlp
     first tile begins HALF pixels below and to the right of the map's corner. Returns [P, C, N].
     """
     width, hidden = x.shape[1], mlp.to_output.shape[0]
-    parts = tiles.count // LANES
+    parts = tiles.parts
     dtype = x.dtype
     wide = jnp.float32
 
@@ -81,7 +81,7 @@ def neighbourhoods(tiles: Tiles, u, channels, part, shifted) -> Iterator[tuple[i
 
     Arguments as in `depthwise`.
     """
-    parts = tiles.count // LANES
+    parts = tiles.parts
     lane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 1)
     row = jax.lax.div(lane + part * LANES, jnp.int32(tiles.columns))
     column = jax.lax.rem(lane, jnp.int32(tiles.columns))

@@ -15,7 +15,7 @@ def gated_mlp_backward(tiles: Tiles, features, ripieno, concertino, gradient, sh
     mlp: in the type of the features. Returns those by features, ripieno and concertino, and in float32 by the weights.
     """
     width, hidden = features.shape[1], mlp.to_output.shape[0]
-    parts = tiles.count // LANES
+    parts = tiles.parts
     dtype, wide = features.dtype, jnp.float32
     half = hidden // 2
 

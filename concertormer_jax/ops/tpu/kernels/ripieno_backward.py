@@ -57,16 +57,16 @@ def ripieno_backward(tiles: Tiles, spatial: bool, x, y, gradient, kernels, cdc, 
         cdc_gradient[...] = jnp.zeros(cdc_gradient.shape, jnp.float32)
         _clear_around(layout, scratch)
 
-        @pl.loop(0, layout.parts)
+        @pl.loop(0, layout.tiles.parts)
         def _(t):
             _write_logits(layout, scratch, x, y, t)
 
-        @pl.loop(0, layout.parts)
+        @pl.loop(0, layout.tiles.parts)
         def _(t):
             _write_weights(layout, scratch, cdc, shifted, t)
             _write_gradients(layout, scratch, y, gradient, values, t)
 
-        @pl.loop(0, layout.parts)
+        @pl.loop(0, layout.tiles.parts)
         def _(t):
             _communicate_back(layout, scratch, turned, cdc_gradient, t)
             _write_queries_and_keys(layout, scratch, x, y, queries, keys, t)
@@ -146,7 +146,7 @@ def _clear_around(layout, scratch):
     if layout.reach:
         size = layout.heads * layout.map_rows
         for ref in (scratch.logits, scratch.gradients):
-            for start in (0, (layout.parts + 1) * size):
+            for start in (0, (layout.tiles.parts + 1) * size):
                 ref[pl.ds(start, size)] = jnp.zeros((size, LANES), jnp.float32)
 
 

@@ -56,14 +56,9 @@ class Layout(NamedTuple):
         return self.group // self.heads
 
     @property
-    def parts(self) -> int:
-        """Of 128 tiles."""
-        return self.tiles.count // LANES
-
-    @property
     def keeps(self) -> bool:
         """Whether queries and keys stay in VMEM until their derivatives are taken: where all blocks are one part."""
-        return self.parts == 1
+        return self.tiles.parts == 1
 
     @property
     def queries(self) -> int:
@@ -77,7 +72,7 @@ class Layout(NamedTuple):
     @property
     def reach(self) -> int:
         """How many parts before and behind one its communication reads."""
-        return 0 if self.parts == 1 else 1
+        return 0 if self.tiles.parts == 1 else 1
 
     @property
     def size(self) -> int:
@@ -114,7 +109,7 @@ class Scratch(NamedTuple):
 
 def scratch_of(layout, x):
     maps = layout.heads * layout.map_rows
-    all_maps = ((layout.parts + 2 * layout.reach) * maps, LANES), jnp.float32
+    all_maps = ((layout.tiles.parts + 2 * layout.reach) * maps, LANES), jnp.float32
     by_position = (POSITIONS * words.stride_to_read(layout.group), LANES), jnp.float32
     by_channel = (layout.group * words.stride_to_read(POSITIONS), LANES), jnp.float32
     weights = (3, layout.group, x.shape[2]), x.dtype

@@ -64,11 +64,6 @@ class Layout:
         return self.group // self.heads
 
     @property
-    def parts(self) -> int:
-        """Of 128 tiles."""
-        return self.tiles.count // LANES
-
-    @property
     def blocks(self) -> tuple[int, int]:
         return self.tiles.rows // self.tiles.fold, self.tiles.columns
 

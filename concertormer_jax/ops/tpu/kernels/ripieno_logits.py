@@ -30,8 +30,8 @@ def project(layout: Layout, scratch: Scratch, x, y, to_q, to_kv) -> None:
     _scales(layout, scratch, x, y)
 
     sources = [(x, scratch.query_weights, 0), (y, scratch.key_weights, 0), (y, scratch.key_weights, 4 * group)]
-    half = layout.parts // 2
-    members = [[t, t + half] for t in range(half)] if heads == 1 else [[t] for t in range(layout.parts)]
+    half = layout.tiles.parts // 2
+    members = [[t, t + half] for t in range(half)] if heads == 1 else [[t] for t in range(layout.tiles.parts)]
     together = AT_ONCE // len(members[0])
 
     @pl.loop(0, layout.tile_words)
@@ -58,7 +58,7 @@ def project(layout: Layout, scratch: Scratch, x, y, to_q, to_kv) -> None:
 
 def _scales(layout, scratch, x, y):
     """1 / the norm over a block's positions, of queries and keys whose channels attend to each other."""
-    tiles, group, parts = layout.tiles, layout.group, layout.parts
+    tiles, group, parts = layout.tiles, layout.group, layout.tiles.parts
     lane = lane_numbers()[0]
     for kind, features in enumerate((x, y)):
         for start in range(0, parts, AT_ONCE):

@@ -40,6 +40,11 @@ class Tiles:
         return self.rows * self.columns
 
     @property
+    def parts(self) -> int:
+        """Of 128 tiles, which fill the lanes."""
+        return self.count // LANES
+
+    @property
     def pixels(self) -> int:
         return self.height * BLOCK
 
