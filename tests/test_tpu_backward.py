@@ -13,7 +13,7 @@ from concertormer_jax.ops.dispatch import own_form, traced_for
 from concertormer_jax.ops.platform import training_mesh
 from concertormer_jax.ops.reference import MLPWeights
 from concertormer_jax.ops.tpu.kernels import stage as stages
-from concertormer_jax.ops.tpu.kernels.mlp_backward import gated_mlp_backward
+from concertormer_jax.ops.tpu.kernels.mlp import gated_mlp_backward
 from concertormer_jax.ops.tpu.kernels.ripieno_backward import ripieno_backward
 from concertormer_jax.ops.tpu.kernels.ripieno_backward_layout import lane_matrix
 from concertormer_jax.ops.tpu.kernels.tiles import Tiles

@@ -10,14 +10,13 @@ from jax.experimental.pallas import tpu as pltpu
 from test_implementations import random_arrays
 
 from concertormer_jax.ops.reference import MLPWeights
-from concertormer_jax.ops.tpu.kernels.begin import move_and_normalise, normalise
 from concertormer_jax.ops.tpu.kernels.concertino import concertino
-from concertormer_jax.ops.tpu.kernels.cut import enter, leave
-from concertormer_jax.ops.tpu.kernels.mlp import gated_mlp
-from concertormer_jax.ops.tpu.kernels.mlp_backward import gated_mlp_backward
-from concertormer_jax.ops.tpu.kernels.ripieno import cdc_matrix, ripieno
+from concertormer_jax.ops.tpu.kernels.mlp import gated_mlp, gated_mlp_backward
+from concertormer_jax.ops.tpu.kernels.moves import enter, leave, move_and_normalise, normalise
+from concertormer_jax.ops.tpu.kernels.ripieno import ripieno
 from concertormer_jax.ops.tpu.kernels.ripieno_backward import ripieno_backward
 from concertormer_jax.ops.tpu.kernels.ripieno_backward_layout import lane_matrix
+from concertormer_jax.ops.tpu.kernels.ripieno_layout import cdc_matrix
 from concertormer_jax.ops.tpu.kernels.tiles import LANES, Tiles
 
 TILES = Tiles(8, 16, 8)

@@ -1,9 +1,7 @@
 """The Concertino: attention across blocks, between channels at each position, and between positions in each channel.
 
-(Paper, section 3.)
-
-Logits lie on the lanes with several queries side by side: channels c, c + 8, c + 16, each with its keys in 32 lanes, or
-positions p and p + 32, each with 64 keys.
+(Paper, section 3.) A row of logits holds those of several queries: of channels c, c + 8, c + 16, each with its keys on
+32 lanes, or of positions p and p + 32, each with 64 keys.
 """
 
 from functools import reduce
@@ -13,32 +11,29 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from concertormer_jax.ops.tpu.kernels import words
-from concertormer_jax.ops.tpu.kernels.softmax import numerators
-from concertormer_jax.ops.tpu.kernels.tiles import AT_ONCE, BLOCK, LANES, ROWS, Tiles, call, dot, inverse_norm, roll
+from concertormer_jax.ops.tpu.kernels.tiles import BLOCK, LANES, ROWS, Tiles, call, dot, inverse_norm, roll
 
 POSITIONS = BLOCK * BLOCK
 SLOT = 32  # lanes of a channel's logits
 
 
 def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads, bounded):
-    """The attended channels [P, 2 G, N] of `concertino_channel` and `concertino_spatial`, and sums [2 G, 128] of them.
+    """The attended channels [P, 2 G, N] of `concertino_channel` and `concertino_spatial`, and sums of them [2 G, 128].
 
-    x, y: [P, C, N], normalised features that give the queries, and the keys and values; to_q: [C, 4 G], to_kv: [C, 8 G]
-    as in AttentionWeights, the Concertino being its groups 2 and 3; channel_cdc: [m 64, m 64] (out: head, position;
-    in: likewise), spatial_cdc: [G, G] (out: head, channel; in: likewise), both with the temperatures in them.
-    bounded: int32 [2], whether exponentials of the logits of the two groups stay finite without a maximum taken first.
-    The sum over the lanes of the sums is that over all pixels.
+    x, y, to_q, to_kv: as for `ripieno.ripieno`, the Concertino being groups 2 and 3. channel_cdc: [m 64, m 64]
+    (out: head, position; in: likewise), spatial_cdc: [G, G] (out: head, channel; in: likewise), both with the
+    temperatures in them. bounded: int32 [2], of each group, whether the exponentials of its logits stay finite without
+    subtracting a maximum. The sums add up over the lanes to the sums over all pixels.
     """
     group = to_q.shape[1] // 4
     per_head = group // heads
-    parts = tiles.parts
+    parts, chunks = tiles.parts, tiles.chunks
     dtype, wide = x.dtype, jnp.float32
     in_word = words.per_word(dtype)
     words_of_tile = tiles.pixels // in_word
     stride_in = words.stride_to_read(3 * group)
     stride_positions = words.stride_to_write(heads * POSITIONS)
     stride_channels = words.stride_to_write(group)
-    chunks = [range(first, min(first + AT_ONCE, parts)) for first in range(0, parts, AT_ONCE)]
     same = y is x
 
     def kernel(*refs):
@@ -52,32 +47,32 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
         lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
         row = jax.lax.broadcasted_iota(jnp.int32, (LANES, LANES), 0)
 
-        # Tiles that are halves of blocks lie in turn on the lanes.
+        # Where tiles are halves of blocks, a row of upper ones and a row of lower ones take turns on the lanes.
         tile_row = jax.lax.div(lane, jnp.int32(tiles.columns))
         halves = [jax.lax.rem(tile_row, jnp.int32(tiles.fold)) == f for f in range(tiles.fold)]
 
         def of_half(features, f):
+            """The features where the tiles are the upper (f = 0) or lower halves, zeros elsewhere."""
             return features if tiles.fold == 1 else jnp.where(halves[f], features, jnp.zeros_like(features))
 
         def sum_over_lanes(squares, f):
-            """On all lanes; by the matrix units, as adding across lanes is slow."""
+            """The sum over the lanes, on every lane; by the matrix units, as adding across lanes is slow."""
             ones = jnp.ones((LANES, LANES), dtype)
             return dot(of_half(squares, f).astype(dtype), ones)
 
         def sum_along_lanes(squares, f):
-            """The sums of all rows side by side [1, R]."""
+            """The sums of all rows over the lanes, side by side: [1, R]."""
             return dot(jnp.ones((2 * ROWS, LANES), dtype), of_half(squares, f).astype(dtype), (1, 1))[:1]
 
         in_slot = [(lane >= slot * SLOT) & (lane < slot * SLOT + per_head) for slot in range(per_head // ROWS)]
 
-        # Project; the logits between channels.
+        # Projections, and the logits between channels.
 
         @pl.loop(0, words_of_tile)
         def _(i):
             logits = [[jnp.zeros((group, group), wide)] * tiles.fold for _ in range(in_word)]
             squares = [[0, 0] for _ in range(in_word)]
-            for together in chunks:
-                lanes = slice(together[0] * LANES, (together[-1] + 1) * LANES)
+            for together, lanes in chunks:
                 spatial = []
                 for j in range(in_word):
                     p = i * in_word + j
@@ -114,7 +109,10 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
         # Logits between positions.
 
         def of_channel(c, n):
-            """The words of queries, keys or values [64 / w, N]; of folded tiles where their upper halves are."""
+            """The words of a channel's queries, keys or values (n = 0, 1, 2): [words of a block, N].
+
+            Where tiles are halves of blocks, they lie on the lanes of the upper ones.
+            """
             found = [words.read(qkv.at[t], c + n * group, words_of_tile, stride_in) for t in range(parts)]
             if tiles.fold == 2:
                 found = [jnp.concatenate([found[0], roll(found[0], -tiles.columns)], axis=0)]
@@ -133,21 +131,36 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
         # Communication and softmax.
 
         def softmax(maps, count, size, stride, cdc, bounded, slots):
-            ones = sum((mask & (row >= start) & (row < start + width)).astype(wide) for mask, start, width in slots)
+            """Replace maps by their softmax after communication.
 
-            def at(i):
+            Row i of all `size` maps begins at i x stride, for i < count. slots: (mask [1, 128], first lane, lanes) of
+            each softmax in a row. Unless bounded, the largest logit of each is subtracted.
+            """
+            ones = sum((mask & (row >= start) & (row < start + width)).astype(wide) for mask, start, width in slots)
+            used = reduce(jnp.logical_or, (mask for mask, _, _ in slots))
+
+            def rows(i):
                 return pl.ds(i * stride, size)
 
             def logits(i):
-                return dot(cdc[...], maps[at(i)].astype(dtype))
+                return dot(cdc[...], maps[rows(i)].astype(dtype))
 
-            def keep(i, values):
-                largest[at(i)] = values
+            @pl.loop(0, jnp.where(bounded, 0, count))
+            def _(i):
+                found = logits(i)
+                maxima = jnp.zeros_like(found)
+                for mask, _, _ in slots:
+                    own = jnp.where(mask, found, -jnp.inf).max(axis=1, keepdims=True)
+                    maxima = jnp.where(mask, own, maxima)
+                largest[rows(i)] = maxima
 
-            def write(i, weights):
-                maps[at(i)] = weights / jnp.maximum(dot(weights.astype(dtype), ones.astype(dtype)), 1e-30)
-
-            numerators(bounded, count, logits, [mask for mask, _, _ in slots], keep, lambda i: largest[at(i)], write)
+            @pl.loop(0, count // 2)
+            def _(n):
+                for i in (2 * n, 2 * n + 1):
+                    shift = jnp.where(bounded, 0.0, largest[rows(i)])
+                    weights = jnp.where(used, jnp.exp(logits(i) - shift), 0.0)
+                    total = dot(weights.astype(dtype), ones.astype(dtype))
+                    maps[rows(i)] = weights / jnp.maximum(total, 1e-30)  # lanes outside of the slots have no sum
 
         channel_slots = [(mask, slot * SLOT, per_head) for slot, mask in enumerate(in_slot)]
         spatial_slots = [(lane < POSITIONS, 0, POSITIONS), (lane >= POSITIONS, POSITIONS, POSITIONS)]
@@ -157,7 +170,7 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
         # Products with the values.
 
         def channel_weights(position):
-            """[G, G] with those of each head on the diagonal."""
+            """The weights between channels at a position: [G, G], with those of each head on the diagonal."""
             found = []
             for head in range(heads):
                 own = words.read(channel_maps, head * POSITIONS + position, ROWS, stride_positions)
@@ -168,8 +181,7 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
 
         def attend_to_channels(p):
             weights = [channel_weights(f * tiles.pixels + p) for f in range(tiles.fold)]
-            for together in chunks:
-                lanes = slice(together[0] * LANES, (together[-1] + 1) * LANES)
+            for _, lanes in chunks:
                 products = (dot(own, of_half(values[p, :, lanes], f)) for f, own in enumerate(weights))
                 result = reduce(jnp.add, products)
                 out[p, :group, lanes] = result.astype(dtype)
@@ -214,7 +226,7 @@ def concertino(tiles: Tiles, x, y, to_q, to_kv, channel_cdc, spatial_cdc, heads,
 
 
 def _unrolled(count, times, function):
-    """function(i) for i < count, so many at a time that products do not wait for one another."""
+    """Call function(i) for i < count, `times` of them in a turn, so that products do not wait for one another."""
 
     @pl.loop(0, count // times)
     def _(n):
@@ -223,4 +235,5 @@ def _unrolled(count, times, function):
 
 
 def _over_parts(features):
+    """The sum [R, 128] of the features [R, N] over parts of 128 lanes."""
     return sum(features[:, start : start + LANES] for start in range(0, features.shape[1], LANES))

@@ -5,9 +5,9 @@ of the result:
 
     w = softmax(CDC(l))    v' = w^T g    l' = CDC^T(w (g v^T - sum_b w g v^T))    q' = l' k    k' = l'^T q
 
-All maps are [b, a], a block on each lane, so that a softmax sums over registers. The maps of all lanes are kept for the
-communication between blocks; everything else is computed for 128 lanes at a time, the features anew where they are
-needed.
+All maps are [b, a], a block on each lane, so that a softmax sums over registers. The maps of all blocks are kept, for
+the communication between them. All else is computed for one part of 128 blocks at a time, and features are projected
+again where they are needed.
 """
 
 import jax
@@ -15,14 +15,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from concertormer_jax.ops.reference import MASK
-from concertormer_jax.ops.tpu.kernels.lanes import Matrices, multiply
 from concertormer_jax.ops.tpu.kernels.ripieno_backward_layout import (
     Features,
     Layout,
+    Matrices,
     Scratch,
     features_of,
     for_each_position,
     lanes_of,
+    multiply,
     of_blocks,
     over_channels,
     over_positions,
@@ -73,14 +74,14 @@ def ripieno_backward(tiles: Tiles, spatial: bool, x, y, gradient, kernels, cdc, 
 
     results = [(gradient.shape, x.dtype)] * 3 + [(cdc.shape, jnp.float32)]
     inputs = (x, gradient) if same else (x, y, gradient)
-    turned = turned_matrix(cdc, layout.reach)
+    turned = turned_matrix(cdc)
     inputs = (*inputs, *kernels, cdc.astype(x.dtype), turned.astype(x.dtype))
     name = f"ripieno_{'spatial' if spatial else 'channel'}_backward"
     return call(kernel, results, *inputs, scalars=(shifted,), scratch=scratch_of(layout, x), name=name)
 
 
 def _normalised(layout, projected, target: Features, turned: bool):
-    """Write unit vectors to `target`, with the channels first as well if `turned`."""
+    """Write the unit vectors of `projected` (see `projected_features`) to `target`, in both orders if `turned`."""
     positions, group = target.positions, layout.group
     if layout.spatial:
 
@@ -102,7 +103,10 @@ def _normalised(layout, projected, target: Features, turned: bool):
 
 
 def _through_norm(layout, projected, gradient: Matrices):
-    """Replace gradients by unit vectors by those by what was projected: at right angles to it."""
+    """Replace the derivatives by the unit vectors by those by the projected features, which the norm divides.
+
+    They are at right angles to these features. gradient: [64, G].
+    """
     group = layout.group
 
     def read(position, p, half):
@@ -127,7 +131,7 @@ def _through_norm(layout, projected, gradient: Matrices):
 
 
 def _store(layout, features: Matrices, out, t):
-    """Write the features of a part to `out`: the inverse of `of_blocks`."""
+    """Write the features [64, G] of part t to `out` [b, P, G, N]: the inverse of `of_blocks`."""
     tiles = layout.tiles
 
     @pl.loop(0, tiles.pixels)
@@ -142,7 +146,7 @@ def _store(layout, features: Matrices, out, t):
 
 
 def _clear_around(layout, scratch):
-    """Zeros before the first part and behind the last."""
+    """Write zeros before the first part of the maps and behind the last."""
     if layout.reach:
         size = layout.heads * layout.map_rows
         for ref in (scratch.logits, scratch.gradients):
@@ -151,23 +155,19 @@ def _clear_around(layout, scratch):
 
 
 def _write_logits(layout, scratch, x, y, t):
+    """Write the logits of part t before communication to `scratch.logits`."""
     queries, keys = (features_of(layout, scratch, number) for number in (layout.queries, layout.keys))
     _normalised(layout, projected_features(layout, scratch, x, 0, t), queries, turned=layout.spatial or layout.keeps)
     _normalised(layout, projected_features(layout, scratch, y, 1, t), keys, turned=not layout.spatial)
 
     @pl.loop(0, layout.heads)
     def _(h):
-        logits = layout.map(scratch.logits, h, t + layout.reach)
-
-        def write(b, a, found):
-            logits.ref[logits.rows(b, a)] = found
-
-        own = keys.attending(layout, h)
-        multiply((layout.size, layout.terms, layout.size), own.row, queries.summed(layout, h), write)
+        logits, own = layout.map(scratch.logits, h, t + layout.reach), keys.attending(layout, h)
+        multiply((layout.size, layout.terms, layout.size), own.row, queries.summed(layout, h), logits)
 
 
 def _around(layout, ref, t, rows):
-    """The same rows of all heads in the parts that communication reads, side by side."""
+    """`rows` of the maps in all parts and heads that the communication of part t reads, side by side on the lanes."""
     reach = range(1 + 2 * layout.reach)
     maps = [layout.map(ref, h, t + d).start for d in reach for h in range(layout.heads)]
     together = [ref[pl.ds(pl.multiple_of(start + rows.start, ROWS), rows.size)] for start in maps]
@@ -175,7 +175,7 @@ def _around(layout, ref, t, rows):
 
 
 def _for_rows(layout, function):
-    """function(n, rows) of eight rows of maps after others."""
+    """Call function(n, rows) for eight rows of a map after another: the n-th eight, and where they are in its rows."""
     count = ROWS * layout.size
 
     @pl.loop(0, layout.size // ROWS)
@@ -184,7 +184,7 @@ def _for_rows(layout, function):
 
 
 def _write_weights(layout, scratch, cdc, shifted, t):
-    """Write the softmax after communication to `scratch.maps`."""
+    """Write the softmax of part t, after communication, to `scratch.maps`."""
     dtype = scratch.weights.dtype
 
     def write(n, rows):
@@ -210,12 +210,12 @@ def _write_weights(layout, scratch, cdc, shifted, t):
 
 
 def _column(layout, maps, n):
-    """Eight columns [I, 8, 128] of maps."""
+    """The n-th eight columns of maps, [I, 8, 128]."""
     return jnp.stack([maps.ref[maps.rows(b, n * ROWS)] for b in range(layout.size)])
 
 
 def _hidden(layout, shifted, n, t):
-    """The shift's mask of a row of keys and all queries: in the last column of blocks, and in the last row."""
+    """The shift's mask for the n-th row of keys and all queries, in the last column of blocks and in the last row."""
     tiles = layout.tiles
     lane = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 1) + t * LANES
     query_column = jax.lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 0)
@@ -234,7 +234,7 @@ def _hidden(layout, shifted, n, t):
 
 
 def _write_gradients(layout, scratch, y, gradient, values, t):
-    """Write the derivatives by the values, and by the logits after communication."""
+    """Write the derivatives by the values to `values`, and those by the logits after communication to scratch."""
     given, own, result = (features_of(layout, scratch, i) for i in range(3))
     projected = projected_features(layout, scratch, y, 2, t)
 
@@ -252,17 +252,10 @@ def _write_gradients(layout, scratch, y, gradient, values, t):
     def _(h):
         weights = layout.map(scratch.maps, h)
         gradients = layout.map(scratch.gradients, h, t + layout.reach)
-        found = result.attending(layout, h)
-
-        def write_values(b, k, values):
-            found.ref[found.rows(b, k)] = values
-
-        def write_weights(b, a, weights):
-            gradients.ref[gradients.rows(b, a)] = weights
-
+        by_values = result.attending(layout, h)
         size, terms = layout.size, layout.terms
-        multiply((size, size, terms), weights.row, given.attending(layout, h), write_values)
-        multiply((size, terms, size), own.attending(layout, h).row, given.summed(layout, h), write_weights)
+        multiply((size, size, terms), weights.row, given.attending(layout, h), by_values)
+        multiply((size, terms, size), own.attending(layout, h).row, given.summed(layout, h), gradients)
 
         @pl.loop(0, size // ROWS)
         def _(n):
@@ -277,7 +270,10 @@ def _write_gradients(layout, scratch, y, gradient, values, t):
 
 
 def _communicate_back(layout, scratch, turned, cdc_gradient, t):
-    """Write the derivatives by the logits before communication to `scratch.maps`, and add those by its matrix."""
+    """Write the derivatives by the logits before communication to `scratch.maps`, and add those by its matrix.
+
+    turned: `turned_matrix`.
+    """
     dtype = scratch.weights.dtype
 
     def write(_, rows):
@@ -295,7 +291,7 @@ def _communicate_back(layout, scratch, turned, cdc_gradient, t):
 
 
 def _write_queries_and_keys(layout, scratch, x, y, queries, keys, t):
-    """Write the derivatives by queries and keys."""
+    """Write the derivatives by the projected queries and keys of part t."""
     own_queries, own_keys, result = (features_of(layout, scratch, i) for i in (layout.queries, layout.keys, 2))
     projected = [projected_features(layout, scratch, features, i, t) for i, features in enumerate((x, y))]
     if not layout.keeps:
@@ -303,30 +299,21 @@ def _write_queries_and_keys(layout, scratch, x, y, queries, keys, t):
             _normalised(layout, rows, own, turned=not layout.spatial)
     size, terms = layout.size, layout.terms
 
-    def multiply_heads(write_to, arguments):
-        @pl.loop(0, layout.heads)
-        def _(h):
-            target = write_to(h)
+    @pl.loop(0, layout.heads)
+    def _(h):
+        by_query, gradients, key = result.summed(layout, h), layout.map(scratch.maps, h), own_keys.attending(layout, h)
+        multiply((terms, size, size), lambda k, b: key.row(b, k), gradients, by_query)
 
-            def write(i, j, found):
-                target.ref[target.rows(i, j)] = found
-
-            multiply(*arguments(h, layout.map(scratch.maps, h)), write)
-
-    def by_queries(h, gradients):
-        key = own_keys.attending(layout, h)
-        return (terms, size, size), lambda k, b: key.row(b, k), gradients
-
-    def by_keys(h, gradients):
-        return (size, size, terms), gradients.row, own_queries.attending(layout, h)
-
-    multiply_heads(lambda h: result.summed(layout, h), by_queries)
     if layout.spatial:
         result.complete(layout, from_positions=False)
     _through_norm(layout, projected[0], result.positions)
     _store(layout, result.positions, queries, t)
 
-    multiply_heads(lambda h: result.attending(layout, h), by_keys)
+    @pl.loop(0, layout.heads)
+    def _(h):
+        by_key, gradients = result.attending(layout, h), layout.map(scratch.maps, h)
+        multiply((size, size, terms), gradients.row, own_queries.attending(layout, h), by_key)
+
     if not layout.spatial:
         result.complete(layout, from_positions=False)
     _through_norm(layout, projected[1], result.positions)

@@ -1,14 +1,16 @@
-"""Where the Ripieno's features, logits and weights lie in VMEM.
+"""Where the Ripieno's features, logits and weights lie in VMEM, and the matrix of its communication.
 
-Features lie in pairs: of two heads, or with a single head of two blocks, one in the upper and one in the lower half of
-the map. The 64 positions of a pair are rows, and its channels are on the 128 lanes, in four slots of 32:
+Features lie in pairs. The two members of a pair are two heads of a block; where there is only one head, two blocks, one
+from the upper and one from the lower half of the map. The 64 positions of a pair are rows, and its channels are on the
+128 lanes, in four slots of 32:
 
     0  member 0, spatial    1  member 0, channel    2  member 1, spatial    3  member 1, channel
 
-In a spatial slot of the values the last eight are ones: what attends there are the sums of the weights.
+In a spatial slot of the values the last eight lanes are ones, so that attention writes the sums of the weights there.
 
-Logits lie with two queries side by side: position p and p + 32, each with 64 keys, or channel c and c + 16, each with
-the keys at their place in slot 1 or 3. Communication takes one row of all maps at once.
+A row of logits holds those of two queries, positions p and p + 32, each with 64 keys on the lanes; or those of two
+keys, channels c and c + 16, each with the queries on the lanes of slot 1 and slot 3. Communication takes one row of all
+maps at once.
 """
 
 import dataclasses
@@ -17,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 
 from concertormer_jax.ops.tpu.kernels import words
@@ -31,18 +34,18 @@ UNITS = 8  # pairs whose products do not wait for one another
 
 
 class Bands(NamedTuple):
-    """How communication takes the blocks: `rows` of them, in all heads at once, with `halo` rows around them."""
+    """How communication takes the blocks: `rows` rows in all heads at once, with `halo` rows above and below them."""
 
     rows: int
     halo: int
 
     def padded(self, blocks: tuple[int, int]) -> int:
-        """Blocks of a head with the halos around them."""
+        """The number of a map's blocks with the halos around them."""
         return (blocks[0] + 2 * self.halo) * blocks[1]
 
 
 def bands_of(blocks: tuple[int, int], heads: int) -> Bands:
-    """Of a map with so many rows and columns of blocks: as many rows as the matrix units take at once."""
+    """The bands of a map with so many rows and columns of blocks: as many rows as the matrix units take at once."""
     rows, columns = blocks
     if heads * rows * columns <= 2 * LANES:
         return Bands(rows, 0)
@@ -50,13 +53,30 @@ def bands_of(blocks: tuple[int, int], heads: int) -> Bands:
     return Bands(max(fitting, default=1), 1)
 
 
+def cdc_matrix(blocks: tuple[int, int], heads: int, kernel: jax.Array) -> jax.Array:
+    """The 3x3 convolution of a band of blocks with `kernel` [3, 3, s, t] as a matrix that multiplies from the left.
+
+    Rows: (head t, row, column) of the blocks in the band. Columns: (head s, row, column) of those in it and its halos.
+    """
+    bands, columns = bands_of(blocks, heads), blocks[1]
+    taps = np.arange(3)[:, None, None]
+    out, source = np.arange(bands.rows)[:, None], np.arange(bands.rows + 2 * bands.halo) - bands.halo
+    down = (source - out == taps - 1).astype(np.float32)
+    right = (np.arange(columns) - np.arange(columns)[:, None] == taps - 1).astype(np.float32)
+    places = np.einsum("dyY,rxX->dryxYX", down, right).reshape(9, bands.rows * columns, -1)
+    for_each_block = np.repeat(np.eye(heads, dtype=np.float32), places.shape[-1], axis=1)
+    weights = jnp.einsum("drst,sb->drtb", kernel, for_each_block, precision="highest").reshape(9, heads, 1, -1)
+    tiled = np.tile(places, heads)
+    return sum(weights[tap] * tiled[tap] for tap in range(9)).reshape(-1, tiled.shape[-1])
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Of a Ripieno with so many heads and channels in each of its two groups."""
+    """How a Ripieno lies. heads: in each of its two groups."""
 
     tiles: Tiles
     heads: int
-    group: int
+    group: int  # channels of all heads
     dtype: Any
 
     @property
@@ -65,11 +85,12 @@ class Layout:
 
     @property
     def blocks(self) -> tuple[int, int]:
+        """Their rows and columns."""
         return self.tiles.rows // self.tiles.fold, self.tiles.columns
 
     @property
     def count(self) -> int:
-        """Of blocks."""
+        """The number of blocks."""
         return self.blocks[0] * self.blocks[1]
 
     @property
@@ -79,7 +100,7 @@ class Layout:
 
     @property
     def units(self) -> int:
-        """Blocks, or pairs of blocks, in each pair of heads."""
+        """How often each pair of heads is: in every block, or with one head in every pair of blocks."""
         return self.count if self.heads > 1 else self.count // 2
 
     @property
@@ -98,12 +119,12 @@ class Layout:
 
     @property
     def tile_words(self) -> int:
-        """Words of a tile's positions."""
+        """Words that hold a tile's positions."""
         return self.tiles.pixels // self.in_word
 
     @property
     def word_rows(self) -> int:
-        """Tiles of a pair's first member: rows of each word of features."""
+        """The tiles of a pair's first member, each a row of every word of features."""
         return self.tiles.count if self.heads > 1 else self.tiles.count // 2
 
     @property
@@ -128,22 +149,22 @@ class Layout:
 
 
 class Scratch(NamedTuple):
-    """What a Ripieno keeps in VMEM: references in its kernel, (shape, type) outside of it."""
+    """What a Ripieno keeps in VMEM: references in its kernel, and (shape, type) outside of it."""
 
     query_weights: Any  # [4 G, C], a row for each output channel
     key_weights: Any  # [8 G, C], those of the values behind
     channel_weights: Any  # [2, G, C], of the queries and keys whose channels attend to each other
-    scales: Any  # [2, G, N], of these: 1 / their norm over the positions of each block
+    scales: Any  # [2, G, N]: 1 / the norms of these queries and keys over the positions of each block
     features: Any  # words of queries, keys and values of each pair [3 pairs, words of a tile x stride, 128]
     logits: Any  # [heads x padded blocks x stride, 128]
-    weights: Any  # words of exponentials: a row of all maps after another
-    largest: Any  # [heads x blocks, 128], logits between channels
-    attended: Any  # words of what attends, for each pair [pairs, words of a block x stride, 128]
-    staged: Any  # words for the products of a few pairs, prepared ahead
+    weights: Any  # words of exponentials [words of a map x stride, 128]: one word of all maps, then the next, ...
+    largest: Any  # [heads x blocks, 128]: the largest logits between channels
+    attended: Any  # words of the attended channels of each pair [pairs, words of a block x stride, 128]
+    staged: Any  # words for the next products: [8 x pairs, words, 128]
 
 
 def scratch_of(layout: Layout, channels: int) -> Scratch:
-    """Of features with so many channels."""
+    """(shape, type) of what `Scratch` has. channels: of the features."""
     in_word, group, pairs, dtype = layout.in_word, layout.group, layout.pairs, layout.dtype
     maps = layout.heads * layout.count
     around = layout.heads * layout.bands.padded(layout.blocks)
@@ -162,19 +183,19 @@ def scratch_of(layout: Layout, channels: int) -> Scratch:
 
 
 def lane_numbers() -> tuple[jax.Array, jax.Array]:
-    """Of each lane [1, 128]: its number and its slot."""
+    """The number and the slot of each lane, [1, 128] each."""
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
     return lane, jax.lax.div(lane, jnp.int32(SLOT))
 
 
 def used_by_channels(layout: Layout) -> jax.Array:
-    """[1, 128], whether a lane has a channel of the group whose channels attend to each other."""
+    """[1, 128], whether a lane holds a channel of the group whose channels attend to each other."""
     lane, slot = lane_numbers()
     return ((slot & 1) == 1) & ((lane & (SLOT - 1)) < layout.per_head)
 
 
 def features_of(layout: Layout, scratch: Scratch, kind: int, pair: int, unit) -> jax.Array:
-    """The words of a pair's queries (kind 0), keys (1) or values (2) [64 / w, 128]."""
+    """The words of a pair's queries (kind 0), keys (1) or values (2): [64 / positions in a word, 128]."""
     tiles = layout.tiles
     row, column = jax.lax.div(unit, jnp.int32(tiles.columns)), jax.lax.rem(unit, jnp.int32(tiles.columns))
     own = scratch.features.at[kind * layout.pairs + pair]
@@ -184,7 +205,7 @@ def features_of(layout: Layout, scratch: Scratch, kind: int, pair: int, unit) ->
 
 
 def for_each_pair(layout: Layout, scratch: Scratch, prepare: Callable, finish: Callable) -> None:
-    """finish(pair, unit, ahead) for all, while prepare(pair, unit, ahead) fills `ahead` for those that follow."""
+    """Call finish(pair, unit, ahead) for all; meanwhile prepare(pair, unit, ahead) fills `ahead` for the next ones."""
     last = layout.units // UNITS - 1
 
     @pl.loop(0, layout.units // UNITS + 1)

@@ -1,4 +1,4 @@
-"""A stage of the network on features in tiles: kernels, between which features do not change their layout."""
+"""A stage of the network as kernels on features in tiles, which keep this layout from its first block to its last."""
 
 import math
 from collections.abc import Callable
@@ -11,10 +11,8 @@ from jax.sharding import PartitionSpec
 
 from concertormer_jax.ops.platform import single_device_kind, training_mesh
 from concertormer_jax.ops.tpu.kernels import words
-from concertormer_jax.ops.tpu.kernels.begin import flags_of, move, normalise
-from concertormer_jax.ops.tpu.kernels.block import block
-from concertormer_jax.ops.tpu.kernels.block_backward import communication, differentiable_block, layer_norm
-from concertormer_jax.ops.tpu.kernels.cut import enter, leave
+from concertormer_jax.ops.tpu.kernels.block import block, communication, differentiable_block, flags_of, layer_norm
+from concertormer_jax.ops.tpu.kernels.moves import enter, leave, move, normalise
 from concertormer_jax.ops.tpu.kernels.tiles import VMEM_BYTES, Tiles, backward_bytes, tiles_of
 
 LARGE_VMEM = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")  # chips with 128 MiB of VMEM
@@ -23,9 +21,9 @@ LARGE_VMEM = ("TPU v5 lite", "TPU v5e", "TPU v6 lite", "TPU v6e")  # chips with 
 def tiled_stage(shape: tuple[int, int, int], hidden: int, heads: int, dtype: Any) -> Callable | None:
     """The form of a stage of published blocks for maps of `shape` (H, W, C); None where the kernels cannot take them.
 
-    hidden: channels of the attention's result. The form runs on the single device whose kind `single_device_kind`
-    tells, or on each device of `training_mesh`, which takes more of VMEM, as it is differentiated there. On a TPU it is
-    for bfloat16: float32 takes too much of VMEM.
+    hidden: channels of the attention's result. The form runs on the single device of `single_device_kind`, or on each
+    device of `training_mesh`, where its derivatives need VMEM too. A TPU takes it in bfloat16 alone, as float32 needs
+    too much of VMEM.
     """
     mesh = training_mesh.value
     kind = single_device_kind.value if mesh is None else mesh.devices.flat[0].device_kind
@@ -38,7 +36,7 @@ def tiled_stage(shape: tuple[int, int, int], hidden: int, heads: int, dtype: Any
 
 
 def _split_stage(mesh, tiles, x, y, norm, weights, shift, heads):
-    """`_stage` of the pictures of each device; the derivatives by the weights are added over the devices once."""
+    """`_stage` of each device's pictures. The derivatives by the weights are summed over the devices once."""
     pictures, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
 
     def own(x, y, norm, weights):
@@ -51,10 +49,11 @@ def _split_stage(mesh, tiles, x, y, norm, weights, shift, heads):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
 def _stage(tiles: Tiles, x, y, norm, weights, shift: bool, heads: int):
-    """The stage of maps x [b, H, W, C] whose first block takes keys from y, likewise, unless it is None.
+    """The stage of maps x [b, H, W, C].
 
-    norm: scale and bias for y; weights: those of `ops.reference.block` (norm, attention, mlp), of all blocks on a first
-    axis; shift: whether every other block is shifted.
+    y: maps likewise, from which the first block takes keys and values, or None; norm: scale and bias for y; weights:
+    (norm, attention, mlp) of `ops.reference.block`, with the blocks on a first axis; shift: whether every other block
+    is shifted.
     """
     count = _count(weights)
 
@@ -62,12 +61,12 @@ def _stage(tiles: Tiles, x, y, norm, weights, shift: bool, heads: int):
         x, y = pair
         keys = None if y is None else normalise(tiles, enter(tiles, y), *norm)
 
-        def turn(x, turn):
+        def apply(x, turn):
             position, own = turn
             return block(tiles, x, keys, flags_of(position, shift), own, heads)[0], None
 
         with jax.named_scope("blocks"):
-            features = jax.lax.scan(turn, enter(tiles, x), (jnp.arange(count), weights))[0]
+            features = jax.lax.scan(apply, enter(tiles, x), (jnp.arange(count), weights))[0]
         return leave(tiles, features, shifted=_ends_shifted(count, shift))
 
     if len(x) > 1:
@@ -76,10 +75,10 @@ def _stage(tiles: Tiles, x, y, norm, weights, shift: bool, heads: int):
 
 
 def _stage_forward(tiles, x, y, norm, weights, shift, heads):
-    """All pictures block by block, as their derivatives are taken: what `block` says that they need is kept."""
+    """The stage and what its derivatives need: the results of `block` for every block, of all pictures."""
     keys = None if y is None else jax.lax.map(lambda maps: normalise(tiles, enter(tiles, maps), *norm), y)
 
-    def turn(x, turn):
+    def apply(x, turn):
         position, own = turn
 
         def of_picture(pair):
@@ -90,7 +89,7 @@ def _stage_forward(tiles, x, y, norm, weights, shift, heads):
     count = _count(weights)
     with jax.named_scope("blocks"):
         x = jax.lax.map(partial(enter, tiles), x)
-        features, kept = jax.lax.scan(turn, x, (jnp.arange(count), weights))
+        features, kept = jax.lax.scan(apply, x, (jnp.arange(count), weights))
     maps = jax.lax.map(partial(leave, tiles, shifted=_ends_shifted(count, shift)), features)
     return maps, (kept, y, norm, weights)
 
@@ -115,7 +114,7 @@ def _stage_backward(tiles, shift, heads, saved, gradient):
     def ungrouped(maps):
         return jax.tree.map(lambda maps: maps.reshape(-1, *maps.shape[2:]), maps)
 
-    def turn(gradients, turn):
+    def go_back(gradients, turn):
         position, own, (x, *attended) = turn
         flags = flags_of(position, shift)
 
@@ -124,10 +123,10 @@ def _stage_backward(tiles, shift, heads, saved, gradient):
         def of_pictures(total, pictures):
             x, keys, attended, gradient = pictures
 
-            def apply(x, keys, *shared):
+            def of_block(x, keys, *shared):
                 return differentiable_block(tiles, x, keys, flags, *shared, attended, heads)
 
-            by_x, by_keys, *by_shared = jax.vjp(apply, x, keys, own, matrices)[1](gradient)
+            by_x, by_keys, *by_shared = jax.vjp(of_block, x, keys, own, matrices)[1](gradient)
             by_x = jnp.stack([move(tiles, own, flags.shifted, flags.was_shifted) for own in by_x])
             return jax.tree.map(jnp.add, total, tuple(by_shared)), (by_x, by_keys)
 
@@ -140,7 +139,7 @@ def _stage_backward(tiles, shift, heads, saved, gradient):
 
     with jax.named_scope("blocks"):
         turns = jnp.arange(count), weights, kept
-        (by_x, by_keys), by_weights = jax.lax.scan(turn, (gradient, by_keys), turns, reverse=True)
+        (by_x, by_keys), by_weights = jax.lax.scan(go_back, (gradient, by_keys), turns, reverse=True)
 
     def left(features):
         return jax.lax.map(partial(leave, tiles, shifted=False), features)
@@ -155,9 +154,10 @@ _stage.defvjp(_stage_forward, _stage_backward)
 
 
 def _count(weights):
+    """The number of blocks."""
     return len(jax.tree.leaves(weights)[0])
 
 
 def _ends_shifted(count, shift):
-    """Whether the last of so many blocks leaves shifted tiles."""
+    """Whether the last of `count` blocks leaves shifted tiles."""
     return shift and count % 2 == 0

@@ -1,6 +1,4 @@
-"""The beginning of a block: features in tiles moved to where its blocks are, and their layer norm."""
-
-from typing import NamedTuple
+"""Kernels that move features: from maps into tiles and back, and to where a block's tiles begin, with its norm."""
 
 import jax
 import jax.numpy as jnp
@@ -12,26 +10,72 @@ from concertormer_jax.ops.tpu.kernels import words
 from concertormer_jax.ops.tpu.kernels.tiles import BLOCK, HALF, LANES, Tiles, call
 
 
-class Flags(NamedTuple):
-    """Of a block, each int32 [1]: whether its tiles are shifted, those it is given are, and it is its stage's first."""
+def enter(tiles: Tiles, maps: jax.Array) -> jax.Array:
+    """A map [H, W, C] in tiles: [P, C, N]."""
+    channels, dtype = maps.shape[2], maps.dtype
+    in_word = words.per_word(dtype)
+    in_part = LANES // tiles.columns  # rows of tiles in each 128 of them
 
-    shifted: jax.Array
-    was_shifted: jax.Array
-    first: jax.Array
+    def kernel(*refs):
+        *maps, out = refs
+
+        @pl.loop(0, tiles.height)
+        def _(y):
+            for word in range(BLOCK // in_word):
+                for part in range(tiles.parts):
+                    lanes = slice(part * LANES, (part + 1) * LANES)
+                    rows = [(part * in_part + row) * tiles.height + y for row in range(in_part)]
+                    for chosen, ref in zip(_chunks(channels), maps, strict=True):
+                        pixels = [words.read_words(ref.at[r], word, tiles.columns, BLOCK // in_word) for r in rows]
+                        for j, features in enumerate(words.unpack(jnp.concatenate(pixels, axis=0).T, dtype)):
+                            out[y * BLOCK + word * in_word + j, chosen, lanes] = features.astype(dtype)
+
+    given = [maps[:, :, chosen] for chosen in _chunks(channels)]
+    return call(kernel, [((tiles.pixels, channels, tiles.count), dtype)], *given, name="enter_tiles")[0]
 
 
-def flags_of(position, shift: bool) -> Flags:
-    """Of block `position` of a stage, every other block of which is shifted if `shift`."""
-    flags = shift & (position % 2 == 1), shift & (position % 2 == 0) & (position > 0), position == 0
-    return Flags(*(jnp.asarray(flag, jnp.int32).reshape(1) for flag in flags))
+def leave(tiles: Tiles, features: jax.Array, shifted: bool) -> jax.Array:
+    """The inverse of `enter`. If shifted, the first tile begins HALF pixels below and to the right of the corner."""
+    channels, dtype = features.shape[1], features.dtype
+    in_word = words.per_word(dtype)
+    in_part = LANES // tiles.columns
+    height = tiles.rows * tiles.height
+    step = HALF if shifted else 0
+
+    def kernel(features, *out):
+        @pl.loop(0, tiles.height)
+        def _(y):
+            for word in range(BLOCK // in_word):
+                beyond, start = divmod(word + step // in_word, BLOCK // in_word)
+                for part in range(tiles.parts):
+                    lanes = slice(part * LANES, (part + 1) * LANES)
+                    positions = [y * BLOCK + word * in_word + j for j in range(in_word)]
+                    for chosen, ref in zip(_chunks(channels), out, strict=True):
+                        values = [features[p, chosen, lanes].astype(jnp.float32) for p in positions]
+                        turned = words.pack(values, dtype).T
+                        for row in range(in_part):
+                            found = turned[row * tiles.columns : (row + 1) * tiles.columns]
+                            found = pltpu.roll(found, 1, 0) if beyond else found
+                            at = jax.lax.rem((part * in_part + row) * tiles.height + y + step, jnp.int32(height))
+                            words.write_words(ref.at[at], start, BLOCK // in_word, found)
+
+    size = height, tiles.columns * BLOCK
+    wanted = [((*size, chosen.stop - chosen.start), dtype) for chosen in _chunks(channels)]
+    return jnp.concatenate(call(kernel, wanted, features, name="leave_tiles"), axis=-1)
+
+
+def _chunks(channels: int) -> list[slice]:
+    """The channels in groups of at most 128, which fill the lanes once: of wider maps a stride cannot read pixels."""
+    return [slice(start, min(start + LANES, channels)) for start in range(0, channels, LANES)]
 
 
 def move_and_normalise(tiles: Tiles, x, scale, bias, was_shifted, shifted, keys=None, first=None):
-    """x and its layer norm over the channels, both [P, C, N], of a map whose first tile begins elsewhere.
+    """Move the tiles of x, and return x and its layer norm over the channels, both [P, C, N].
 
-    x: [P, C, N]; scale, bias: [C]; was_shifted, shifted: int32 [1], whether the first tile begins HALF pixels below
-    and to the right of the map's corner, in x and in what is returned. The map goes on at its other side.
-    keys: features of the same shape, for a third result: these where first (int32 [1]) is 1, else the layer norm.
+    x: [P, C, N]; scale, bias: [C]; was_shifted, shifted: int32 [1], whether the first tile of x, and that of the
+    results, begins HALF pixels below and to the right of the map's corner. Beyond a side the map goes on at the other.
+    keys: features of the same shape, None for none; with them there is a third result, the keys of the block: `keys`
+    where first (int32 [1]) is 1, else the layer norm.
     """
     dtype = x.dtype
     chosen = () if keys is None else (keys,)
@@ -71,7 +115,7 @@ def move(tiles: Tiles, x, was_shifted, shifted):
 
 
 def _for_each_moved(tiles, x, was_shifted, shifted, write):
-    """write(pixel, lanes, features [C, 128]) of all moved features."""
+    """Call write(pixel, lanes, features [C, 128]) with all features where they are moved to."""
     parts = tiles.parts
     step = shifted[0] - was_shifted[0]  # 1: right and down, -1: back, 0: not at all
     lane = jax.lax.broadcasted_iota(jnp.int32, (1, LANES), 1)
@@ -80,7 +124,7 @@ def _for_each_moved(tiles, x, was_shifted, shifted, write):
     from_other_side = (column + step < 0) | (column + step >= tiles.columns)
 
     def at(y, x_in_tile, down, right):
-        """One of the positions whose pixels come from other tiles further down, further right, or neither."""
+        """Move one pixel of all tiles. down, right: whether it comes to another tile along that axis."""
         target, source = (
             _position(y, way, down, tiles.height) * BLOCK + _position(x_in_tile, way, right, BLOCK)
             for way in (step, -step)
@@ -122,12 +166,12 @@ def normalise(tiles: Tiles, x, scale, bias):
 
 
 def _column(values):
-    """[C] to [C, 128], as float32."""
+    """[C] to [C, 128], in float32."""
     return jnp.broadcast_to(values.astype(jnp.float32)[:, None], (len(values), LANES))
 
 
 def _layer_norm(tile, scale, bias):
-    """Of [C, 128]."""
+    """The layer norm of [C, 128] over the channels."""
     centred = tile.astype(jnp.float32)
     centred -= centred.mean(axis=0, keepdims=True)
     deviation = jnp.square(centred).mean(axis=0, keepdims=True)
@@ -135,13 +179,14 @@ def _layer_norm(tile, scale, bias):
 
 
 def _position(number, step, crosses, size):
-    """Of the pixels moved by `step` HALVES along an axis, where those are in their tile that cross to another, or not.
+    """Where a pixel lies in its tile, along one axis, after the tiles have moved by `step` x HALF pixels.
 
-    number: which of them, from 0; size: of a tile along the axis. Where they come from is where the opposite step ends.
+    crosses: whether it is in another tile then; number: its number among the pixels that are, or that are not; size: of
+    a tile along the axis. With the opposite step: where it lay before.
     """
     return number + jnp.where((step > 0) == crosses, size - HALF, 0)
 
 
 def _turn(features, lanes):
-    """Lane n of the result is lane n + lanes, of 128, circularly."""
+    """Lane n of the result is lane n + lanes of the features, modulo 128. lanes: traced, of either sign."""
     return pltpu.roll(features, jnp.where(lanes > 0, LANES - lanes, -lanes), 1)
