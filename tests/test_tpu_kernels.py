@@ -15,6 +15,9 @@ from concertormer_jax.models.concerto_attention import LOGITS
 from concertormer_jax.ops import dispatch
 from concertormer_jax.ops.dispatch import own_form, traced_for
 from concertormer_jax.ops.platform import single_device_kind
+from concertormer_jax.ops.tpu.kernels.ripieno import ripieno
+from concertormer_jax.ops.tpu.kernels.ripieno_layout import cdc_matrix
+from concertormer_jax.ops.tpu.kernels.tiles import Tiles
 from concertormer_jax.planning import compilation
 from concertormer_jax.planning.compilation import Task
 from concertormer_jax.runtime.devices import data_mesh, kind_of_single, replicated
@@ -51,6 +54,22 @@ def test_a_stage_as_kernels(name):
     change = np.abs(expected - features[0]).max()
     tolerance = 1e-4 if stage.dtype == jnp.float32 else 0.03
     assert np.abs(ours - expected).max() < tolerance * change
+
+
+def test_the_maximum_of_few_channels_is_that_of_their_logits():
+    """Of eight in a head, which leave places of keys empty. Queries and keys are equal, so that all logits are -200."""
+    tiles, heads, group, off = Tiles(8, 16, 8), 2, 16, jnp.zeros(2, jnp.int32)
+    x, direction, to_v = random_arrays((tiles.pixels, 8, tiles.count), (8, 1), (8, 4 * group))
+    to_q = np.repeat(direction, 4 * group, axis=1)
+    cdc = np.zeros((3, 3, heads, heads), np.float32)
+    cdc[1, 1] = -200 * np.eye(heads)
+    matrices = [cdc_matrix((tiles.rows, tiles.columns), heads, jnp.asarray(cdc))] * 2
+    run = jax.jit(lambda x, to_q, to_kv: ripieno(tiles, x, x, to_q, to_kv, *matrices, heads, off[:1], off)[0])
+    values = np.einsum("pcn,cg->pgn", x, to_v[:, group : 2 * group])
+    means = values.reshape(len(x), heads, -1, tiles.count).mean(axis=2, keepdims=True)
+    expected = np.broadcast_to(means, (len(x), heads, group // heads, tiles.count)).reshape(values.shape)
+    found = run(x, to_q, np.concatenate([to_q, to_v], axis=1))[:, group:]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 # Where they run.
@@ -109,6 +128,7 @@ def test_kernels_do_not_run_on_several_or_smaller_devices(kind):
         ((192, 64, 32), 64, 2, jnp.bfloat16),
         ((128, 64, 32), 64, 1, jnp.bfloat16),
         ((1024, 1024, 48), 96, 1, jnp.bfloat16),  # beyond VMEM
+        ((512, 512, 16), 32, 1, jnp.bfloat16),  # likewise, as a head takes the same lanes with fewer channels
         ((64, 64, 32), 96, 3, jnp.bfloat16),  # heads without pairs
         ((64, 64, 24), 48, 2, jnp.bfloat16),  # half a register of channels
         ((64, 64, 32), 64, 2, jnp.float32),

@@ -238,12 +238,15 @@ def _communicate(layout: Layout, scratch: Scratch, spatial_cdc, channel_cdc, mas
         rows = [SPATIAL_ROWS + i * in_word + j for j in range(in_word)]
         return [_communicated(layout, scratch, row, band, channel_cdc) for row in rows]
 
+    def has_key(i, j):
+        """[1, 128], whether row j of word i has a key for a query: heads may have fewer channels than places."""
+        return i * in_word + j + jnp.where(first_side, 0, CHANNEL_ROWS) < layout.per_head
+
     @pl.loop(0, jnp.where(bounded[1] != 0, 0, CHANNEL_ROWS // in_word))
     def _(i):
         for band in every_band:
             for j, found in enumerate(channel_logits(i, band)):
-                unused = (i * in_word + j + CHANNEL_ROWS >= layout.per_head) & ~first_side
-                found = jnp.where(unused, -jnp.inf, found)
+                found = jnp.where(has_key(i, j), found, -jnp.inf)
                 found = jnp.maximum(found, roll(found, SIDE))
                 for head, at in enumerate(of_each_head(band)):
                     own = found[head * size : (head + 1) * size]
@@ -253,7 +256,8 @@ def _communicate(layout: Layout, scratch: Scratch, spatial_cdc, channel_cdc, mas
     def _(i):
         for band in every_band:
             shift = jnp.where(bounded[1] != 0, 0.0, gathered(scratch.largest, of_each_head(band)))
-            found = [jnp.where(channel, jnp.exp(rows - shift), 0.0) for rows in channel_logits(i, band)]
+            logits = channel_logits(i, band)
+            found = [jnp.where(channel & has_key(i, j), jnp.exp(rows - shift), 0.0) for j, rows in enumerate(logits)]
             write(band, SPATIAL_ROWS // in_word + i, found)
 
 
