@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from concertormer_jax.ops.shared.projection import project, project_channels_first
+from concertormer_jax.ops.shared.layers import project, project_channels_first
 
 
 def plain_channels_first(features, kernel):

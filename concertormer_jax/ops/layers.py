@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from concertormer_jax.ops.dispatch import form
 from concertormer_jax.ops.reference import MLPWeights, window_starts
-from concertormer_jax.ops.shared.projection import project
+from concertormer_jax.ops.shared.layers import project
 
 __all__ = ["convolve_to_few", "depthwise_3x3", "gated_mlp", "on_windows", "project", "window_starts"]
 

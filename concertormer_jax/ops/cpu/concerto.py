@@ -39,7 +39,7 @@ from concertormer_jax.ops.shared.groups import (
     sca_gate,
     separate_heads,
 )
-from concertormer_jax.ops.shared.projection import project, project_channels_first
+from concertormer_jax.ops.shared.layers import project, project_channels_first
 from concertormer_jax.ops.shared.taps import cdc_over_blocks
 
 LARGE = 2**20  # with so many numbers in the queries of a group or more, two halves of the queries are faster

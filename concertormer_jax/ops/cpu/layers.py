@@ -13,8 +13,7 @@ from jaxtyping import Array, Float
 from concertormer_jax.ops.cpu.workarounds import materialize
 from concertormer_jax.ops.reference import MLPWeights, window_starts
 from concertormer_jax.ops.shared import layers, taps
-from concertormer_jax.ops.shared.layers import gated, rows_or_zeros, share
-from concertormer_jax.ops.shared.projection import project
+from concertormer_jax.ops.shared.layers import gated, project, rows_or_zeros, share
 from concertormer_jax.ops.shared.taps import depthwise_3x3_valid
 
 depthwise_3x3 = partial(taps.depthwise_3x3, materialize=materialize)

@@ -38,7 +38,7 @@ from concertormer_jax.ops.shared.groups import (
     sca_gate,
     separate_heads,
 )
-from concertormer_jax.ops.shared.projection import project_channels_first
+from concertormer_jax.ops.shared.layers import project_channels_first
 from concertormer_jax.ops.shared.taps import cdc_over_blocks
 
 ARITHMETIC = Arithmetic(sum_over, partial(sum_over, axis=-1), minus_chosen_maxima)

@@ -1,7 +1,7 @@
 """The operations on a picture whose rows lie on several devices, for inference.
 
-Each is called as OPERATIONS[name](rows, local, ...): `rows`, a `rows.RowShards`, says how they lie; `local` is the form
-for maps that lie on one device.
+Each is called as OPERATIONS[name](rows, local, ...): `rows`, a `rows.RowShards`, says how the rows lie; `local` is the
+form of the operation for maps that lie on one device.
 """
 
 from concertormer_jax.ops.sharded.concerto import concerto_attention, transposed_attention
@@ -18,5 +18,5 @@ OPERATIONS = {
     "depthwise_3x3": convolve_3x3,
     "convolve_to_few": convolve_3x3,
 }
-# Those of `ops.dispatch.OWN_FORMS`. Their argument `local` is the form of the platform, None where it has none.
+# Of the operations in `ops.dispatch.OWN_FORMS`. `local` is the platform's form, None where it has none.
 OWN_OPERATIONS = {"convolve": convolve}

@@ -1,7 +1,7 @@
 """Concerto self-attention of a picture whose rows lie on several devices.
 
-Inside blocks a device attends for itself, and CDC takes the logits of one row of blocks from each neighbour. What sums
-over blocks or pixels sums over the devices too: the logits and norms of the Concertino and of transposed attention, and
+Inside blocks every device attends for itself; CDC takes the logits of one row of blocks from each neighbour. Sums over
+blocks or pixels are taken over the devices too: the logits and norms of the Concertino and of transposed attention, and
 the means of SCA. Zeros in the padding rows add nothing to any of these sums, since no projection has a bias.
 """
 
@@ -102,11 +102,11 @@ class RowsOfMap(gpu.WholeMap):
         return jnp.where(crosses & shifted, logits + MASK, logits)
 
     def mean(self, layout: Layout, result: Float[Array, "..."]) -> Float[Array, "b mc"]:
-        """The mean of a group's result over the picture. It is zero in the blocks of padding, as their values are."""
+        """The mean of a group's result over the picture. In the blocks of padding it is 0, as the values are."""
         return self.rows.sum(mean_of_map(layout, result)) * (self.rows.each / self.rows.total)
 
     def summed_over_blocks(self, kind: Kind) -> Kind:
-        """The attention `kind` where its products are sums over the blocks of the picture."""
+        """The attention `kind`, with products that sum over the blocks of the whole picture."""
         if isinstance(kind, Channel):
             return SummedChannel(kind.arithmetic, kind.heads, self.rows.axis)
         return SummedSpatial(kind.arithmetic, self.rows.axis)

@@ -1,6 +1,6 @@
-"""What is beside the attention, of a picture whose rows lie on several devices: convolutions, gated MLP, and TLC.
+"""Convolutions, gated MLP and TLC of a picture whose rows lie on several devices.
 
-`local` is the form of the operation that the platform has for maps that lie on one device.
+`local` is the platform's form of the operation for maps that lie on one device.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,17 +25,17 @@ def convolve_3x3(
 
 def convolve(
     rows: RowShards,
-    own: Callable[..., Array] | None,
+    local: Callable[..., Array] | None,
     features: Float[Array, "b H W C"],
     kernel: Float[Array, "k k C D"],
     stride: int,
 ) -> Float[Array, "b _ _ D"]:
-    """A convolution of 3x3 pixels with zero padding that keeps the size, or of whole cells. own: None for XLA's."""
+    """A convolution of 3x3 pixels with zero padding that keeps the size, or of whole cells. local: None for XLA's."""
     padding = "SAME" if stride == 1 else "VALID"
 
     def convolution(maps):
-        if own is not None:
-            return own(maps, kernel, stride)
+        if local is not None:
+            return local(maps, kernel, stride)
         strides = (stride, stride)
         return jax.lax.conv_general_dilated(maps, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
@@ -61,9 +61,10 @@ def on_windows(
     features: Sequence[Float[Array, "b H W _"]],
     window: int,
 ) -> Float[Array, "b H W D"]:
-    """`ops.layers.on_windows`: one window after the other on each device, as many at a time as there are devices.
+    """`ops.layers.on_windows`: every device computes whole windows, one after another.
 
-    The devices send the rows of a window to the one that computes it, and each takes its rows of all results.
+    In each step the devices send the rows of each window to the device that computes it, and then take their own rows
+    of all results.
     """
     batch, height, width = features[0].shape[:3]
     all_rows = rows.rows_of_picture(height)
@@ -72,14 +73,16 @@ def on_windows(
     size = min(all_rows, window), min(width, window)
     corners = [(top, left) for top in window_starts(all_rows, window) for left in window_starts(width, window)]
     steps = -(-len(corners) // rows.devices)
-    beyond = (-size[0], 0)  # a window above the picture: of zeros, and of no use
+    beyond = (-size[0], 0)  # a window above the picture, of zeros, for devices without one in the last step
     corners = jnp.array(corners + [beyond] * (steps * rows.devices - len(corners)))
     corners = corners.reshape(steps, rows.devices, 2)
     first = rows.first(height)
     sources = list({id(array): array for array in features}.values())  # keys may be the queries' features
 
-    def window_of(array):  # [devices, b, h, w, C], of each the rows that lie here, to the window of this device
-        def cut(corner):
+    def window_of(array):
+        """A function of the corners of all devices' windows to the window of this device [b, h, w, C]."""
+
+        def cut(corner):  # the rows of a window that lie here, and zeros
             strip = jax.lax.dynamic_slice_in_dim(array, corner[1], size[1], axis=2)
             return rows_or_zeros(strip, corner[0] + jnp.arange(size[0]) - first)
 

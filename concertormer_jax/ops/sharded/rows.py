@@ -1,8 +1,8 @@
 """How the rows of one picture lie on the devices of a mesh, and what these exchange; used inside `jax.shard_map`.
 
-The rows are counted in units, the multiple of pixels that the network pads to, so that at every level of the network
-a device holds whole blocks. Where the units do not divide, the picture ends before the last device, and below it
-are padding rows, whose content has no meaning.
+Rows are counted in units: the multiple of pixels that the network pads to, so that a device holds whole blocks at every
+level. Where the devices do not divide the units, the picture ends before the last device does, and below it are padding
+rows, whose content has no meaning.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, Num
 class RowShards(NamedTuple):
     """The rows of a picture on the mesh axis `axis` of `devices` devices, in the order of the devices.
 
-    each: units on every device; total: units of the picture. All devices take part, also those of padding alone: a TPU
-    has no programs for any number of its chips.
+    each: units on every device; total: units of the picture. Devices that hold padding alone take part too, as a TPU
+    does not run programs for any number of its chips.
     """
 
     axis: str
@@ -50,24 +50,24 @@ class RowShards(NamedTuple):
         return jnp.where(inside.reshape(-1, *[1] * (maps.ndim - 2)), maps, 0)
 
     def sum(self, array: Num[Array, "*shape"]) -> Num[Array, "*shape"]:
-        """The sum over all devices."""
+        """The sum of the devices' arrays."""
         return jax.lax.psum(array, self.axis)
 
     def from_above(self, rows: Num[Array, "*shape"], *, circular: bool = False) -> Num[Array, "*shape"]:
-        """The `rows` that the device above gives; on the first device zeros, or if circular those of the `last`."""
+        """The `rows` of the device above; on the first device zeros, or those of the `last` one if circular."""
         pairs = [(index, index + 1) for index in range(self.last)]
         return jax.lax.ppermute(rows, self.axis, pairs + [(self.last, 0)] * circular)
 
     def from_below(self, rows: Num[Array, "*shape"], *, circular: bool = False) -> Num[Array, "*shape"]:
-        """The `rows` that the device below gives; on the `last` device zeros, or if circular those of the first."""
+        """The `rows` of the device below; on the `last` device zeros, or those of the first one if circular."""
         pairs = [(index + 1, index) for index in range(self.last)]
         return jax.lax.ppermute(rows, self.axis, pairs + [(0, self.last)] * circular)
 
     def convolve(self, convolution: Callable[[Array], Array], maps: Num[Array, "b H *rest"]) -> Num[Array, "b H *out"]:
-        """A convolution that is 3 high and zero outside the picture, of this device's rows.
+        """The result of a convolution over 3 rows, with zeros outside the picture, for this device's rows.
 
-        convolution: linear, from maps of any number of rows to as many rows, zero outside. The neighbours' rows add to
-        the first and to the last row.
+        convolution: a linear function from maps with any number of rows to as many, with zero padding. What it makes of
+        the neighbours' rows is added to the first and to the last row.
         """
         maps = self.masked(maps)
         above, below = self.from_above(maps[:, -1:]), self.from_below(maps[:, :1])
@@ -94,5 +94,5 @@ class RowShards(NamedTuple):
         return jax.lax.dynamic_slice(extended, (0, border - pixels, border - pixels, 0), maps.shape)
 
 
-# The rows that are traced for, inside `jax.shard_map`: `with row_shards(RowShards(...)):`. None for whole pictures.
+# How the rows lie in what is traced, inside `jax.shard_map`: `with row_shards(RowShards(...)):`. None: whole pictures.
 row_shards = jax.make_user_context(default_value=None)

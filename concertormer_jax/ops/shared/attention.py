@@ -6,8 +6,8 @@ The norms of queries and keys divide the logits, and the sums of the weights w d
 copies of queries, keys and weights are made. Products are accumulated, and logits and weights computed, in float32 at
 least.
 
-Cosines are bounded by 1, so the temperature bounds the logits, and the CDC weights bound them behind CDC. Where that
-bound is small, no maximum is needed: `softmax_numerators` decides it from the weights of the network.
+Cosines are bounded by 1, so the temperature bounds the logits before CDC, and its weights bound them after it. Where
+that bound is small, no maximum is needed: `softmax_numerators` decides it from the weights of the network.
 
 Automatic derivatives would take every sum over the attention maps; the written ones take it over the features where
 these are smaller.
@@ -59,7 +59,7 @@ class Spatial:
     arithmetic: Arithmetic
 
     def maps_shape(self, features, entries):
-        """Of maps with `entries` numbers in all."""
+        """The shape of maps with `entries` numbers in all."""
         return *features.shape[:-2], entries // math.prod(features.shape[:-1]), features.shape[-2]
 
     def maps(self, a, b):
@@ -95,7 +95,7 @@ class Channel:
     heads: int
 
     def maps_shape(self, features, _):
-        """Of the maps of the features."""
+        """The shape of the maps of the features."""
         channels = features.shape[-1] // self.heads
         return *features.shape[:-2], self.heads, channels, channels
 
@@ -159,7 +159,7 @@ def attend(
 def logits(
     kind: Kind, q: Float[Array, "..."], k: Float[Array, "..."], temperature: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """The cosines of what is attended in q with what is attended in k, times the temperature."""
+    """The cosines of every query of q with every key of k, times the temperature."""
     return _logits_forward(kind, q, k, temperature)[0]
 
 
@@ -182,7 +182,7 @@ def _logits_backward(kind, saved, gradient):
     gradient = (gradient * (inverse_q[..., None] * inverse_k[..., None, :])).astype(q.dtype)
 
     def through_norm(features, inverse, mixed, axis):
-        """The derivative of the normalisation keeps what is at right angles to a vector."""
+        """Through the normalisation, whose derivative keeps what is at right angles to a vector."""
         by_features = products is None
         along = kind.sum(features * mixed) if by_features else kind.arithmetic.sum_over(gradient * products, axis)
         tangent = mixed - features * kind.spread(along * jnp.square(inverse))
@@ -197,7 +197,7 @@ def _logits_backward(kind, saved, gradient):
 
 
 def _features_are_smaller(features, maps):
-    """Of two equal sums, one over the features and one over the maps, the one over the smaller array is taken."""
+    """Whether to take a sum over the features, rather than the same sum over the maps."""
     return features.size < maps.size
 
 
@@ -216,7 +216,7 @@ def softmax_numerators(
 
 
 def largest_bound(dtype: Any) -> float:
-    """Up to which bound of the logits the softmax needs no maximum: a third of the largest exponent of `dtype`."""
+    """The largest bound of logits whose softmax needs no maximum: a third of the largest exponent of `dtype`."""
     return math.log(float(jnp.finfo(dtype).max)) / 3
 
 
@@ -250,7 +250,7 @@ def minus_chosen_maxima(
     parameters: tuple[Array, ...],
     bounded: Bool[Array, ""],
 ) -> Float[Array, "..."]:
-    """`Arithmetic.numerators` that choose between the maxima of the rows and zeros."""
+    """`Arithmetic.numerators` with zeros in place of the maxima of the rows where `bounded`."""
     rows = after.reshape(logits.shape)
     return exponentials(rows, jax.lax.cond(bounded, _zeros_for_rows, maxima_of_rows, rows), after.shape, dtype)
 
@@ -273,7 +273,7 @@ def _zeros_for_rows(rows):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def mix(kind: Kind, weights: Float[Array, "..."], v: Float[Array, "*shape"]) -> Float[Array, "..."]:
-    """The mean of v with the `weights` of maps, whose shape may be any with the maps in the same order."""
+    """The mean of v with these weights: maps in their order, in any shape."""
     return _mix_forward(kind, weights, v)[0]
 
 

@@ -18,8 +18,8 @@ from concertormer_jax.ops.reference import MASK, MASKED
 class CDC(NamedTuple):
     """What is done to logits before their softmax: function(logits, *parameters).
 
-    function: may return any shape in which the maps keep their order. bound: a number that no |logit| exceeds after it,
-    whatever the features; None where none is known.
+    function: may return another shape in which the maps keep their order. bound: a number that no |logit| exceeds after
+    it, whatever the features; None where none is known.
     """
 
     function: Callable[..., Array]
@@ -27,7 +27,7 @@ class CDC(NamedTuple):
     bound: Float[Array, ""] | None = None
 
     def then(self, mask: Callable[[Array, Array], Array], shifted: Bool[Array, ""] | bool) -> "CDC":
-        """This, and then mask(logits, shifted). `shifted` may be traced, so it becomes a parameter."""
+        """Do this, then mask(logits, shifted). `shifted` becomes a parameter, as it may be traced."""
 
         def function(logits, shifted, *parameters):
             return mask(self.function(logits, *parameters), shifted)
@@ -43,11 +43,12 @@ def cdc_of(
     over_blocks: Callable[[Array, Array], Array],
     subtract_mean: Callable[[Array], Array] | None = None,
 ) -> CDC:
-    """The CDC of `group`, one of `groups`, with the weights `kernel`, and the bound of its logits.
+    """The CDC of `group`, one of `groups`, with the bound of its logits: before it these are temperature x cosine.
 
-    Before it a logit is a cosine times the temperature of its head. temperature: None for `window`. over_blocks: takes
-    logits [b, n, m, E, F] and the kernel of a group inside blocks, see `shared.taps.cdc_over_blocks`. A Ripieno without
-    a kernel takes the paper's first form, see `ops.reference.group_logits`; subtract_mean: None for `minus_mean`.
+    kernel: the weights, None for no CDC; a Ripieno without them takes the paper's first form (see
+    `ops.reference.group_logits`). temperature: None for `window`. over_blocks: the CDC of a group inside blocks, a
+    function of logits [b, n, m, E, F] and kernel, see `shared.taps.cdc_over_blocks`. subtract_mean: of logits, over the
+    blocks; None for `minus_mean`.
     """
     if temperature is None:
         return CDC(_unchanged)
@@ -80,8 +81,9 @@ def _over_channels(logits, kernel):
     return over_maps(logits, _square(kernel.transpose(0, 1, 3, 2)))
 
 
-def _square(matrix):
-    return matrix.reshape(2 * (matrix.shape[0] * matrix.shape[1],))
+def _square(kernel):
+    """[map in, map in, map out, map out] as a matrix."""
+    return kernel.reshape(2 * (kernel.shape[0] * kernel.shape[1],))
 
 
 def over_maps(logits: Float[Array, "b ... E F"], matrix: Float[Array, "D D"]) -> Float[Array, "b D EF"]:
@@ -97,7 +99,10 @@ def over_maps(logits: Float[Array, "b ... E F"], matrix: Float[Array, "D D"]) ->
 def mask_maps(
     grid: Grid, logits: Float[Array, "b n m p q"], shifted: Bool[Array, ""] | bool, queries: slice = slice(None)
 ) -> Float[Array, "b n m p q"]:
-    """Where `shifted`, hide positions q from positions p, numbers `queries` of the block, across the map's border."""
+    """Where `shifted`, hide positions q from positions p on the other side of the map's border.
+
+    queries: which positions of a block the p are.
+    """
     crosses = crosses_border(grid)[:, None, queries]
     return jnp.where(crosses & shifted, logits + MASK, logits)
 

@@ -1,7 +1,7 @@
 """What the groups of heads take and return: their parameters, and the axes of their results.
 
 Letters as in `ops.reference`: b batch, n blocks, p positions in a block, m heads, c channels of a head. Every group has
-projections of its own, which write the layout that its attention reads.
+projections of its own, which write its queries, keys and values in the layout that its attention reads.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from concertormer_jax.ops.reference import GROUPS, AttentionWeights, wide
 from concertormer_jax.ops.shared.cdc import CDC
-from concertormer_jax.ops.shared.projection import project
+from concertormer_jax.ops.shared.layers import project
 
 INSIDE_BLOCKS = ("ripieno_spatial", "ripieno_channel", "window")  # they take [b, n, p, C], the others [b, p, n, C]
 
@@ -77,7 +77,7 @@ def projected(
     own: Parameters,
     project: Callable[[Array, Array], Any] = project,
 ) -> tuple[Any, Any, Any]:
-    """The q, k and v of a group, as `project` gives them: q of features x [..., C], k and v of y [..., D]."""
+    """A group's q of features x [..., C], and its k and v of features y [..., D], as `project` gives them."""
     return project(x, own.to_q), project(y, own.to_k), project(y, own.to_v)
 
 
@@ -89,7 +89,7 @@ def separate_heads(features: Float[Array, "b n p mc"], heads: int) -> Float[Arra
 def for_every_channel(
     temperature: Float[Array, "m 1"], cdc: CDC, q: Float[Array, "mc b p n"]
 ) -> tuple[Float[Array, "mc b 1"], CDC]:
-    """Temperature and CDC of `concertino_spatial`, whose attention reads features with the channels first."""
+    """The temperature and CDC of `concertino_spatial` for features with the channels first, which it attends to."""
 
     def channels_first(logits, *parameters):
         return cdc.function(logits.swapaxes(0, 1), *parameters).swapaxes(0, 1)
@@ -109,7 +109,7 @@ def positions_first(layout: Layout, result: Float[Array, "..."]) -> Float[Array,
 def mean_of_map(layout: Layout, result: Float[Array, "..."]) -> Float[Array, "b mc"]:
     """The mean of a group's result over positions and blocks, in float32 at least.
 
-    One axis is summed first, by a product with ones, which is faster than a sum.
+    The axis `layout.summed` is summed first, by a product with ones, which is faster than a sum.
     """
     axes, summed = layout
     ones = jnp.ones([result.shape[axes.index(axis)] for axis in ("b", summed)], result.dtype)

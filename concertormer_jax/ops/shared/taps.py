@@ -3,7 +3,7 @@
 XLA fuses these into one pass, while its general convolution is slow on a CPU. The derivatives are written in the same
 way, as the automatic ones would add nine padded arrays.
 
-materialize, in all of them: what the kernel passes through before its use, see `ops.cpu.workarounds`.
+materialize, in all functions: what the kernel passes through before its use, see `ops.cpu.workarounds`.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ Materialize = Callable[[Array], Array]
 
 
 def padded_by_one(features: Float[Array, "b y x *e"]) -> Float[Array, "b y+2 x+2 *e"]:
-    """With zeros around y and x."""
+    """The features with one more pixel of zeros on each side of y and x."""
     return jnp.pad(features, ((0, 0), (1, 1), (1, 1)) + ((0, 0),) * (features.ndim - 3))
 
 
@@ -34,7 +34,7 @@ def neighbours(padded: Float[Array, "b _ _ *e"]) -> Iterator[tuple[int, int, Arr
 
 
 def _for_each_tap(product, features):
-    """`product(neighbour)` for the nine taps, stacked as [3, 3, ...]; in a loop, so that it is compiled only once."""
+    """product(neighbour) for the nine taps: [3, 3, ...]. A loop, so that the product is compiled only once."""
     rows, columns = features.shape[1:3]
     padded = padded_by_one(features)
 
@@ -100,8 +100,8 @@ def _taps_over_grid(logits, kernel, materialize):
     entries = maps.shape[-1]
     padded = padded_by_one(maps)
     if heads > 1:
-        # Maps of 64 x 64 entries would begin whole pages apart, in the same few lines of the cache, hence the padding.
-        # Without the barrier, XLA computes the logits again for every head of the taps in the middle.
+        # The padding: maps of 64 x 64 entries would begin whole pages apart, and share a few lines of the cache.
+        # The barrier: without it, XLA would compute the logits again for every head of the taps in the middle.
         padded = jax.lax.optimization_barrier(jnp.pad(padded, [(0, 0)] * 4 + [(0, 16)]))
     mixed = sum(
         neighbour[:, :, :, head : head + 1, :entries] * kernel[down, right, head][:, None]
@@ -126,8 +126,8 @@ def _over_grid_backward(materialize, saved, gradient):
     logits, kernel = saved
     _, rows, columns, heads = logits.shape[:4]
 
-    # Every map of a row of blocks times every map of a row of the gradient, of which only the neighbours' are used: the
-    # three products read the maps three times, where nine taps would read them nine times.
+    # For each of three rows of neighbours, one product of all maps of a row of blocks with all maps of a row of the
+    # gradient. Only those of neighbouring columns are used, but the maps are read three times in place of nine.
     def rows_of(maps):
         return maps.reshape(-1, columns * heads, maps.shape[-2] * maps.shape[-1])
 

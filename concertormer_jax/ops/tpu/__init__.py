@@ -1,4 +1,4 @@
-"""The operations as a TPU runs them best: some are the shared forms, and stages of maps that fit are kernels."""
+"""The operations as a TPU runs them best. Some are the shared forms; stages whose maps fit in VMEM are kernels."""
 
 from concertormer_jax.ops.shared.layers import gated_mlp, on_windows
 from concertormer_jax.ops.shared.taps import depthwise_3x3

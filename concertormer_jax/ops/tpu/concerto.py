@@ -1,4 +1,7 @@
-"""Concerto self-attention on a TPU: products for each head, which are written apart at no cost, of all queries."""
+"""Concerto self-attention on a TPU: the products of each head for itself, of all queries at once.
+
+To separate the heads costs nothing, as the projections write them apart.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -36,9 +39,9 @@ from concertormer_jax.ops.shared.groups import (
     sca_gate,
     separate_heads,
 )
-from concertormer_jax.ops.shared.projection import project_channels_first
+from concertormer_jax.ops.shared.layers import project_channels_first
 
-_MATRIX_CHANNELS = 8  # of a convolution: as many as a TPU's tile has rows
+_MATRIX_CHANNELS = 8  # of the convolution over blocks: as many as a TPU's tile has rows
 
 
 def concerto_attention(
@@ -78,9 +81,9 @@ def concerto_attention(
 
 
 def sum_weights(maps: Float[Array, "*batch q k"]) -> Float[Array, "*batch q"]:
-    """Sums over the last axis by a product with ones: a TPU is slow at adding across its lanes.
+    """Sums over the last axis by a product with ones, as a TPU is slow at adding across its lanes.
 
-    Of one column of ones its compiler would make a sum again.
+    With one column of ones its compiler would turn the product into a sum again.
     """
     return product("...ab,bk->...ak", maps, jnp.ones((maps.shape[-1], 8), maps.dtype))[..., 0]
 
@@ -93,10 +96,10 @@ def numerators(
     parameters: tuple[Array, ...],
     bounded: Bool[Array, ""],
 ) -> Float[Array, "..."]:
-    """`Arithmetic.numerators`: a TPU computes CDC and exponential in one loop, and chooses between two results.
+    """`Arithmetic.numerators`: one loop of CDC and exponential; where a maximum is needed, the result of another.
 
-    Behind the barrier the result stays in the shape of `after` and as `dtype`. Without it, the exponentials would be
-    computed twice, for their sum and for their product with the values, of float32 maps whose short axes are padded.
+    The barrier keeps that result in the shape of `after` and as `dtype`. Without it, XLA would compute the exponentials
+    twice, for their sum and for their product with the values, from float32 maps whose short axes are padded.
     """
     without_maximum = jax.lax.optimization_barrier(jnp.exp(after).astype(dtype))
 
@@ -112,8 +115,8 @@ SPATIAL = Spatial(Arithmetic(sum_over, sum_weights, numerators))
 transposed_attention = partial(attention.transposed_attention, SPATIAL)
 
 
-# Each takes features that give the queries and features that give keys and values, [b, n, p, C] for what attends inside
-# blocks and [b, p, n, C] for the others. The axes of the results are in `shared.groups.LAYOUTS`.
+# Each takes x, which gives the queries, and y, which gives keys and values: [b, n, p, C] for groups that attend inside
+# blocks, [b, p, n, C] for the others. The axes of the results are in `shared.groups.LAYOUTS`.
 
 
 def _ripieno_spatial(x, y, own: Parameters, heads: int, cdc: CDC):
@@ -158,8 +161,8 @@ _ATTEND = {
 }
 
 
-# Splitting and merging of blocks. They are cut in one pass out of a map that is extended by its own border: gathers,
-# which `ops.blocks` takes, are slow on a TPU.
+# Splitting and merging of blocks. Gathers, which `ops.blocks` takes, are slow on a TPU. Instead the map is extended by
+# its own border, and the blocks are cut out of it in one pass.
 
 
 def split_blocks(
@@ -187,7 +190,7 @@ def _cut(grid, features, shifted):
         features = jnp.concatenate([features, jax.lax.slice_in_dim(features, 0, border, axis=axis)], axis=axis)
     start = shift_of(grid, shifted)
     blocks = partition(jax.lax.dynamic_slice(features, [0, start, start, 0], shape), grid.size)
-    # All projections read them in one layout; without the barrier some are given a copy in another form of the same.
+    # Without the barrier XLA copies the blocks for some projections, which all read them in this layout.
     return jax.lax.optimization_barrier(blocks)
 
 
@@ -210,12 +213,12 @@ def cdc_over_blocks(
 ) -> Float[Array, "b y x fm EF"]:
     """`shared.taps.cdc_over_blocks` as a convolution whose channels are the heads of f neighbouring blocks of a row.
 
-    Returns the maps as rows, which a TPU keeps in the order that the convolution leaves them in.
+    Returns each map as a row [EF], in the layout of the convolution's result.
     """
     batch, _, heads, *entries = logits.shape
     fold = math.gcd(grid.columns, max(1, _MATRIX_CHANNELS // heads))
     channels = fold * heads
-    # The tap `right` of block `to` in a chunk of `fold` blocks reads block `source` of its own or a neighbouring chunk.
+    # For block `to` of a chunk of `fold` blocks, tap `right` reads block `source` of the same or a neighbouring chunk.
     right, to = np.meshgrid(np.arange(3), np.arange(fold), indexing="ij")
     chunk, source = np.divmod(to + right - 1, fold)
     place = np.zeros((3, fold, 3, fold), np.float32)

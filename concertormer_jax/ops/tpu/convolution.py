@@ -1,4 +1,4 @@
-"""Convolutions as matrix products, which a TPU reads and writes in the layouts of the operations around them."""
+"""Convolutions as matrix products. A TPU computes these in the layouts of the operations around them."""
 
 from functools import reduce
 
@@ -8,13 +8,16 @@ from jaxtyping import Array, Float
 
 from concertormer_jax.ops.reference import wide
 
-FEW = 16  # channels, which would leave most of the lanes empty: they are better planes
+FEW = 16  # channels or fewer would leave most of the lanes empty: such maps are better planes [H, W]
 
 
 def convolve(
-    features: Float[Array, "b H W C"], kernel: Float[Array, "k k C D"], stride: int = 1
+    features: Float[Array, "b H W C"], kernel: Float[Array, "k k C D"], stride: int
 ) -> Float[Array, "b _ _ D"]:
-    """With zero padding that keeps the size for stride 1, none otherwise; H and W are multiples of the stride."""
+    """A convolution with zero padding that keeps the size for stride 1, and without padding for another.
+
+    H and W must be multiples of the stride.
+    """
     size, _, inputs, outputs = kernel.shape
     if size == stride:
         return _convolve_cells(features, kernel)
@@ -29,7 +32,7 @@ def convolve(
 
 
 def _convolve_cells(features, kernel):
-    """Of cells of k x k pixels: a product for each of their rows, whose pixels lie side by side."""
+    """A convolution of cells of k x k pixels: a product for each row of the cells, whose pixels lie side by side."""
     size, _, inputs, outputs = kernel.shape
     batch, height, width = features.shape[:3]
     rows = features.reshape(batch, height // size, size, width // size, size * inputs)
@@ -41,7 +44,7 @@ def _convolve_cells(features, kernel):
 
 
 def convolve_to_few(features: Float[Array, "b H W C"], kernel: Float[Array, "3 3 C D"]) -> Float[Array, "b H W D"]:
-    """3x3 convolution with zero padding to few channels: the product with all taps, of which each is then moved."""
+    """3x3 convolution with zero padding to few channels: one product with all taps, whose results are then moved."""
     taps = jnp.einsum("bhwc,yxcd->yxbdhw", features, kernel, preferred_element_type=wide(features))
     taps = jnp.pad(taps, ((0, 0),) * 4 + ((1, 1), (1, 1)))
     planes = sum(_neighbour(taps[y, x], y, x) for y in range(3) for x in range(3))
@@ -49,6 +52,6 @@ def convolve_to_few(features: Float[Array, "b H W C"], kernel: Float[Array, "3 3
 
 
 def _neighbour(padded, y, x):
-    """Planes [b, C, H, W] moved to where the tap (y, x) reads them, from planes with one row and column around them."""
+    """Planes [b, C, H, W] as the tap (y, x) reads them, cut from planes that are padded by one pixel."""
     height, width = padded.shape[2:]
     return padded[:, :, y : y + height - 2, x : x + width - 2]
