@@ -14,7 +14,7 @@ import training_runs as runs
 
 from concertormer_jax.models import costs, parameter_shapes
 from concertormer_jax.ops.dispatch import traced_for
-from concertormer_jax.planning import chips, compilation, profile, report
+from concertormer_jax.planning import chips, compilation, fitting, profile, report
 from concertormer_jax.planning.compilation import Collective, Plan, compile_apart, compile_task, too_large
 from concertormer_jax.runtime.devices import data_mesh
 from concertormer_jax.runtime.errors import UserError
@@ -139,7 +139,7 @@ def test_other_messages_are_not_about_memory():
 
 def test_suggestions_go_from_cheap_to_costly():
     config = config_with({"model.remat": False, "stages.batch": (64,)})
-    found = [s.flags for s in report.suggestions_for_training(config, target("v5e:2x4", 8), excess=3.2)]
+    found = [s.flags for s in fitting.suggestions_for_training(config, target("v5e:2x4", 8), excess=3.2)]
     assert found[:3] == [
         "--config.model.remat=True",
         "--config.train.accumulation=4",  # 8 images on each chip; 2 parts would not do
@@ -151,7 +151,7 @@ def test_suggestions_go_from_cheap_to_costly():
 
 def test_suggestions_do_not_repeat_what_is_set():
     settings = {"model.remat": True, "model.dtype": "bfloat16", "train.accumulation": 2, "stages.batch": (32,)}
-    found = [s.flags for s in report.suggestions_for_training(config_with(settings), target("v5e:2x4", 8), excess=1.5)]
+    found = [s.flags for s in fitting.suggestions_for_training(config_with(settings), target("v5e:2x4", 8), excess=1.5)]
     assert found == ["--config.train.accumulation=4", "--tpu=v5e:4x4"]
 
 
@@ -159,16 +159,16 @@ def test_suggestions_do_not_repeat_what_is_set():
 def test_suggestions_divide_the_batches_of_all_phases(batches, parts):
     stages = {"stages.batch": batches, "stages.steps": (2,) * len(batches), "stages.crop_px": (64,) * len(batches)}
     config = config_with({"model.remat": False, **stages})
-    suggestions = report.suggestions_for_training(config, target("v5e:2x4", 8), excess=1.0)
+    suggestions = fitting.suggestions_for_training(config, target("v5e:2x4", 8), excess=1.0)
     assert sorted({s.keys["train.accumulation"] for s in suggestions if "train.accumulation" in s.keys}) == parts
     for suggestion in suggestions:
-        chosen = report.with_suggestion(config, suggestion)
+        chosen = fitting.with_suggestion(config, suggestion)
         compilation.require_trainable(chosen, chips.count(suggestion.tpu or "v5e:2x4"))
 
 
 def test_a_suggestion_changes_a_copy_of_the_config():
     config = config_with({"model.remat": False}).lock()
-    other = report.with_suggestion(config, report.Suggestion({"model.remat": True, "train.accumulation": 4}))
+    other = fitting.with_suggestion(config, fitting.Suggestion({"model.remat": True, "train.accumulation": 4}))
     assert (other.model.remat, other.train.accumulation) == (True, 4)
     assert (config.model.remat, config.train.accumulation) == (False, 1)
 

@@ -12,9 +12,9 @@ import pytest
 import training_runs as runs
 
 from concertormer_jax.models import costs
-from concertormer_jax.planning import chips, gpus, report
+from concertormer_jax.planning import chips, fitting, gpus, report
 from concertormer_jax.planning.compilation import Plan
-from concertormer_jax.planning.largest_batch import LargestBatch, find_largest
+from concertormer_jax.planning.fitting import LargestBatch, find_largest
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.peaks import FLOAT32, SHORT, TF32
 from configs import common
@@ -206,7 +206,7 @@ def test_the_largest_batch_is_told():
 
 def test_the_batch_of_one_phase_changes_a_copy():
     config = common.get_config().lock()
-    assert report.with_batch(config, 2, 5).stages.batch == (64, 5, 8)
+    assert fitting.with_batch(config, 2, 5).stages.batch == (64, 5, 8)
     assert config.stages.batch == (64, 16, 8)
 
 

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from concertormer_jax.commands.flags import define_config, parse_with_config, running
 from concertormer_jax.inference.sharding import SETTINGS, SHARD_HELP
-from concertormer_jax.planning import chips, compilation, gpus, report, schedule_report
+from concertormer_jax.planning import chips, compilation, fitting, gpus, report, schedule_report
 from concertormer_jax.planning.compilation import Plan, compile_apart
-from concertormer_jax.planning.largest_batch import LargestBatch, find_largest
+from concertormer_jax.planning.fitting import LargestBatch, find_largest
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.files import write_text
 from concertormer_jax.runtime.outputs import require_file_writable
@@ -168,7 +168,7 @@ def _largest_batch(
     """The largest batch of the phase that `make` traces, of which `found` is the plan."""
 
     def compile_batch(images: int) -> Plan:
-        changed = report.with_batch(config, make.keywords["number"], images)
+        changed = fitting.with_batch(config, make.keywords["number"], images)
         return _compiled(f"{what} with a batch of {images}", make, changed, target.name)
 
     return find_largest(found, len(target.devices) * config.train.accumulation, compile_batch)
@@ -178,14 +178,14 @@ def _suggestions(what: str, make: Callable, config: ConfigDict, found: Plan, tar
     """Sentences on changes that might help; with --try_suggestions, up to the first that does."""
     if found.kind == "train":
         excess = found.memory_total / found.memory_limit if found.memory_limit else 1.0
-        proposals = report.suggestions_for_training(config, target, excess)
+        proposals = fitting.suggestions_for_training(config, target, excess)
     else:
-        proposals = report.suggestions_for_forward(config) if found.kind == "forward" else []
+        proposals = fitting.suggestions_for_forward(config) if found.kind == "forward" else []
     if not TRY.value:
         return [f"try {proposal.flags}" for proposal in proposals]
     sentences = []
     for proposal in proposals:
-        changed = report.with_suggestion(config, proposal)
+        changed = fitting.with_suggestion(config, proposal)
         attempt = _compiled(f"{what} with {proposal.flags}", make, changed, proposal.tpu or target.name)
         if attempt.fits:
             needs = f"{attempt.memory_total / 2**30:.2f} GiB"

@@ -179,7 +179,7 @@ class _Scalars:
             turns = *turns[: len(home) - 1], last
         key = operand, turns
         if key not in self._values:
-            self._values[key] = None  # which a value has that depends on itself within a turn
+            self._values[key] = None  # the answer for a value that depends on itself within a turn
             self._values[key] = self._computed(operation, operands, home, turns)
         return self._values[key]
 
@@ -223,7 +223,8 @@ def _signed(value: int) -> int:
 def _definitions(bundles: list[str], nests: list[tuple]) -> Iterator[tuple[int, str, str, list[str]]]:
     """Writes of scalar registers and of their spill slots: (bundle, name, operation, operands).
 
-    A slot may keep one register after another. Its name is numbered by its writes, of which a load reads the last.
+    A slot may keep one register after another. Each write gives it a new name, with the number of the write behind it;
+    a load reads the last.
     """
     texts = [_COMMENT.sub("", bundle) if "%s" in bundle or "%p" in bundle else "" for bundle in bundles]
     writes: dict[str, list[int]] = {}
@@ -238,7 +239,11 @@ def _definitions(bundles: list[str], nests: list[tuple]) -> Iterator[tuple[int, 
 
 
 def _written(slot: str, writes: list[int], nests: list[tuple], bundle: int) -> str:
-    """The name of what a slot holds in a bundle: of no write where the loop's turn before may have written it too."""
+    """The name of what a slot holds in a bundle: that of the last write before it.
+
+    Where a later write in the same loop may have come before, in the loop's last turn, it is number 0, which no write
+    has.
+    """
     before = [write for write in writes if write < bundle]
     for write in writes[len(before) :]:
         loop = tuple(a for a, b in zip(nests[bundle], nests[write], strict=False) if a == b)

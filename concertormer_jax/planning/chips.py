@@ -89,7 +89,7 @@ def gpu(name: str) -> Target:
     found = gpus.gpu(name)
     chip = Chip(found.name, gpus.usable_bytes(found), found.peak, note=gpus.memory_note(found))
     jax.config.update("jax_platforms", "cpu")  # a GPU of this machine may be in use, and is not needed
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA takes minutes of compiling for a mistake, and says so
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA warns of compilations that take minutes
     try:
         topology = topologies.get_topology_desc(
             platform="cuda", target_config=gpus.target_config(found), topology="1x1x1"

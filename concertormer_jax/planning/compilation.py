@@ -1,4 +1,4 @@
-"""The programs of a recipe, traced for devices that need not be there, compiled, and what the compiler says of them."""
+"""The programs of a recipe, traced and compiled for devices that need not be there, and what the compiler says."""
 
 import dataclasses
 import multiprocessing
@@ -42,7 +42,7 @@ _EXCEEDED = (  # libtpu's messages: on arguments and temporaries together, and o
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _OPERATIONS = 10  # rows in the table of the schedule, unless more are asked for
-_KINDS = {  # the beginning of a program's argument to the kind of its memory
+_KINDS = {  # how the name of a program's argument begins, and the kind of its memory
     "state.params": "weights",
     "params": "weights",
     "state.optimizer": "optimiser",
@@ -111,8 +111,8 @@ def evaluation_task(
 ) -> Task:
     """The restoration of one picture of width x height pixels on each device, in float32 as evaluate.py computes it.
 
-    tlc: see `evaluation.scores.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for. Of a
-    picture that is split, by `sharding.needs_sharding` of shard and memory_bytes, all devices restore one.
+    tlc: see `evaluation.scores.Protocol.tlc_window`; the protocol is that of the benchmark that is trained for. shard,
+    memory_bytes: see `sharding.needs_sharding`; a picture that is split is restored by all devices together.
     """
     window = evaluation_window(config, tlc)
     module = module_from(config.model).clone(tlc_window=window, dtype=jnp.float32, remat=False)
@@ -122,9 +122,9 @@ def evaluation_task(
         with jax.default_matmul_precision(precision_for(module)):
             traced = _trace_sharded(restore_bytes, module, mesh, width, height, jnp.uint8)
         return Task("evaluate", f"evaluation ({what}, split over {mesh.size} devices)", 1, mesh.size, traced)
-    shape = (mesh.size, padded_size(height, module.multiple), padded_size(width, module.multiple), 3)
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=batch_sharding(mesh))
     whole, split = replicated(mesh), batch_sharding(mesh)
+    shape = (mesh.size, padded_size(height, module.multiple), padded_size(width, module.multiple), 3)
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=split)
     restore = jax.jit(restore_bytes(module), in_shardings=(whole, split), out_shardings=(split, split))
     with jax.default_matmul_precision(precision_for(module)), single_device_kind(kind_of_single(mesh)):
         traced = restore.trace(_placed(parameter_shapes(module), whole), images)

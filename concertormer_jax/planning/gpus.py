@@ -13,29 +13,25 @@ _VISIBLE = 0.98  # of the memory, what the driver leaves to programs
 
 
 class _Architecture(NamedTuple):
-    """What GPUs of one compute capability share. units: float32 multiply-adds of a core in a cycle; threads: most of a
-    core; shared_bytes, block_shared_bytes: shared memory of a core, and most of it that one block may take.
-    """
+    """What a core (streaming multiprocessor) has in all GPUs of one compute capability."""
 
-    units: int
-    threads: int
-    shared_bytes: int
-    block_shared_bytes: int
+    units: int  # float32 multiply-adds in a cycle
+    threads: int  # at most
+    shared_bytes: int  # shared memory
+    block_shared_bytes: int  # the most of it that one block may take
 
 
 class Gpu(NamedTuple):
-    """One GPU. cores: streaming multiprocessors; memory_gib: without what error correction takes; bfloat16_tflops:
-    dense, 0 where its tensor units do not know bfloat16 and TF32.
-    """
+    """One GPU."""
 
     name: str
     capability: tuple[int, int]
     cores: int
     clock_ghz: float
-    memory_gib: float
+    memory_gib: float  # without what error correction takes
     bandwidth_gb_s: float
     l2_mib: int
-    bfloat16_tflops: float
+    bfloat16_tflops: float  # of dense products; 0 where its tensor units do not know bfloat16 and TF32
 
     @property
     def visible_bytes(self) -> int:
@@ -88,10 +84,10 @@ GPUS = {
 }
 
 COMPILER_OPTIONS = {
-    # XLA would try kernels on the GPU, which is not there, and cannot choose among Triton's without trying.
+    # XLA would time kernels on the GPU, which is not there, and cannot choose among Triton's without timing them.
     "xla_gpu_autotune_level": 0,
     "xla_gpu_enable_triton_gemm": False,
-    # Nothing is run, so that the kernels need not be optimised. Neither memory nor traffic depends on it.
+    # The kernels need not be optimised, as nothing is run, and neither memory nor traffic depends on it.
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_gpu_disable_gpuasm_optimizations": True,

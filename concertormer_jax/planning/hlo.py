@@ -30,7 +30,7 @@ _COLLECTIVES = (
 )
 _CONTROL = ("while", "conditional", "call")
 _SLICES = ("slice", "dynamic-slice", "gather")
-_WITH_WORKSPACE = re.compile(r'custom_call_target="__cu(?:blas|dnn)')  # whose last result is working memory
+_WITH_WORKSPACE = re.compile(r'custom_call_target="__cu(?:blas|dnn)')  # calls whose last result is working memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +235,7 @@ def executed(program: Program) -> tuple[list[Executed], list[str]]:
 
 
 def collectives(program: Program, instruction: Instruction) -> list[Instruction]:
-    """Return the exchanges between devices that an instruction is, or that a fusion or asynchronous call contains."""
+    """Return the exchanges between devices in an instruction: itself, or those in a fusion or an asynchronous call."""
     if instruction.opcode.removesuffix("-start") in _COLLECTIVES:
         return [instruction]
     if instruction.opcode not in ("fusion", "async-start"):

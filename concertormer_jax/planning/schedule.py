@@ -1,13 +1,13 @@
 """The compiler's final schedule of a TPU program, from the files that libtpu writes, matched to operations.
 
-It needs no TPU. libtpu reads the flags that request these files, in LIBTPU_INIT_ARGS, once: when a process loads it.
+It needs no TPU. libtpu reads the flags that request these files, in LIBTPU_INIT_ARGS, only when a process loads it.
 """
 
 import collections
 import dataclasses
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -168,8 +168,9 @@ def _usage(path: Path) -> tuple[dict[str, int], list[list[int]]]:
 
 
 def _sum(
-    parts: Sequence[str], rows: Sequence[Sequence[int]], kinds: Sequence[str], times: Sequence[float], unknown: int
+    parts: Sequence[str], rows: Sequence[Sequence[int]], kinds: Collection[str], times: Sequence[float], unknown: int
 ) -> Work:
+    """The work of bundles. rows: the slots that each uses, by kind; times: how often each runs."""
     slots = dict.fromkeys(kinds, 0.0)
     for row, count in zip(rows, times, strict=True):
         for kind, used in zip(kinds, row, strict=True):
@@ -182,14 +183,14 @@ def _work(text: Path, usage: Path) -> Work:
     """The work of one operation in one run."""
     parts = bundles.split(text.read_text())
     kinds, rows = _usage(usage)
-    return _sum(parts, rows, list(kinds), *bundles.executions(parts))
+    return _sum(parts, rows, kinds, *bundles.executions(parts))
 
 
 def _between(text: Path, usage: Path, runs: dict[str, float]) -> tuple[Work, set[str]]:
     """The work between the operations, and the names of the operations that are called.
 
-    runs: how often each operation runs. A loop between operations is one of the program, and turns as often as the
-    operations that it calls run.
+    runs: how often each operation runs. The loops here are the program's; they turn as often as the operations run that
+    they call.
     """
     parts = bundles.split(text.read_text())
     kinds, rows = _usage(usage)
@@ -204,7 +205,7 @@ def _between(text: Path, usage: Path, runs: dict[str, float]) -> tuple[Work, set
             called.add(name)
             if loop is not None:
                 turns[loop] = max(turns[loop], runs.get(name, 1.0))
-    return _sum(parts, rows, list(kinds), [turns[loop] for loop in innermost], 0), called
+    return _sum(parts, rows, kinds, [turns[loop] for loop in innermost], 0), called
 
 
 def _version() -> str:

@@ -5,8 +5,8 @@ import dataclasses
 from collections.abc import Callable, Iterable
 
 from concertormer_jax.planning import hlo, profile
-from concertormer_jax.planning.chips import Peak
 from concertormer_jax.planning.schedule import NOTHING, Schedule, Work
+from concertormer_jax.runtime.peaks import Peak
 
 BETWEEN = "(between operations)"
 
@@ -63,7 +63,7 @@ class Roofline:
 
 
 def summed(program: hlo.Program, runs: list[hlo.Executed], schedule: Schedule, top: int) -> Scheduled:
-    """Sum the schedule up. top: the rows in the table of operations, beside one row for all others."""
+    """Sum the schedule up. top: rows in the table of operations; one more row holds all others."""
     between = Row(BETWEEN, 0, 0.0, schedule.between, 0.0, 0.0)
     groups = {
         "stage": lambda run: profile.stage_and_part(run)[0],
