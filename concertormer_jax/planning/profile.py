@@ -55,7 +55,7 @@ def place(scope: str) -> str:
     return ("backward " if backward else "") + "/".join(parts[1:])
 
 
-def tables(program: hlo.Program, runs: list[hlo.Executed], top: int = 30) -> dict[str, list[Row]]:
+def tables(program: hlo.Program, runs: list[hlo.Executed], top: int) -> dict[str, list[Row]]:
     """Return tables of at most `top` rows by kind, stage, place, line of this package, and instruction.
 
     The rows are sorted by cycles, and without estimates by bytes.

@@ -100,7 +100,7 @@ class Layout:
 
     @property
     def units(self) -> int:
-        """How often each pair of heads is: in every block, or with one head in every pair of blocks."""
+        """How many times each pair of heads is there: once in a block; with one head, once in two blocks."""
         return self.count if self.heads > 1 else self.count // 2
 
     @property
