@@ -109,14 +109,20 @@ def test_the_arithmetic_used_is_told_where_the_peak_is_known(photos, tmp_path):
     run = trainer.Trainer(config_with({"model.variant": "demo", "data.source": str(photos)}), tmp_path)
     assert run.peak_flops_per_s is None, "that of a CPU is not known"
     run.writer, run.step, run.goodput, phase = MagicMock(), 4, Goodput(), run.phases[-1]
-    interval = MagicMock(summary=lambda: {"images_per_s": 100.0})
+    interval = MagicMock(summary=lambda: {"images_per_s": 100.0}, images=400)
+    run.flops, run.checkpoints = 0, MagicMock()
     for peak in (None, 5e12):
         run.peak_flops_per_s = peak
         run._log(phase, interval)
+        run._finish()
     (_, _, _, without, *_), (_, _, _, values, *_) = (call.args for call in run.writer.training.call_args_list)
     assert "mfu" not in without
     macs = 3.84e9 * (phase.crop_px / 256) ** 2  # the README's table
     assert values["mfu"] == pytest.approx(100 * 6 * macs / 5e12, rel=0.01)
+    unknown, told = (call.args[0] for call in run.writer.summary.call_args_list)
+    assert unknown["mfu"] is None
+    stepping_s = told["seconds"] * (told["shares"]["training"] + told["shares"]["data_wait"])
+    assert told["mfu"] == pytest.approx(2 * 400 * 6 * macs / 5e12 / stepping_s, rel=0.01)
 
 
 def config_with(settings):
