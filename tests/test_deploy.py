@@ -15,11 +15,7 @@ from concertormer_jax.__main__ import COMMANDS
 
 FILES = sorted(path for path in (ROOT / "deploy").iterdir() if path.is_file())
 CLOUD = ROOT / "docs" / "cloud.md"
-WITH_CONFIG = {
-    "train": "",
-    "plan": "",
-    "ablation_study": "evidence",
-}  # commands, and the config that they take by default
+WITH_CONFIG = {"train": "", "plan": "", "ablation_study": "evidence"}  # commands, and each one's default config
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
