@@ -175,10 +175,10 @@ def test_a_moving_average_goes_on_where_it_was_and_is_what_is_loaded(settings, t
     runs.assert_identical(resumed, undisturbed)
 
 
-def test_accumulation_and_remat_may_change_when_a_run_goes_on(settings, tmp_path, monkeypatch):
+def test_accumulation_remat_and_how_often_it_logs_may_change_when_a_run_goes_on(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
     settings = settings | {"stages.steps": (4,), "stages.crop_px": (16,), "stages.batch": (8,)}
-    changed = {"train.accumulation": 4, "model.remat": False}
+    changed = {"train.accumulation": 4, "model.remat": False, "run.log_every_steps": 7}
     assert config_with(settings).model.remat
     trainer.train(config_with(settings), tmp_path / "unchanged")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
@@ -188,6 +188,8 @@ def test_accumulation_and_remat_may_change_when_a_run_goes_on(settings, tmp_path
     trainer.train(config_with(settings | changed), tmp_path / "changed")
     assert json.loads((tmp_path / "changed" / "config.json").read_text())["train"]["accumulation"] == 4
     runs.assert_close(*(runs.stored_state(tmp_path / name, 4) for name in ("changed", "unchanged")), before)
+    lines = [json.loads(line) for line in (tmp_path / "changed" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 4], "the end of a phase is logged too"
 
 
 def test_cached_pictures_give_the_same_batches(photos, settings, tmp_path):
