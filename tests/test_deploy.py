@@ -1,6 +1,4 @@
-"""The files under deploy/ and the commands of docs/cloud.md and docs/published_weights.md: they parse, and name what
-exists.
-"""
+"""The files under deploy/ and the commands of the documents: they parse, and name what exists."""
 
 import importlib
 import re
@@ -16,7 +14,9 @@ from training_runs import ROOT
 from concertormer_jax.__main__ import COMMANDS
 
 FILES = sorted(path for path in (ROOT / "deploy").iterdir() if path.is_file())
-DOCUMENTS = [ROOT / "docs" / "cloud.md", ROOT / "docs" / "published_weights.md"]
+CLOUD = ROOT / "docs" / "cloud.md"
+WITH_CONFIG = {"train": "", "plan": "", "ablation_study": "evidence"}  # commands, and each one's default config
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def strings(tree):
@@ -42,14 +42,14 @@ def text_of(path) -> str:
     return text.replace("\\\n", " ")
 
 
-_CALL = re.compile(r"(?:concertormer (?=[a-z])|concertormer_jax |python (?=train\.py|evaluate\.py))([^\n\"&|]*)")
+_CALL = re.compile(r"(?:concertormer (?=[a-z])|-m concertormer_jax |python (?=train\.py|evaluate\.py))([^\n\"&|]*)")
 
 
 def commands_in(path) -> list[tuple[str, list[str]]]:
     """(command, its arguments) of every call of this software in a file."""
     found = []
     for call in _CALL.findall(text_of(path)):
-        name, *arguments = shlex.split(call)
+        name, *arguments = shlex.split(call, comments=True)
         found.append((name.removesuffix(".py"), arguments))
     return found
 
@@ -59,7 +59,8 @@ CALLS = [(path, *call) for path in [*FILES, *DOCUMENTS] if path.suffix for call 
 
 def test_there_are_calls_to_check():
     files = {path.name for path, *_ in CALLS}
-    assert files >= {"jobset.yaml", "sky.yaml", "slurm.sh", "tpu_vm.sh", "cloud.md", "published_weights.md"}
+    assert files >= {"jobset.yaml", "sky.yaml", "slurm.sh", "tpu_vm.sh"}
+    assert files >= {"README.md", "cloud.md", "datasets.md", "published_weights.md"}
 
 
 def test_shell_scripts_parse():
@@ -81,14 +82,16 @@ def test_a_tpu_that_is_not_to_be_had_ends_the_script(tmp_path):
     assert done.stderr.startswith("error: concertormer is FAILED; run this again")
 
 
-def test_every_training_command_is_accepted():
-    lines = [arguments for _, name, arguments in CALLS if name == "train"]
-    assert len(lines) >= 5
-    for line, (status, said) in zip(lines, parse_all("concertormer_jax.commands.train", lines), strict=True):
+@pytest.mark.parametrize("command", WITH_CONFIG)
+def test_every_command_with_a_config_is_accepted(command):
+    lines = [arguments for _, name, arguments in CALLS if name == command]
+    assert lines
+    found = parse_all(f"concertormer_jax.commands.{command}", lines, WITH_CONFIG[command])
+    for line, (status, said) in zip(lines, found, strict=True):
         assert status == 0, (line, said)
 
 
-@pytest.mark.parametrize(("path", "name", "arguments"), [call for call in CALLS if call[1] != "train"])
+@pytest.mark.parametrize(("path", "name", "arguments"), [call for call in CALLS if call[1] not in WITH_CONFIG])
 def test_every_flag_of_other_commands_exists(path, name, arguments, capsys):
     assert name in COMMANDS, path
     with pytest.raises(SystemExit):
@@ -122,6 +125,6 @@ def test_the_dockerfile_copies_all_that_a_package_is_built_of_and_installs_extra
 
 
 def test_every_file_is_named_in_the_document():
-    document = DOCUMENTS[0].read_text()
+    document = CLOUD.read_text()
     for path in FILES:
         assert f"(../deploy/{path.name})" in document, path.name

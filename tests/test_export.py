@@ -1,5 +1,6 @@
 """Exported networks run in other software and restore what this software restores; or one sentence says why not."""
 
+import dataclasses
 import json
 import sys
 import warnings
@@ -16,12 +17,14 @@ from tiny_restormer import tiny_restormer
 
 from concertormer_jax import __version__
 from concertormer_jax.commands import export as command
+from concertormer_jax.data.images import read_rgb
 from concertormer_jax.exporting import onnx_file
 from concertormer_jax.exporting.program import Program
 from concertormer_jax.exporting.stablehlo import stablehlo
 from concertormer_jax.exporting.tflite import tflite
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.weights.checkpoints import LoadedModel, save_converted
+from concertormer_jax.runtime.paths import bundled
+from concertormer_jax.weights.checkpoints import LoadedModel, load_model, save_converted
 
 SIZE = (32, 48)
 NEEDS_ONNX = "pip install onnx onnxruntime to test it (the extra `onnx`)"
@@ -34,12 +37,19 @@ def loaded(module) -> LoadedModel:
     return LoadedModel(module, params, 96, 7, "tiny")
 
 
-def restored(model, images, tlc_window=None):
-    """What the network makes of pictures, by this platform's own forms of its operations."""
+def restored(model, images, tlc_window=None, changed=0.03):
+    """What the network makes of pictures, which it changes, by this platform's own forms of its operations."""
     module = model.module.clone(tlc_window=tlc_window)
     output = np.asarray(jax.jit(lambda params: module.apply({"params": params}, images)[-1])(model.params)).clip(0, 1)
-    assert np.abs(output - images).mean() > 0.03 and ((output > 0) & (output < 1)).mean() > 0.1, "proves too little"
+    assert np.abs(output - images).mean() > changed and ((output > 0) & (output < 1)).mean() > 0.1, "proves too little"
     return output
+
+
+def interpreted(file, images):
+    """What TensorFlow Lite's interpreter makes of pictures by name."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the interpreter is deprecated
+        return tf.lite.Interpreter(str(file)).get_signature_runner()(**images)
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +101,33 @@ def test_onnx_restores_the_same(tiny, checkpoint, tmp_path):
     assert opsets == [("", manifest["opset"])]
 
 
+@pytest.mark.parametrize("suffix", ["onnx", "stablehlo", pytest.param("tflite", marks=pytest.mark.long)])
+def test_the_weights_in_the_box_restore_the_same_and_are_float16_as_in_the_box(suffix, tmp_path):
+    model, file = load_model(), tmp_path / f"pocket.{suffix}"
+    command.main(["--size=64x64", "--half", file])
+    photograph = read_rgb(bundled("photos/test/gcompris_cheetah.jpg"))[100:164, 200:264] / np.float32(255)
+    blurred = np.mean([np.roll(photograph, shift, axis=1) for shift in range(6)], axis=0, dtype=np.float32)[None]
+    expected = restored(model, blurred, changed=0.001)
+    if suffix == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS_ONNX)
+        (output,) = onnxruntime.InferenceSession(file).run(None, {"image": blurred})
+    elif suffix == "stablehlo":
+        output = jax.jit(export.deserialize(bytearray(file.read_bytes())).call)(blurred)
+    else:
+        output = interpreted(file, {"image": blurred})["restored"]
+    np.testing.assert_allclose(output, expected, rtol=0, atol=1e-5)
+    numbers = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    assert file.stat().st_size < 2.4 * numbers, "two bytes for each weight, and the program"
+    assert json.loads((tmp_path / f"pocket.{suffix}.json").read_text())["weights"]["dtype"] == "float16"
+
+
+def test_weights_that_float16_does_not_hold_are_one_sentence(tiny):
+    params = tiny.params | {"intro": jax.tree.map(lambda leaf: leaf + 1e5, tiny.params["intro"])}
+    model = dataclasses.replace(tiny, params=params)
+    with pytest.raises(UserError, match="--half: these weights have numbers that float16 does not hold; leave"):
+        stablehlo(Program(model, *SIZE, None, half=True))
+
+
 def test_onnx_adds_a_whole_picture_up_to_within_rounding():
     """A runtime that adds a million numbers up one by one loses four digits of their mean."""
     pytest.importorskip("onnx", reason=NEEDS_ONNX)
@@ -100,6 +137,7 @@ def test_onnx_adds_a_whole_picture_up_to_within_rounding():
         shape=lambda batch: jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype),
         function=lambda: lambda images: images.mean((1, 2), keepdims=True),
         manifest=lambda *_, **__: {},
+        half=False,
     )
     (mean,) = onnxruntime.InferenceSession(onnx_file.onnx_file(program)[0]).run(None, {"image": images})
     np.testing.assert_allclose(mean, images.mean((1, 2), dtype=np.float64, keepdims=True), rtol=1e-6)
@@ -115,10 +153,7 @@ def test_onnx_holds_no_map_twice(tiny):
 def test_tflite_restores_the_same(tiny, checkpoint, tmp_path):
     manifest = exported(tmp_path / "tiny.tflite", checkpoint)
     images = random_images(1, 32, 64, 3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the interpreter is deprecated
-        run = tf.lite.Interpreter(str(tmp_path / "tiny.tflite")).get_signature_runner()
-    output = run(**{manifest["input"]["name"]: images})[manifest["output"]["name"]]
+    output = interpreted(tmp_path / "tiny.tflite", {manifest["input"]["name"]: images})[manifest["output"]["name"]]
     np.testing.assert_allclose(output, restored(tiny, images), rtol=0, atol=1e-4)
     assert manifest["input"]["shape"] == [1, 32, 64, 3]
 
@@ -170,7 +205,7 @@ def test_the_manifest_says_how_to_call_it(tiny, checkpoint, tmp_path):
     assert manifest["padding"]["multiple"] == tiny.module.multiple == 32
     assert manifest["tlc_window_px"] == 192  # 1.75 times 96, as a multiple of 64
     assert manifest["network"]["architecture"]["width"] == 8
-    assert manifest["weights"] == {"name": "tiny, step 0", "step": 0}
+    assert manifest["weights"] == {"name": "tiny, step 0", "step": 0, "dtype": "float32"}
     assert manifest["versions"] == {"concertormer_jax": __version__, "jax": jax.__version__}
 
 

@@ -109,14 +109,20 @@ def test_the_arithmetic_used_is_told_where_the_peak_is_known(photos, tmp_path):
     run = trainer.Trainer(config_with({"model.variant": "demo", "data.source": str(photos)}), tmp_path)
     assert run.peak_flops_per_s is None, "that of a CPU is not known"
     run.writer, run.step, run.goodput, phase = MagicMock(), 4, Goodput(), run.phases[-1]
-    interval = MagicMock(summary=lambda: {"images_per_s": 100.0})
+    interval = MagicMock(summary=lambda: {"images_per_s": 100.0}, images=400)
+    run.flops, run.checkpoints = 0, MagicMock()
     for peak in (None, 5e12):
         run.peak_flops_per_s = peak
         run._log(phase, interval)
+        run._finish()
     (_, _, _, without, *_), (_, _, _, values, *_) = (call.args for call in run.writer.training.call_args_list)
     assert "mfu" not in without
     macs = 3.84e9 * (phase.crop_px / 256) ** 2  # the README's table
     assert values["mfu"] == pytest.approx(100 * 6 * macs / 5e12, rel=0.01)
+    unknown, told = (call.args[0] for call in run.writer.summary.call_args_list)
+    assert unknown["mfu"] is None
+    stepping_s = told["seconds"] * (told["shares"]["training"] + told["shares"]["data_wait"])
+    assert told["mfu"] == pytest.approx(2 * 400 * 6 * macs / 5e12 / stepping_s, rel=0.01)
 
 
 def config_with(settings):
@@ -169,10 +175,10 @@ def test_a_moving_average_goes_on_where_it_was_and_is_what_is_loaded(settings, t
     runs.assert_identical(resumed, undisturbed)
 
 
-def test_accumulation_and_remat_may_change_when_a_run_goes_on(settings, tmp_path, monkeypatch):
+def test_accumulation_remat_and_how_often_it_logs_may_change_when_a_run_goes_on(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "data_mesh", lambda: data_mesh(jax.devices()[:1]))
     settings = settings | {"stages.steps": (4,), "stages.crop_px": (16,), "stages.batch": (8,)}
-    changed = {"train.accumulation": 4, "model.remat": False}
+    changed = {"train.accumulation": 4, "model.remat": False, "run.log_every_steps": 7}
     assert config_with(settings).model.remat
     trainer.train(config_with(settings), tmp_path / "unchanged")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
@@ -182,6 +188,8 @@ def test_accumulation_and_remat_may_change_when_a_run_goes_on(settings, tmp_path
     trainer.train(config_with(settings | changed), tmp_path / "changed")
     assert json.loads((tmp_path / "changed" / "config.json").read_text())["train"]["accumulation"] == 4
     runs.assert_close(*(runs.stored_state(tmp_path / name, 4) for name in ("changed", "unchanged")), before)
+    lines = [json.loads(line) for line in (tmp_path / "changed" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 4], "the end of a phase is logged too"
 
 
 def test_cached_pictures_give_the_same_batches(photos, settings, tmp_path):

@@ -114,6 +114,22 @@ def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
+def test_the_console_line_says_where_the_time_went(tmp_path, capsys):
+    (phase,) = make_phases((10,), (16,), (4,))
+    values = dict.fromkeys(("loss", "psnr", "gradient_norm", "learning_rate", "images_per_s", "data_wait_share"), 0.25)
+    shares = {"training": 0.6, "starting": 0.004, "compiling": 0.15, "data_wait": 0.21}
+    shares |= {"validating": 0.036, "saving": 0}
+    writer = Writer(tmp_path, step=0, total_steps=10, enabled=True)
+    writer.training(2, 10, phase, values | {"mfu": 0.375}, shares, 60.0)
+    writer.close()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step 2/10")]
+    assert line.endswith(
+        "  data wait 25%  MFU 37.5%  ETA 0:01:00  time: training 60%, data wait 21%, compiling 15%, validating 4%"
+    )
+    (told,) = lines(tmp_path)
+    assert told["train/mfu"] == 0.375 and told["goodput/saving"] == 0 and told["goodput/compiling"] == 0.15
+
+
 def test_a_bucket_without_its_client_is_one_sentence(tmp_path, monkeypatch):
     def summary_writer(*_, **__):
         raise ImportError("`google-cloud-storage` must be installed")

@@ -4,6 +4,7 @@ OUT.stablehlo is one file for CPUs, GPUs and TPUs and for any batch, which `jax.
 extra `onnx`) and OUT.tflite, for LiteRT, are for one picture. All take and give float32 [B, H, W, 3] in [0, 1] of one
 size, whose sides must be multiples of the network's. OUT.onnx.json beside OUT.onnx (and so on) says all that: names,
 shapes, ranges, padding, TLC, weights.
+--half stores the weights as float16, in half the bytes; what is computed with them stays float32.
 --page writes OUT.html too, which restores photographs in a browser by OUT.onnx and the npm package onnxruntime-web.
 """
 
@@ -38,6 +39,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
     parser.add_argument(
         "--tlc", default="off", metavar="off|auto|N", help="window of the test-time local converter; default: off"
     )
+    parser.add_argument("--half", action="store_true", help="store the weights as float16")
     parser.add_argument("--page", action="store_true", help="also write a page for a browser that runs OUT.onnx")
     flags = parse_arguments(parser, arguments)
     with running():
@@ -55,7 +57,7 @@ def main(arguments: Iterable[object] | None = None) -> None:
         width, height = flags.size
         require_fitting(width, height, model.module.multiple)
         window = tlc_window(flags.tlc, model.train_crop_px, model.module.multiple)
-        content, manifest = write(Program(model, height, width, window))
+        content, manifest = write(Program(model, height, width, window, flags.half))
         with written_atomically(output) as temporary:
             temporary.write_bytes(content)
         beside = output.with_name(f"{output.name}.json")

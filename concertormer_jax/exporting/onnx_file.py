@@ -33,7 +33,7 @@ def onnx_file(program: Program) -> tuple[bytes, dict]:
         raise UserError(f"ONNX files need the package onnx ({error}): pip install onnx (the extra `onnx`)") from error
     shape = program.shape(1)
     closed = jax.make_jaxpr(program.function())(shape)
-    graph = _Graph(onnx)
+    graph = _Graph(onnx, half=program.half)
     (result,) = graph.run(closed.jaxpr, closed.consts, [_Tensor(INPUT, shape.shape, shape.shape)])
     graph.finish(result, OUTPUT)
     given, restored = (
@@ -70,17 +70,20 @@ _ELEMENTWISE = {
     "exp": "Exp",
 }
 _CONV3X3 = "conv3x3"  # of ops.reference, which is jitted, so that a jaxpr shows its name
+_SMALL_BYTES = 256  # about what the operation takes that reads a constant of float16
 _SAME = ("stop_gradient", "optimization_barrier", "copy")
 _INNER = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters in which operations hold a function
 
 
 class _Graph:
-    """An ONNX graph that grows."""
+    """An ONNX graph that grows. half: large constants that are float16 numbers are stored as such."""
 
-    def __init__(self, onnx: Any):
+    def __init__(self, onnx: Any, *, half: bool):
         self._onnx = onnx
+        self._half = half
         self.nodes: list[Any] = []
         self.initializers: dict[bytes, Any] = {}
+        self._names: dict[bytes, str] = {}  # of constants, as operations take them
         self._doubled: dict[str, tuple[_Tensor, int]] = {}  # by name: what was joined with itself, and along which axis
 
     def run(self, jaxpr: Any, consts: Sequence[Any], arguments: Sequence[_Value]) -> list[_Value]:
@@ -159,10 +162,20 @@ class _Graph:
         """Return the name of a constant, which equal ones share."""
         array = np.ascontiguousarray(array).reshape(np.shape(array))
         key = hashlib.sha256(f"{array.shape}{array.dtype}".encode() + array.tobytes()).digest()
-        if key not in self.initializers:
-            name = f"c{len(self.initializers)}"
-            self.initializers[key] = self._onnx.numpy_helper.from_array(array, name)
-        return self.initializers[key].name
+        if key not in self._names:
+            stored = self._stored(array)
+            name = self._names[key] = f"c{len(self.initializers)}"
+            self.initializers[key] = self._onnx.numpy_helper.from_array(stored, name)
+            if stored.dtype != array.dtype:  # runtimes do this once, when they load the file
+                self._names[key] = self.node("Cast", [name], array.shape, to=self._onnx.TensorProto.FLOAT).name
+        return self._names[key]
+
+    def _stored(self, array: np.ndarray) -> np.ndarray:
+        if self._half and array.dtype == np.float32 and array.nbytes > _SMALL_BYTES:
+            with np.errstate(over="ignore"):
+                half = array.astype(np.float16)
+            return half if (half == array).all() else array
+        return array
 
     def numbers(self, values: Sequence[int]) -> str:
         """Return the name of a constant vector, such as a shape."""

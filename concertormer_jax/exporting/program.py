@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from concertormer_jax import __version__
@@ -18,21 +19,31 @@ IMPLEMENTATION = "reference"  # plain operations, which every platform has and w
 
 
 class Program(NamedTuple):
-    """A network that restores pictures of height x width pixels; tlc_window: in pixels, None for no TLC."""
+    """A network that restores pictures of height x width pixels.
+
+    tlc_window: in pixels, None for no TLC. half: the weights are rounded to float16 and stored so; what is computed
+    with them stays float32.
+    """
 
     model: LoadedModel
     height: int
     width: int
     tlc_window: int | None
+    half: bool = False
 
     def function(self) -> Callable[[Float[Array, "b H W 3"]], Float[Array, "b H W 3"]]:
-        """Return the function, whose constants are the weights. Pictures are float32 in [0, 1]."""
+        """Return the function, whose constants are the weights. Pictures are float32 in [0, 1].
+
+        Raises UserError for weights that float16 does not hold, with `half`.
+        """
         module = self.model.module.clone(
             tlc_window=self.tlc_window, implementation=IMPLEMENTATION, dtype=jnp.float32, remat=False
         )
+        stored = jax.tree.map(_float16, self.model.params) if self.half else self.model.params
 
         def restore(images):
-            outputs: Any = module.apply({"params": self.model.params}, images)
+            params = jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.float32), stored)
+            outputs: Any = module.apply({"params": params}, images)
             return jnp.clip(outputs[-1], 0, 1)
 
         return restore
@@ -57,9 +68,21 @@ class Program(NamedTuple):
             "tlc_window_px": self.tlc_window,
             "products": "float32",
             "network": {"variant": variant_name(module), "architecture": architecture_dict(module)},
-            "weights": {"name": self.model.name, "step": self.model.step},
+            "weights": {
+                "name": self.model.name,
+                "step": self.model.step,
+                "dtype": "float16" if self.half else "float32",
+            },
             "versions": {"concertormer_jax": __version__, "jax": jax.__version__},
         }
+
+
+def _float16(leaf) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        half = np.asarray(leaf).astype(np.float16)
+    if not np.isfinite(half).all():
+        raise UserError("--half: these weights have numbers that float16 does not hold; leave --half out")
+    return half
 
 
 def require_fitting(width: int, height: int, multiple: int) -> None:

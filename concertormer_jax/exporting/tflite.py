@@ -32,6 +32,9 @@ def tflite(program: Program) -> tuple[bytes, dict]:
     picture = np.random.default_rng(0).random(shape.shape, np.float32)
     with _quiet():
         converter = tf.lite.TFLiteConverter.from_concrete_functions([run.get_concrete_function()], module)
+        if program.half:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            converter.target_spec.supported_types = [tf.float16]
         try:
             content = converter.convert()
         except Exception as error:  # of several kinds, with a place in the code and the reason in the first line

@@ -113,7 +113,7 @@ class Trainer:
 
         Raises like `train`.
         """
-        self.goodput = Goodput()
+        self.goodput, self.flops = Goodput(), 0
         self.checkpoints = Checkpoints(self.workdir)
         self.write_config(begun=self.checkpoints.latest_step() is not None)
         with self.goodput.spent_on("starting"):
@@ -179,6 +179,8 @@ class Trainer:
         with self.goodput.spent_on("saving"):
             self.checkpoints.wait()
         best = self.checkpoints.best()
+        seconds, shares = self.goodput.seconds(), self.goodput.shares()
+        stepping_s = seconds * (shares["training"] + shares["data_wait"])
         self.writer.summary(
             {
                 "finished": self.step == self.last_step,
@@ -189,8 +191,9 @@ class Trainer:
                 "best_step": best and best[0],
                 "best_psnr": best and best[1],
                 "input_psnr": self.validation.input_psnr,
-                "seconds": self.goodput.seconds(),
-                "shares": self.goodput.shares(),
+                "seconds": seconds,
+                "shares": shares,
+                "mfu": self.flops / stepping_s / self.peak_flops_per_s if self.peak_flops_per_s else None,
             }
         )
 
@@ -294,8 +297,9 @@ class Trainer:
     def _log(self, phase: Phase, interval: Interval) -> None:
         remaining = sum(each.work * (each.end - max(each.start, self.step)) for each in self.phases[phase.number - 1 :])
         values = interval.summary()
+        flops = training_flops(self.training.module, phase.crop_px)
+        self.flops += interval.images * flops
         if self.peak_flops_per_s:
-            flops = training_flops(self.training.module, phase.crop_px)
             values["mfu"] = values["images_per_s"] * flops / self.peak_flops_per_s
         eta_s = interval.seconds_for(remaining)
         self.writer.training(self.step, self.last_step, phase, values, self.goodput.shares(), eta_s)

@@ -118,14 +118,14 @@ class Writer:
         shares: dict[str, float],
         eta_s: float,
     ) -> None:
-        """One console line on the last interval, and as scalars its numbers and the shares of the time so far."""
+        """One console line, and as scalars: the numbers of the last interval, and the shares of the time so far."""
         self.note(
             f"step {step}/{total_steps}  phase {phase.number} ({phase.crop_px} px x {phase.batch})"
             f"  loss {values['loss']:.4f}  psnr {values['psnr']:.2f} dB  |g| {values['gradient_norm']:.3g}"
             f"  lr {values['learning_rate']:.2e}  {values['images_per_s']:.2f} images/s"
             f"  data wait {100 * values['data_wait_share']:.0f}%"
             + (f"  MFU {100 * values['mfu']:.1f}%" if "mfu" in values else "")
-            + f"  ETA {duration(eta_s)}"
+            + f"  ETA {duration(eta_s)}  time: {_percentages(shares)}"
         )
         scalars = {f"train/{name}": value for name, value in values.items()} | {"train/stage": phase.number}
         self.scalars(step, scalars | {f"goodput/{part}": share for part, share in shares.items()})
@@ -154,6 +154,12 @@ class Writer:
         if self._enabled:
             self._board.close()
         self._trackers.close()
+
+
+def _percentages(shares: dict[str, float]) -> str:
+    """Those parts that are at least half a percent, the largest first."""
+    parts = sorted(shares.items(), key=lambda part: -part[1])
+    return ", ".join(f"{name.replace('_', ' ')} {100 * share:.0f}%" for name, share in parts if share >= 0.005)
 
 
 def append_line(path, line: str) -> None:
