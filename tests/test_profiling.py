@@ -47,9 +47,13 @@ def test_the_operations_of_a_step_are_six_for_each_multiply_accumulate():
 
 
 def test_peaks_are_added_and_known_or_not():
-    v5e, unknown = SimpleNamespace(device_kind="TPU v5 lite"), SimpleNamespace(device_kind="NVIDIA H200")
-    assert peak_flops_per_s([v5e, v5e]) == 2 * 197e12
-    assert peak_flops_per_s([v5e, unknown]) is None
+    kinds = "TPU v5 lite", "NVIDIA H200", "cpu"
+    v5e, h200, unknown = (SimpleNamespace(device_kind=kind) for kind in kinds)
+    assert peak_flops_per_s([v5e, v5e], jnp.bfloat16) == pytest.approx(2 * 197e12)
+    assert peak_flops_per_s([v5e], jnp.float32) == pytest.approx(197e12), "a TPU rounds to bfloat16"
+    assert peak_flops_per_s([h200], jnp.bfloat16) == pytest.approx(989.4e12)
+    assert peak_flops_per_s([h200], jnp.float32) == pytest.approx(989.4e12 / 2), "a GPU rounds to TF32"
+    assert peak_flops_per_s([v5e, unknown], jnp.float32) is None
 
 
 def steps_in(folder):

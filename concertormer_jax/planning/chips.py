@@ -11,7 +11,7 @@ from jax.experimental import topologies
 from concertormer_jax.planning import gpus
 from concertormer_jax.runtime.devices import deduplicate_tpu_code
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.runtime.peaks import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E, Peak
+from concertormer_jax.runtime.peaks import TPU_V4, TPU_V5E, TPU_V5P, TPU_V6E, Peak, peak_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ def own(kind: str) -> Target:
     memory = statistics.get("bytes_limit", 0)
     if kind == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
-    return Target(kind, Chip(devices[0].device_kind, memory), tuple(devices))
+    return Target(kind, Chip(devices[0].device_kind, memory, peak_of(devices[0])), tuple(devices))
 
 
 def target(name: str) -> Target:

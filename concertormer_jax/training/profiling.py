@@ -6,14 +6,16 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from concertormer_jax.models import Network
 from concertormer_jax.models.costs import costs_of, total
 from concertormer_jax.runtime.paths import is_remote
-from concertormer_jax.runtime.peaks import peak_of
+from concertormer_jax.runtime.peaks import SHORT, TF32, peak_of
 
 OTHER_PARTS = ("starting", "compiling", "data_wait", "validating", "saving")
 FOLDER = "profile"
@@ -55,10 +57,15 @@ def training_flops(module: Network, crop_px: int) -> int:
     return 2 * 3 * total(parts).macs
 
 
-def peak_flops_per_s(devices: list[jax.Device]) -> float | None:
-    """The operations that `devices` can do in a second together, None where one's limit is not known."""
+def peak_flops_per_s(devices: list[jax.Device], dtype: Any) -> float | None:
+    """The operations that `devices` can do in a second together, None where one's limit is not known.
+
+    They are those of products of `dtype` at JAX's default precision: float32 at the rate of TF32 on a GPU, and at that
+    of bfloat16 on a TPU.
+    """
+    precision = SHORT if jnp.dtype(dtype).itemsize < 4 else TF32
     peaks = [peak_of(device) for device in devices]
-    return None if None in peaks else sum(peak.flops_per_s for peak in peaks if peak)
+    return None if None in peaks else sum(1 / peak.arithmetic_s({precision: 1.0}) for peak in peaks if peak)
 
 
 class Profiler:

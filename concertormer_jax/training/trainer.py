@@ -71,7 +71,7 @@ class Trainer:
         self.last_step = self.phases[-1].end
         self.training = training_from(config, self.phases)
         self.mesh = data_mesh()
-        self.peak_flops_per_s = peak_flops_per_s(list(self.mesh.devices.flat))
+        self.peak_flops_per_s = peak_flops_per_s(list(self.mesh.devices.flat), self.training.module.dtype)
         require_divisible(self.phases, self.mesh.size, config.train.accumulation)
 
         self.source, held_out = sources_from(config, self.workdir)
