@@ -1,5 +1,7 @@
 """Small kernels in Pallas's simulation of a TPU: it finds races, reads beyond arrays, and uses of what nobody wrote."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,13 +56,14 @@ def mlp_backward(x, ripieno, concertino, gradient, *weights):
     return gated_mlp_backward(TILES, x, ripieno, concertino, gradient, ON, MLPWeights(*weights))
 
 
-def channels_backward(x, gradient, to_q, to_k, to_v, cdc):
+def inside_blocks_backward(x, gradient, to_q, to_k, to_v, cdc, *, spatial):
     kernels, matrix = (to_q, to_k, to_v), lane_matrix(TILES, cdc)
-    return ripieno_backward(TILES, False, x[None], x[None], gradient[None], kernels, matrix, 1, ON)
+    return ripieno_backward(TILES, spatial, x[None], x[None], gradient[None], kernels, matrix, 1, ON)
 
 
 QUICK = ("cut", "begin", "mlp")
 WEIGHTS = [(8, 32), (3, 3, 16), (16, 16), (16, 8)]
+OF_BLOCKS = [features(8), features(8), *[(8, 8)] * 3, (3, 3, 1, 1)]
 CASES = {
     "cut": (cut, [(64, 128, 8)]),
     "begin": (begin, [features(8), features(8), (8,), (8,)]),
@@ -68,7 +71,8 @@ CASES = {
     "concertino": (across_blocks, [features(8), features(8), (8, 32), (8, 64), (64, 64), (8, 8)]),
     "mlp": (mlp, [*[features(8)] * 4, (16, LANES), (16, 16), (16,), *WEIGHTS]),
     "mlp_backward": (mlp_backward, [*[features(8)] * 4, *WEIGHTS]),
-    "ripieno_channel_backward": (channels_backward, [features(8), features(8), *[(8, 8)] * 3, (3, 3, 1, 1)]),
+    "ripieno_channel_backward": (partial(inside_blocks_backward, spatial=False), OF_BLOCKS),
+    "ripieno_spatial_backward": (partial(inside_blocks_backward, spatial=True), OF_BLOCKS),
 }
 
 
