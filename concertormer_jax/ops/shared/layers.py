@@ -23,18 +23,18 @@ def project(features: Float[Array, "*shape C"], kernel: Float[Array, "C h"]) -> 
     return features @ kernel
 
 
-def _forward(features, kernel):
+def _project_forward(features, kernel):
     return features @ kernel, (features, kernel)
 
 
-def _backward(saved, gradient):
+def _project_backward(saved, gradient):
     features, kernel = saved
     rows = math.prod(features.shape[:-1])
     kernel_gradient = _contract(features.reshape(rows, -1), 0, gradient.reshape(rows, -1), 0, wide(kernel))
     return gradient @ kernel.T, kernel_gradient.astype(kernel.dtype)
 
 
-project.defvjp(_forward, _backward)
+project.defvjp(_project_forward, _project_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
