@@ -77,12 +77,13 @@ class Program(NamedTuple):
         }
 
 
-def _float16(leaf) -> np.ndarray:
+def _float16(leaf) -> jax.Array:
+    """A JAX array, as JAX converts NumPy's back to float32 while it traces, and the program would hold that."""
     with np.errstate(over="ignore"):
         half = np.asarray(leaf).astype(np.float16)
     if not np.isfinite(half).all():
         raise UserError("--half: these weights have numbers that float16 does not hold; leave --half out")
-    return half
+    return jnp.asarray(half)
 
 
 def require_fitting(width: int, height: int, multiple: int) -> None:
