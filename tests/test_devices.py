@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from concertormer_jax.runtime.devices import deduplicate_tpu_code
+from concertormer_jax.runtime.devices import deduplicate_tpu_code, keep_cpu_loops_rolled
 
 FLAG = "--xla_tpu_enable_deduplicated_calls"
 
@@ -29,6 +29,25 @@ def test_equal_operations_are_written_once_unless_the_user_says_otherwise(monkey
     for _ in range(2):
         deduplicate_tpu_code()
     assert os.environ["LIBTPU_INIT_ARGS"] == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling=1"),
+        ("--xla_a=1", "--xla_a=1 --xla_backend_extra_options=xla_cpu_disable_loop_unrolling=1"),
+        ("--xla_backend_extra_options=a=1", "--xla_backend_extra_options=a=1"),
+    ],
+)
+def test_loops_stay_rolled_on_a_cpu_unless_the_user_says_otherwise(monkeypatch, given, expected):
+    monkeypatch.setenv("XLA_FLAGS", "")  # so that the change is undone
+    if given is None:
+        monkeypatch.delenv("XLA_FLAGS")
+    else:
+        monkeypatch.setenv("XLA_FLAGS", given)
+    for _ in range(2):
+        keep_cpu_loops_rolled()
+    assert os.environ["XLA_FLAGS"] == expected
 
 
 def cache_of(setting, home):

@@ -273,7 +273,9 @@ def test_restormers_attention_beyond_an_exponential(temperature, implementation)
         value_and_gradients(functools.partial(concerto.transposed_attention, implementation=one), arrays)
         for one in (implementation, "reference")
     )
-    assert_same(ours, expected, tolerance=1e-3)
+    # In float32 a logit of 500 is rounded by 3e-5, and the derivative by the temperature is what is left of a sum that
+    # cancels: the reference itself is 6e-4 away from float64.
+    assert_same(ours, expected, tolerance=2e-3)
 
 
 @every_form

@@ -9,7 +9,7 @@ from tiny_network import random_params, tiny_network
 
 from concertormer_jax.runtime.devices import batch_sharding, data_mesh, replicated
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.training.schedule import adamw, cosine, muon
+from concertormer_jax.training.schedule import adamw, clip_by_global_norm, cosine, muon
 from concertormer_jax.training.step import batch_psnr, initial_state, make_train_step, to_unit
 
 SCHEDULE = cosine(1e-2, 1e-4, steps=10)
@@ -167,6 +167,16 @@ def test_eight_devices_are_one_device(batch):
     assert_close(metrics_of_8, one_metrics, rtol=1e-5)
     for start, one, eight in zip(*map(jax.tree.leaves, (params, one_params, params_of_8)), strict=True):
         assert np.linalg.norm(one - eight) <= 1e-4 * np.linalg.norm(one - start)
+
+
+@pytest.mark.parametrize("largest", [1.0, 4.0, 5.0, 6.0])
+def test_a_gradient_is_clipped_to_a_global_norm_as_optax_does(largest):
+    for gradient in ({"a": jnp.array([3.0]), "b": jnp.array([[4.0, 0.0]])}, {"a": jnp.zeros(2)}):  # of norm 5 and 0
+        ours, theirs = (
+            clip.update(gradient, clip.init(gradient))[0]
+            for clip in (clip_by_global_norm(largest), optax.clip_by_global_norm(largest))
+        )
+        assert_close(ours, theirs, rtol=1e-6)
 
 
 def test_muon_moves_matrices_along_all_directions_alike_and_all_else_like_adam():

@@ -145,7 +145,12 @@ class TransformerStage(nn.Module):
 
         if self.remat:
             apply = nn.remat(apply, prevent_cse=False)
-        scan = nn.scan(apply, variable_axes={"params": 0, LOGITS: 0}, split_rngs={"params": True})
+        scan = nn.scan(
+            apply,
+            variable_axes={"params": 0, LOGITS: 0},
+            split_rngs={"params": True},
+            check_constancy_invariants=False,  # which would trace every block twice
+        )
         fields = ("features", "heads", "expansion", "attention", "norm_bias", "tlc_window", "dtype", "implementation")
         block = TransformerBlock(**{field: getattr(self, field) for field in fields}, name="blocks")
         return scan(block, x, jnp.arange(self.blocks))[0]

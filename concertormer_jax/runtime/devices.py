@@ -27,6 +27,7 @@ from concertormer_jax.runtime.outputs import require_writable
 from concertormer_jax.runtime.paths import user_path
 
 _DEDUPLICATE = "--xla_tpu_enable_deduplicated_calls"
+_BACKEND_OPTIONS = "--xla_backend_extra_options"
 _LOOK_S = 0.5
 _VISIBLE_WITHIN_S = 90  # hosts see files of other hosts this late: network file systems cache listings for a minute
 
@@ -134,6 +135,16 @@ def deduplicate_tpu_code() -> None:
         os.environ["LIBTPU_INIT_ARGS"] = f"{_DEDUPLICATE}=true {given}".strip()
 
 
+def keep_cpu_loops_rolled() -> None:
+    """Have XLA unroll no loops on a CPU, unless XLA_FLAGS has other options of that kind. Call it before XLA is used.
+
+    Unrolled, a network's programs take longer to compile, and run no faster.
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if _BACKEND_OPTIONS not in given:
+        os.environ["XLA_FLAGS"] = f"{given} {_BACKEND_OPTIONS}=xla_cpu_disable_loop_unrolling=1".strip()
+
+
 def prepare_to_compile() -> None:
     """Cache compiled programs and their traces on disk. Call it before this process uses a device.
 
@@ -142,6 +153,7 @@ def prepare_to_compile() -> None:
     that stay alive, and the collector would visit them again and again.
     """
     deduplicate_tpu_code()
+    keep_cpu_loops_rolled()
     given = jax.config.values["jax_compilation_cache_dir"]
     if given is None:
         cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "concertormer_jax"

@@ -4,7 +4,7 @@ A product for each block runs on a single core, and XLA shares such products out
 operations are ready at once. So large spatial groups attend with one half of the queries beside the other, and channel
 groups with one half of the heads beside the other. The channel groups multiply all heads of a half at once.
 
-Sums are products with ones, and small parameters are copied before the loops that use them: see `cpu.workarounds`.
+Small parameters are copied before the loops that use them: see `cpu.workarounds`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.ops.blocks import Grid, merge_blocks, split_blocks
-from concertormer_jax.ops.cpu.workarounds import materialize, sum_as_matmul
+from concertormer_jax.ops.cpu.workarounds import materialize
 from concertormer_jax.ops.reference import CONCERTO, AttentionWeights
 from concertormer_jax.ops.shared import attention
 from concertormer_jax.ops.shared.attention import (
@@ -23,8 +23,9 @@ from concertormer_jax.ops.shared.attention import (
     Channel,
     Spatial,
     attend,
-    minus_chosen_maxima,
+    minus_maxima,
     plain_attention,
+    sum_over,
 )
 from concertormer_jax.ops.shared.cdc import CDC, cdc_of, mask_maps, needs_mask
 from concertormer_jax.ops.shared.groups import (
@@ -45,7 +46,7 @@ from concertormer_jax.ops.shared.taps import cdc_over_blocks
 LARGE = 2**20  # with so many numbers in the queries of a group or more, two halves of the queries are faster
 BY_QUERIES = ("ripieno_spatial", "concertino_spatial")  # their results are in parts of queries, the others' of heads
 
-ARITHMETIC = Arithmetic(sum_as_matmul, partial(sum_as_matmul, axis=-1), minus_chosen_maxima)
+ARITHMETIC = Arithmetic(sum_over, partial(sum_over, axis=-1), minus_maxima)
 SPATIAL = Spatial(ARITHMETIC)
 
 transposed_attention = partial(attention.transposed_attention, SPATIAL)

@@ -20,7 +20,7 @@ from concertormer_jax.ops.shared.attention import (
     Kind,
     Spatial,
     attend,
-    minus_chosen_maxima,
+    minus_maxima,
     plain_attention,
     sum_over,
 )
@@ -41,7 +41,7 @@ from concertormer_jax.ops.shared.groups import (
 from concertormer_jax.ops.shared.layers import project_channels_first
 from concertormer_jax.ops.shared.taps import cdc_over_blocks
 
-ARITHMETIC = Arithmetic(sum_over, partial(sum_over, axis=-1), minus_chosen_maxima)
+ARITHMETIC = Arithmetic(sum_over, partial(sum_over, axis=-1), minus_maxima)
 SPATIAL = Spatial(ARITHMETIC)
 
 transposed_attention = partial(attention.transposed_attention, SPATIAL)

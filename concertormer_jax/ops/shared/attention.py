@@ -7,7 +7,7 @@ copies of queries, keys and weights are made. Products are accumulated, and logi
 least.
 
 Cosines are bounded by 1, so the temperature bounds the logits before CDC, and its weights bound them after it. Where
-that bound is small, no maximum is needed: `softmax_numerators` decides it from the weights of the network.
+that bound is small, a platform may leave the maximum out.
 
 Automatic derivatives would take every sum over the attention maps; the written ones take it over the features where
 these are smaller.
@@ -33,7 +33,7 @@ class Arithmetic(NamedTuple):
     sum_over: of an array over its axis -1 or -2, in float32 at least.
     sum_weights: of [..., A', A] over the last axis, in float32 at least.
     numerators: `softmax_numerators` of (cdc, dtype, after, logits, parameters, bounded) with after = cdc(logits,
-        *parameters); without a maximum where the boolean `bounded` is true.
+        *parameters); where the boolean `bounded` is true, the maximum may be left out.
     """
 
     sum_over: Callable[[Array, int], Array]
@@ -209,8 +209,8 @@ def softmax_numerators(
 ) -> Float[Array, "..."]:
     """exp(l - a maximum) for l = CDC(logits), in its shape and as `dtype`. logits: [..., A', A].
 
-    The maximum is that of each row of A, or 0 where the bound of l is so small that neither the exponentials, nor their
-    sums, nor what the derivatives divide by them leave the range of `dtype`.
+    The maximum is that of each row of A. `arithmetic` may take 0 for it where the bound of l is so small that neither
+    the exponentials, nor their sums, nor what the derivatives divide by them leave the range of `dtype`.
     """
     return _numerators(arithmetic.numerators, cdc.function, dtype, logits, cdc.parameters, cdc.bound)
 
@@ -242,7 +242,7 @@ def _numerators_backward(_, cdc, dtype, saved, gradient):
 _numerators.defvjp(_numerators_forward, _numerators_backward)
 
 
-def minus_chosen_maxima(
+def minus_maxima(
     cdc: Callable,
     dtype: Any,
     after: Float[Array, "..."],
@@ -250,25 +250,9 @@ def minus_chosen_maxima(
     parameters: tuple[Array, ...],
     bounded: Bool[Array, ""],
 ) -> Float[Array, "..."]:
-    """`Arithmetic.numerators` with zeros in place of the maxima of the rows where `bounded`."""
+    """`Arithmetic.numerators` that subtracts the maxima of the rows, whatever the bound."""
     rows = after.reshape(logits.shape)
-    return exponentials(rows, jax.lax.cond(bounded, _zeros_for_rows, maxima_of_rows, rows), after.shape, dtype)
-
-
-def exponentials(
-    rows: Float[Array, "*batch q k"], maxima: Float[Array, "*batch q"], shape: tuple[int, ...], dtype: Any
-) -> Float[Array, "..."]:
-    """exp(rows - maxima) in another shape and type."""
-    return jnp.exp(rows - maxima[..., None]).reshape(shape).astype(dtype)
-
-
-def maxima_of_rows(rows: Float[Array, "*batch q k"]) -> Float[Array, "*batch q"]:
-    """Over the last axis."""
-    return rows.max(axis=-1)
-
-
-def _zeros_for_rows(rows):
-    return jnp.zeros(rows.shape[:-1], rows.dtype)
+    return jnp.exp(rows - rows.max(axis=-1, keepdims=True)).reshape(after.shape).astype(dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -20,8 +20,6 @@ from concertormer_jax.ops.shared.attention import (
     Arithmetic,
     Spatial,
     attend,
-    exponentials,
-    maxima_of_rows,
     plain_attention,
     product,
     sum_over,
@@ -105,7 +103,7 @@ def numerators(
 
     def with_maximum(_, logits, parameters):
         rows = cdc(logits, *parameters).reshape(logits.shape)
-        return exponentials(rows, maxima_of_rows(rows), after.shape, dtype)
+        return jnp.exp(rows - rows.max(axis=-1, keepdims=True)).reshape(after.shape).astype(dtype)
 
     return jax.lax.cond(bounded, lambda result, *_: result, with_maximum, without_maximum, logits, parameters)
 
