@@ -91,9 +91,9 @@ def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     `optax.clip_by_global_norm` divides each number by the norm. XLA does that in a pass of its own.
     """
 
-    def update(gradient, state, params=None):
-        factor = largest / jnp.maximum(optax.tree.norm(gradient), largest)
-        return jax.tree.map(lambda part: part * factor, gradient), state
+    def update(updates, state, params=None):
+        factor = largest / jnp.maximum(optax.tree.norm(updates), largest)
+        return jax.tree.map(lambda part: part * factor, updates), state
 
     return optax.GradientTransformation(optax.init_empty_state, update)
 
