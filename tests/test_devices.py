@@ -12,42 +12,29 @@ from concertormer_jax.runtime.devices import deduplicate_tpu_code, keep_cpu_loop
 FLAG = "--xla_tpu_enable_deduplicated_calls"
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (None, f"{FLAG}=true"),
-        ("--xla_other=1", f"{FLAG}=true --xla_other=1"),
-        (f"{FLAG}=false", f"{FLAG}=false"),
-    ],
-)
-def test_equal_operations_are_written_once_unless_the_user_says_otherwise(monkeypatch, given, expected):
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "")  # so that the change is undone
-    if given is None:
-        monkeypatch.delenv("LIBTPU_INIT_ARGS")
-    else:
-        monkeypatch.setenv("LIBTPU_INIT_ARGS", given)
-    for _ in range(2):
-        deduplicate_tpu_code()
-    assert os.environ["LIBTPU_INIT_ARGS"] == expected
+TPU, CPU = f"{FLAG}=true", "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling=1"
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("set_option", "variable", "given", "expected"),
     [
-        (None, "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling=1"),
-        ("--xla_a=1", "--xla_a=1 --xla_backend_extra_options=xla_cpu_disable_loop_unrolling=1"),
-        ("--xla_backend_extra_options=a=1", "--xla_backend_extra_options=a=1"),
+        (deduplicate_tpu_code, "LIBTPU_INIT_ARGS", None, TPU),
+        (deduplicate_tpu_code, "LIBTPU_INIT_ARGS", "--xla_other=1", f"{TPU} --xla_other=1"),
+        (deduplicate_tpu_code, "LIBTPU_INIT_ARGS", f"{FLAG}=false", f"{FLAG}=false"),
+        (keep_cpu_loops_rolled, "XLA_FLAGS", None, CPU),
+        (keep_cpu_loops_rolled, "XLA_FLAGS", "--xla_other=1", f"--xla_other=1 {CPU}"),
+        (keep_cpu_loops_rolled, "XLA_FLAGS", "--xla_backend_extra_options=a=1", "--xla_backend_extra_options=a=1"),
     ],
 )
-def test_loops_stay_rolled_on_a_cpu_unless_the_user_says_otherwise(monkeypatch, given, expected):
-    monkeypatch.setenv("XLA_FLAGS", "")  # so that the change is undone
+def test_the_compilers_get_an_option_unless_the_user_says_otherwise(monkeypatch, set_option, variable, given, expected):
+    monkeypatch.setenv(variable, "")  # so that the change is undone
     if given is None:
-        monkeypatch.delenv("XLA_FLAGS")
+        monkeypatch.delenv(variable)
     else:
-        monkeypatch.setenv("XLA_FLAGS", given)
+        monkeypatch.setenv(variable, given)
     for _ in range(2):
-        keep_cpu_loops_rolled()
-    assert os.environ["XLA_FLAGS"] == expected
+        set_option()
+    assert os.environ[variable] == expected
 
 
 def cache_of(setting, home):
