@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.params import read_params
 from benchmarks.worker import serve
-from concertormer_jax.models import create, initial_params
+from concertormer_jax.models import create
 from concertormer_jax.runtime.devices import prepare_to_compile, run_in_background, run_once_options
 from concertormer_jax.runtime.trace_cache import fingerprint, lower_cached
 from concertormer_jax.training.schedule import adamw, cosine
@@ -80,15 +80,15 @@ class Training(OnDevice):
 
         step = make_train_step(apply, optimizer, schedule, fft_weight=0.1, accumulation=1, ema_decay=0.0)
 
-        def initialise():  # a training run does this too before it takes over other weights
-            return initial_state(initial_params(self.module, jax.random.key(0)), optimizer, ema_decay=0.0)
+        def initialise(params):
+            return initial_state(params, optimizer, ema_decay=0.0)
 
+        params = jax.device_put(read_params(job["params"]))
+        starting = jax.jit(initialise, **run_once_options()).lower(params)
+        started = run_in_background(starting, params)
         key = fingerprint(self.module, learning_rates, settings)
-        drawing = lower_cached(initialise, fingerprint=key, **run_once_options())
-        drawn = run_in_background(drawing)
-        state = drawing.out_info
-        self.program = lower_cached(step, state, self.batch, fingerprint=key, donate_argnums=0).compile()
-        self.state = drawn.result().replace(params=jax.device_put(read_params(job["params"])))
+        self.program = lower_cached(step, starting.out_info, self.batch, fingerprint=key, donate_argnums=0).compile()
+        self.state = started.result()
         self.losses = []
 
     def run(self):

@@ -1,10 +1,6 @@
-"""What a network is made of, apart from its size, and PyTorch's initial values, which the published networks have."""
+"""What a network is made of, apart from its size."""
 
 import dataclasses
-from functools import partial
-
-import flax.linen as nn
-import jax
 
 from concertormer_jax.ops import concerto
 
@@ -78,14 +74,3 @@ def groups_with_cdc(groups: tuple[str, ...], communication: str) -> tuple[str, .
     return tuple(
         group for group in groups if group in concerto.CONCERTO and (communication == "both" or communication in group)
     )
-
-
-def torch_uniform(fan_in: int):
-    """PyTorch's default for convolutions, weights and biases: uniform within 1 / sqrt(fan_in) of zero."""
-    bound = fan_in**-0.5
-    return partial(jax.random.uniform, minval=-bound, maxval=bound)
-
-
-def torch_kaiming_normal(fan_in: int):
-    """Kaiming normal with a = sqrt(5): the standard deviation is 1 / sqrt(3 fan_in)."""
-    return nn.initializers.normal((3 * fan_in) ** -0.5)

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from concertormer_jax.models.architecture import Architecture, torch_uniform
+from concertormer_jax.models.architecture import Architecture
 from concertormer_jax.models.concerto_attention import CDC_PARAMETERS, LOGITS, ConcertoSelfAttention
+from concertormer_jax.models.initial_values import ONES, ZEROS, torch_uniform
 from concertormer_jax.ops.dispatch import own_form
 from concertormer_jax.ops.layers import gated_mlp, project
 from concertormer_jax.ops.reference import AttentionWeights, MLPWeights
@@ -19,7 +20,7 @@ NORM_EPSILON = 1e-6
 
 def layer_norm(name: str) -> nn.LayerNorm:
     """Layer norm over the channels of every pixel with scale and bias, in their float32 whatever its input."""
-    return nn.LayerNorm(epsilon=NORM_EPSILON, use_fast_variance=False, name=name)
+    return nn.LayerNorm(NORM_EPSILON, use_fast_variance=False, scale_init=ONES, bias_init=ZEROS, name=name)
 
 
 def feed_forward_channels(features: int, expansion: int) -> int:

@@ -15,9 +15,8 @@ from concertormer_jax.models.architecture import (
     require_block,
     require_communication,
     require_groups,
-    torch_kaiming_normal,
-    torch_uniform,
 )
+from concertormer_jax.models.initial_values import ONES, torch_kaiming_normal, torch_uniform
 from concertormer_jax.ops import concerto, reference
 from concertormer_jax.ops.dispatch import require_implementation
 from concertormer_jax.ops.layers import on_windows
@@ -142,7 +141,7 @@ class ConcertoSelfAttention(nn.Module):
         return reference.AttentionWeights(
             to_q=pointwise("to_q", query_inputs, hidden),
             to_kv=pointwise("to_kv", key_inputs, 2 * hidden),
-            temperature=self.param("temperature", nn.initializers.ones, (tempered, heads)) if tempered else None,
+            temperature=self.param("temperature", ONES, (tempered, heads)) if tempered else None,
             cdc={group: self._cdc(group) for group in groups_with_cdc(self.groups, self.communication)},
             sca_kernel=pointwise("sca_kernel", hidden, hidden) if self.sca else None,
             sca_bias=self.param("sca_bias", torch_uniform(hidden), (hidden,)) if self.sca else None,

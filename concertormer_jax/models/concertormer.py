@@ -7,8 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from concertormer_jax.models.architecture import Architecture, torch_uniform
+from concertormer_jax.models.architecture import Architecture
 from concertormer_jax.models.blocks import Stage
+from concertormer_jax.models.initial_values import torch_uniform
 from concertormer_jax.ops import image
 from concertormer_jax.ops.dispatch import own_form, require_implementation
 from concertormer_jax.ops.layers import convolve_to_few

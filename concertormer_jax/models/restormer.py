@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from concertormer_jax.models.architecture import torch_uniform
 from concertormer_jax.models.concerto_attention import LOGITS, ConcertoSelfAttention
 from concertormer_jax.models.concertormer import convolution, require_stages
+from concertormer_jax.models.initial_values import ONES, ZEROS, torch_uniform
 from concertormer_jax.ops import image
 from concertormer_jax.ops.concerto import transposed_attention
 from concertormer_jax.ops.dispatch import require_implementation
@@ -26,7 +26,7 @@ class BiasFreeNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*shape C"]) -> Float[Array, "*shape C"]:
         """Returns float32 at least."""
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        scale = self.param("scale", ONES, x.shape[-1:])
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         return x * jax.lax.rsqrt(x.var(axis=-1, keepdims=True) + NORM_EPSILON) * scale
 
@@ -34,7 +34,7 @@ class BiasFreeNorm(nn.Module):
 def layer_norm(name: str, bias: bool) -> nn.Module:
     """Layer norm over the channels of every pixel, in float32 at least; without `bias`, see `BiasFreeNorm`."""
     if bias:
-        return nn.LayerNorm(epsilon=NORM_EPSILON, use_fast_variance=False, name=name)
+        return nn.LayerNorm(NORM_EPSILON, use_fast_variance=False, scale_init=ONES, bias_init=ZEROS, name=name)
     return BiasFreeNorm(name=name)
 
 
@@ -58,7 +58,7 @@ class TransposedAttention(nn.Module):
         width = self.features
         to_qkv = self.param("to_qkv", torch_uniform(width), (width, 3 * width)).astype(self.dtype)
         dw_qkv = self.param("dw_qkv", torch_uniform(9), (3, 3, 3 * width)).astype(self.dtype)
-        temperature = self.param("temperature", nn.initializers.ones, (self.heads,))
+        temperature = self.param("temperature", ONES, (self.heads,))
         form = {"implementation": self.implementation}
         qkv = jnp.split(depthwise_3x3(project(x, to_qkv), dw_qkv, **form), 3, axis=-1)
         attend = partial(transposed_attention, temperature=temperature, **form)

@@ -1,17 +1,18 @@
 """The named sizes and forms of the network, and how to build any other."""
 
 import dataclasses
-from functools import partial
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+import numpy as np
 
 from concertormer_jax.models.architecture import Architecture
 from concertormer_jax.models.concerto_attention import weights_alone
 from concertormer_jax.models.concertormer import Concertormer
+from concertormer_jax.models.initial_values import Declared, declaring
 from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.ops import concerto
 from concertormer_jax.runtime.errors import UserError
@@ -171,13 +172,29 @@ def variant_name(module) -> str:
     return "custom"
 
 
-def initial_params(module: Network, key: Key[Array, ""]) -> dict:
-    """Return initial parameters of `module`: a tree of float32 arrays, drawn from `key`."""
-    images = jnp.zeros((1, module.multiple, module.multiple, 3), jnp.float32)
-    with nn.intercept_methods(weights_alone):
-        return module.clone(tlc_window=None).init(key, images)["params"]
+def initial_params(module: Network, seed: int) -> dict:
+    """Return initial parameters of `module`: a tree of float32 arrays of NumPy, the same for the same `seed` from 0."""
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda declared: declared.initial.drawn(generator, declared.value.shape),
+        _declared(module),
+        is_leaf=_is_declared,
+    )
 
 
 def parameter_shapes(module: Network) -> dict:
     """The parameter tree of `module` as `jax.ShapeDtypeStruct`s."""
-    return jax.eval_shape(partial(initial_params, module), jax.random.key(0))
+    return nn.meta.unbox(_declared(module))
+
+
+@functools.lru_cache(maxsize=8)  # tracing a large network takes a second
+def _declared(module):
+    """The parameter tree of `module` as `Declared`s."""
+    module = module.clone(tlc_window=None)
+    images = jax.ShapeDtypeStruct((1, module.multiple, module.multiple, 3), jnp.float32)
+    with nn.intercept_methods(weights_alone), declaring():
+        return jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+
+
+def _is_declared(leaf):
+    return isinstance(leaf, Declared)

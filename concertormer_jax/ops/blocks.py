@@ -89,17 +89,30 @@ def shift_of(grid: Grid, shifted: Bool[Array, ""]) -> Int[Array, ""]:
 
 def _gather_blocks(grid, features, shifted):
     height, width = features.shape[1:3]
-    rows, columns = ((jnp.arange(size) + shift_of(grid, shifted)) % size for size in (height, width))
+    rows, columns = (_sources(grid, size, shifted) for size in (height, width))
     sources = rows[:, None] * width + columns
     return _pixels(features, partition(sources[None, :, :, None], grid.size)[0, ..., 0])
 
 
 def _gather_map(grid, blocks, shifted):
     height, width = grid.rows * grid.size, grid.columns * grid.size
-    row, y = jnp.divmod((jnp.arange(height) - shift_of(grid, shifted)) % height, grid.size)
-    column, x = jnp.divmod((jnp.arange(width) - shift_of(grid, shifted)) % width, grid.size)
+    (row, y), (column, x) = (_places(grid, size, shifted) for size in (height, width))
     positions = y[:, None] * grid.size + x
     return _pixels(blocks, positions * (grid.rows * grid.columns) + row[:, None] * grid.columns + column)
+
+
+# Both cases are computed by NumPy: for XLA a remainder of numbers with signs is six operations.
+
+
+def _sources(grid, size, shifted):
+    """For the pixels of all blocks along an axis of `size` pixels, in order, where they come from."""
+    return jax.lax.select(shifted, *(np.roll(np.arange(size, dtype=np.int32), -by) for by in (grid.size // 2, 0)))
+
+
+def _places(grid, size, shifted):
+    """For the pixels along an axis of `size` pixels, the number of their block and their place in it."""
+    blocks = np.divmod(np.arange(size, dtype=np.int32), grid.size)
+    return [jax.lax.select(shifted, np.roll(part, grid.size // 2), part) for part in blocks]
 
 
 def _pixels(features, sources):
@@ -114,8 +127,8 @@ def crosses_border(grid: Grid) -> Bool[Array, "n p p"]:
     After a shift by half a block, only the last row and the last column of blocks hold such pairs.
     """
     across_bottom, across_right = across(grid.size)
-    last_row = (jnp.arange(grid.rows) == grid.rows - 1)[:, None, None, None]
-    last_column = (jnp.arange(grid.columns) == grid.columns - 1)[:, None, None]
+    last_row = jnp.asarray(np.arange(grid.rows) == grid.rows - 1)[:, None, None, None]
+    last_column = jnp.asarray(np.arange(grid.columns) == grid.columns - 1)[:, None, None]
     crosses = (last_row & across_bottom) | (last_column & across_right)
     return crosses.reshape(grid.rows * grid.columns, *across_bottom.shape)
 

@@ -33,7 +33,7 @@ from concertormer_jax.planning import chips, hlo, profile, schedule, schedule_re
 from concertormer_jax.runtime.devices import batch_sharding, data_mesh, kind_of_single, replicated
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.schedule import make_phases, require_divisible
-from concertormer_jax.training.setup import module_from, trace_step, training_from
+from concertormer_jax.training.setup import module_from, state_shapes, trace_step, training_from
 
 _SIZE = r"([\d.]+[KMGT]?)"
 _EXCEEDED = (  # libtpu's messages: on arguments and temporaries together, and on temporaries alone
@@ -93,8 +93,7 @@ def training_task(config, mesh: Mesh, number: int) -> Task:
     phases = training_phases(config)
     phase = phases[number - 1]
     training = training_from(config, phases)
-    state = _placed(jax.eval_shape(training.initialise, config.seed), replicated(mesh))
-    traced = trace_step(training, state, phase, mesh)
+    traced = trace_step(training, state_shapes(training, mesh), phase, mesh)
     name = f"phase {number} ({phase.crop_px} px x {phase.batch})"
     return Task("train", name, phase.batch, mesh.size, traced, phase.end - phase.start)
 

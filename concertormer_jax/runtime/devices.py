@@ -10,7 +10,7 @@ import os
 import pickle
 import shutil
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -67,23 +67,31 @@ def run_once_options() -> dict[str, Any]:
 
 
 def run_in_background(lowered: jax.stages.Lowered, *arguments: Any) -> Future:
-    """Compile what `jax.jit(...).lower(*arguments)` returned and run it on `arguments`, in a thread of its own.
+    """Compile what `jax.jit(...).lower(*arguments)` returned and run it on `arguments`, as `_in_background` does."""
+    return _in_background(lambda: lowered.compile()(*arguments))
 
-    XLA holds no Python lock meanwhile, so that this thread can trace the next program. With several processes the call
-    returns when the program has run, as all processes must start their programs in the same order.
-    """
-    if jax.process_count() == 1:
-        return threads.run(lambda: lowered.compile()(*arguments))
-    done = Future()
-    done.set_result(lowered.compile()(*arguments))
-    return done
+
+def compile_in_background(lowered: jax.stages.Lowered) -> "Future[jax.stages.Compiled]":
+    """`lowered.compile()`, as `_in_background` does."""
+    return _in_background(lowered.compile)
 
 
 def compile_interruptibly(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Return `lowered.compile()`. A signal handler that raises ends the wait at once, though not the compiler."""
-    if jax.process_count() > 1:
-        return lowered.compile()
-    return threads.run(lowered.compile).result()
+    return compile_in_background(lowered).result()
+
+
+def _in_background(function: Callable[[], Any]) -> Future:
+    """Call `function`, which compiles, in a thread of its own: XLA holds no Python lock, so other work can go on.
+
+    With several processes this returns when `function` has, as all processes must start their programs in the same
+    order.
+    """
+    if jax.process_count() == 1:
+        return threads.run(function)
+    done = Future()
+    done.set_result(function())
+    return done
 
 
 def join_hosts() -> None:

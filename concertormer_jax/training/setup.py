@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from concertormer_jax.data.degrade import input_dtype, make_degradation
 from concertormer_jax.data.sources import Mixture, PhotoSource, leave_out, open_source, split_source
-from concertormer_jax.models import Network, create, initial_params
+from concertormer_jax.models import Network, create, initial_params, parameter_shapes
 from concertormer_jax.ops.platform import training_mesh
 from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
 from concertormer_jax.runtime.errors import UserError
@@ -30,8 +30,8 @@ _MUCH_MORE = 1.5  # a held-out part that is this many times as large as asked fo
 class Training(NamedTuple):
     """The network of a config and the functions that train it.
 
-    apply: `(params, images) -> outputs`; initialise: `seed -> TrainState`, one program for all seeds; step: see
-    `make_train_step`. fingerprint: of all three, for the trace cache. input_dtype: of a batch's inputs.
+    apply: `(params, images) -> outputs`; initialise: `params -> TrainState`; step: see `make_train_step`. fingerprint:
+    of all three, for the trace cache. input_dtype: of a batch's inputs.
     """
 
     module: Network
@@ -83,8 +83,7 @@ def training_from(config, phases: Sequence[Phase]) -> Training:
     def apply(params, images):
         return module.apply({"params": params}, images)
 
-    def initialise(seed):
-        params = initial_params(module, jax.random.key(seed))
+    def initialise(params):
         return initial_state(params, optimizer, ema_decay)
 
     step = make_train_step(
@@ -131,35 +130,30 @@ def starting_state(
     """Go on from the latest of `checkpoints`, or start with the weights of `init_from`, or with new ones if it is "".
 
     Returns the shapes of the state, with shardings that keep it whole on every device of `mesh`, and a function that
-    returns the state. New weights are drawn in the background, and the function waits for them: meanwhile the step can
-    be traced and compiled for the shapes.
+    returns the state. The state of new weights is made in the background, and the function waits for it: meanwhile the
+    step can be traced and compiled for the shapes.
 
     Raises UserError if `init_from` cannot be loaded or is of another network, and if no device can hold the state.
     """
-    drawn_from, whole = np.uint32(seed), replicated(mesh)
-    drawing = lower_cached(
-        training.initialise, drawn_from, fingerprint=training.fingerprint, out_shardings=whole, **run_once_options()
-    )
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), drawing.out_info)
+    shapes = state_shapes(training, mesh)
     _require_memory_for(shapes)
     if checkpoints.latest_step() is not None:
         restored = checkpoints.restore(shapes, training.module)
         return shapes, lambda: restored
-    drawn = run_in_background(drawing, drawn_from)
-    if not init_from:
-        return shapes, drawn.result
-    loaded = load_model(init_from, "config.init_from")
-    require_same_architecture(init_from, architecture_dict(loaded.module), training.module)
-    params = jax.device_put(loaded.params, whole)
-    average = None if shapes.average is None else jax.tree.map(jnp.copy, params)
+    if init_from:
+        loaded = load_model(init_from, "config.init_from")
+        require_same_architecture(init_from, architecture_dict(loaded.module), training.module)
+        params = loaded.params
+    else:
+        params = initial_params(training.module, seed)
+    start = jax.jit(training.initialise, out_shardings=replicated(mesh), **run_once_options())
+    return shapes, run_in_background(start.lower(shapes.params), jax.device_put(params, replicated(mesh))).result
 
-    def with_loaded() -> TrainState:
-        state = drawn.result()
-        for weights in jax.tree.leaves((state.params, state.average)):
-            weights.delete()  # `drawn` would keep them on the devices
-        return state.replace(params=params, average=average)
 
-    return shapes, with_loaded
+def state_shapes(training: Training, mesh: Mesh) -> TrainState:
+    """The shapes of the training state, with shardings that keep it whole on every device of `mesh`."""
+    shapes = jax.eval_shape(training.initialise, parameter_shapes(training.module))
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), shapes)
 
 
 def _require_memory_for(shapes: TrainState) -> None:

@@ -3,7 +3,8 @@
 import functools
 import math
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.images import require_memory_for
 from concertormer_jax.runtime.devices import (
-    compile_interruptibly,
+    compile_in_background,
     data_mesh,
     end_with_lost_hosts,
     explain_out_of_memory,
@@ -245,26 +246,28 @@ class Trainer:
         """
         try:
             with self.stop.interruptible():
+                batches = self._placed_batches(phase)
                 with self.goodput.spent_on("compiling"):
-                    compiled = self._compile(phase)
+                    compiled, first = self._compile(phase, meanwhile=lambda: next(batches))
                 if self.state is None:
                     with self.goodput.spent_on("starting"):
                         self.state = self.first_state()
-                batches = self._placed_batches(phase)
-                with self.goodput.spent_on("data_wait"):
-                    return compiled, batches, next(batches)
+                return compiled, batches, first
         except Stopped:
             if self.step > self.saved_step:
                 self._save(validate=False)
             raise
 
-    def _compile(self, phase: Phase) -> jax.stages.Compiled:
+    def _compile(self, phase: Phase, meanwhile: Callable[[], Any]) -> tuple[jax.stages.Compiled, Any]:
+        """Return the compiled step for `phase`, and what `meanwhile` returns while the compiler works."""
         self.writer.note(f"compiling the step of phase {phase.number} ({phase.crop_px} px x {phase.batch}) ...")
         start = time.perf_counter()
         with jax.transfer_guard("allow"):
-            compiled = compile_interruptibly(lower_step(self.training, self.shapes, phase, self.mesh))
+            compiling = compile_in_background(lower_step(self.training, self.shapes, phase, self.mesh))
+        done = meanwhile()
+        compiled = compiling.result()
         self.writer.note(f"compiled in {time.perf_counter() - start:.1f} s")
-        return compiled
+        return compiled, done
 
     def _placed_batches(self, phase: Phase):
         """Yield the batches from the next step on: {"images": {"input", "target"} on the devices, "position"}."""
