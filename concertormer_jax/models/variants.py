@@ -175,11 +175,11 @@ def variant_name(module) -> str:
 def initial_params(module: Network, seed: int) -> dict:
     """Return initial parameters of `module`: a tree of float32 arrays of NumPy, the same for the same `seed` from 0."""
     generator = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda declared: declared.initial.drawn(generator, declared.value.shape),
-        _declared(module),
-        is_leaf=_is_declared,
-    )
+
+    def draw(declared):
+        return declared.initial.drawn(generator, declared.value.shape)
+
+    return jax.tree.map(draw, _declared(module), is_leaf=lambda node: isinstance(node, Declared))
 
 
 def parameter_shapes(module: Network) -> dict:
@@ -194,7 +194,3 @@ def _declared(module):
     images = jax.ShapeDtypeStruct((1, module.multiple, module.multiple, 3), jnp.float32)
     with nn.intercept_methods(weights_alone), declaring():
         return jax.eval_shape(module.init, jax.random.key(0), images)["params"]
-
-
-def _is_declared(leaf):
-    return isinstance(leaf, Declared)

@@ -40,7 +40,7 @@ from concertormer_jax.ops.shared.groups import (
     sca_gate,
     separate_heads,
 )
-from concertormer_jax.ops.shared.layers import project, project_channels_first
+from concertormer_jax.ops.shared.layers import project_channels_first
 from concertormer_jax.ops.shared.taps import cdc_over_blocks
 
 LARGE = 2**20  # with so many numbers in the queries of a group or more, two halves of the queries are faster
@@ -109,20 +109,8 @@ def _ripieno_spatial(x, y, own: Parameters, heads: int, masked: Masked) -> Parts
 
 
 def _between_channels(x, y, own: Parameters, heads: int, masked: Masked) -> Parts:
-    """Logits of the parts are joined for CDC, which mixes all heads."""
-    count = 2 if heads % 2 == 0 else 1
-
-    def project_parts(features, kernel):
-        return [project(features, part) for part in jnp.split(kernel, count, axis=1)]
-
-    q, k, v = projected(x, y, own, project_parts)
-    kind = Channel(ARITHMETIC, heads // count)
-    temperatures = jnp.split(own.required_temperature, count)
-    logits = [attention.logits(kind, *part) for part in zip(q, k, temperatures, strict=True)]
-    together = logits[0] if count == 1 else jnp.concatenate(logits, axis=-3)
-    weights = attention.softmax_numerators(ARITHMETIC, v[0].dtype, together, masked(slice(None)))
-    apart = [weights] if count == 1 else jnp.split(weights.reshape(together.shape), count, axis=-3)
-    return [attention.mix(kind, *part) for part in zip(apart, v, strict=True)]
+    q, k, v = projected(x, y, own)
+    return [attend(Channel(ARITHMETIC, heads), q, k, v, own.required_temperature, masked(slice(None)))]
 
 
 def _concertino_spatial(x, y, own: Parameters, _, masked: Masked) -> Parts:
