@@ -1,6 +1,7 @@
 """The Concertormer block: Concerto self-attention and gated-dconv MLP in a single stage, and a stack of such blocks."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -97,7 +98,8 @@ class Block(nn.Module):
             self.implementation,
             name="attention",
         )
-        keys = None if keys is None else jnp.where(first, keys, inputs)
+        if keys is not None and first is not True:
+            keys = jnp.where(first, keys, inputs)
         return attention(inputs, keys, shifted=shifted)
 
 
@@ -129,6 +131,10 @@ class Stage(nn.Module):
             return tiled(x, y, norm, block_weights(params["blocks"]), self.architecture.shift, self.heads)
 
         keys = None if y is None else layer_norm("norm2")(y).astype(self.dtype)
+        fields = ("features", "heads", "expansion", "architecture", "tlc_window", "dtype", "implementation")
+        block = partial(Block, **{field: getattr(self, field) for field in fields}, name="blocks")
+        if self.blocks == 1 and not self._stores():
+            return self._only_block(block(parent=None), x, keys)
 
         def apply(block, x, position):
             shifted = position % 2 == 1 if self.architecture.shift else False
@@ -142,16 +148,27 @@ class Stage(nn.Module):
             split_rngs={"params": True},
             check_constancy_invariants=False,  # which would trace every block twice
         )
-        fields = ("features", "heads", "expansion", "architecture", "tlc_window", "dtype", "implementation")
-        block = Block(**{field: getattr(self, field) for field in fields}, name="blocks")
-        return scan(block, x, jnp.arange(self.blocks))[0]
+        return scan(block(), x, jnp.arange(self.blocks))[0]
+
+    def _stores(self):
+        """Whether parameters or logits are stored."""
+        return self.is_initializing() or self.is_mutable_collection(LOGITS)
+
+    def _only_block(self, block, x, keys):
+        """The stage without a loop, whose derivative JAX would trace several times."""
+
+        def apply(params, x, keys):
+            return block.apply({"params": params}, x, False, keys, True)
+
+        if self.remat:
+            apply = jax.checkpoint(apply)
+        return apply(jax.tree.map(lambda stacked: stacked[0], self.variables["params"]["blocks"]), x, keys)
 
     def _tiled(self, x):
         """The form that computes this stage at once; None where its blocks have to run one after another."""
         a = self.architecture
         published = Architecture(shift=a.shift, multiscale_input=a.multiscale_input, skip=a.skip)
-        stores = self.is_initializing() or self.is_mutable_collection(LOGITS)
-        if a != published or self.tlc_window is not None or stores:
+        if a != published or self.tlc_window is not None or self._stores():
             return None
         of_shape = own_form("tiled_stage", self.implementation)
         return of_shape and of_shape(x.shape[1:], self.features * self.expansion, self.heads, x.dtype)
