@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from concertormer_jax.data.degrade import input_dtype, make_degradation
 from concertormer_jax.data.sources import Mixture, PhotoSource, leave_out, open_source, split_source
 from concertormer_jax.models import Network, create, initial_params, parameter_shapes
+from concertormer_jax.models.initial_values import declaring
 from concertormer_jax.ops.platform import training_mesh
 from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
 from concertormer_jax.runtime.errors import UserError
@@ -81,7 +82,8 @@ def training_from(config, phases: Sequence[Phase]) -> Training:
     ema_decay = config.train.ema_decay
 
     def apply(params, images):
-        return module.apply({"params": params}, images)
+        with declaring():  # Flax traces every initialiser, to compare shapes
+            return module.apply({"params": params}, images)
 
     def initialise(params):
         return initial_state(params, optimizer, ema_decay)

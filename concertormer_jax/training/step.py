@@ -11,6 +11,7 @@ import optax.contrib
 from jax import export
 
 from concertormer_jax.training import losses
+from concertormer_jax.training.schedule import global_norm
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -109,7 +110,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "psnr": psnr,
-            "gradient_norm": optax.tree.norm(gradient),
+            "gradient_norm": global_norm(gradient),
             "learning_rate": schedule(state.step),
         }
         return TrainState(state.step + 1, params, optimizer_state, average), metrics
