@@ -11,7 +11,7 @@ from test_configs import build
 from tiny_network import random_params
 
 from concertormer_jax.inference.compiled import restore_bytes
-from concertormer_jax.models import ABLATIONS, Architecture, concertormer, create
+from concertormer_jax.models import ABLATIONS, Architecture, concertormer, create, parameter_shapes
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.training.schedule import make_phases
 from concertormer_jax.training.setup import module_from, training_from
@@ -94,9 +94,9 @@ def test_recipe_trains_two_steps_when_shrunk(name, monkeypatch):
     config = shrunk(name, **{"model.width": 8, "model.remat": False, "stages.crop_px": (size,), "stages.batch": (1,)})
     training = training_from(config, make_phases((2,), (size,), (1,)))
     rng = np.random.default_rng(0)
-    state = jax.tree.map(  # random, as drawing the initial weights takes a program of its own
+    state = jax.tree.map(  # random
         lambda leaf: jnp.asarray(rng.uniform(-0.3, 0.3, leaf.shape).astype(leaf.dtype)),
-        jax.eval_shape(training.initialise, 0),
+        jax.eval_shape(training.initialise, parameter_shapes(training.module)),
     )
     state = state.replace(optimizer=jax.tree.map(jnp.zeros_like, state.optimizer))
     before = jax.device_get(state.params)

@@ -13,7 +13,7 @@ from xla_flags import default_flags
 
 from concertormer_jax.data.images import read_rgb, write_png
 from concertormer_jax.metrics.psnr_ssim import psnr_rgb
-from concertormer_jax.models import parameter_shapes
+from concertormer_jax.models import initial_params
 from concertormer_jax.photos.photo_io import Photo, read_photo, write_photo
 from concertormer_jax.training.setup import module_from
 from concertormer_jax.weights.checkpoints import load_model, save_converted
@@ -27,19 +27,6 @@ def start(arguments):
     return runs.start(arguments, devices=2, XLA_FLAGS=default_flags())
 
 
-def drawn_like_initial_weights(module):
-    """Numbers of about the size of PyTorch's initial values, which need no program."""
-    rng = np.random.default_rng(0)
-
-    def draw(path, leaf):
-        if path[-1].key in ("scale", "temperature"):
-            return np.ones(leaf.shape, np.float32)
-        bound = 0 if path[-1].key.endswith("bias") else np.prod(leaf.shape[:-1]) ** -0.5
-        return rng.uniform(-bound, bound, leaf.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(draw, parameter_shapes(module))
-
-
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     """Of a run that begins with given weights, so that those of several hosts begin with the same."""
@@ -47,7 +34,7 @@ def settings(tmp_path_factory):
     runs.write_photos(folder / "photos")
     settings = runs.REAL_RUN | {"data.source": str(folder / "photos"), "init_from": str(folder / "weights")}
     module = module_from(runs.override(custom.get_config(), settings).model)
-    save_converted(folder / "weights", module, drawn_like_initial_weights(module), train_crop_px=32)
+    save_converted(folder / "weights", module, initial_params(module, 0), train_crop_px=32)
     return settings
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_network import random_images, random_params, tiny_network
 
-from concertormer_jax.models import VARIANTS, create, initial_params, parameter_shapes
+from concertormer_jax.models import ABLATIONS, VARIANTS, create, initial_params, parameter_shapes
 from concertormer_jax.models.blocks import Stage
 from concertormer_jax.models.concerto_attention import CDC_PARAMETERS
 from concertormer_jax.ops import concerto
@@ -88,15 +88,13 @@ def test_parameters_are_float32_and_the_same_under_every_setting(setting):
 def initial():
     """What `initial_params` and `init` of the module draw."""
     module, images = tiny_network(encoder_blocks=(2,)), jnp.zeros((1, 16, 16, 3))
-
-    def draw(key):
-        return initial_params(module, key), module.init(key, images)["params"]
-
-    return jax.jit(draw, **run_once_options())(jax.random.key(0))
+    of_init = jax.jit(lambda key: module.init(key, images)["params"], **run_once_options())(jax.random.key(0))
+    return {"initial_params": initial_params(module, 0), "init": of_init}
 
 
-def test_initial_values(initial):
-    params, _ = initial
+@pytest.mark.parametrize("drawn_by", ["initial_params", "init"])
+def test_initial_values(initial, drawn_by):
+    params = initial[drawn_by]
     first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], params["encoders_0"]["blocks"]) for i in (0, 1))
     middle = jax.tree.map(lambda leaf: leaf[0], params["middle"]["blocks"])
     attention = middle["attention"]
@@ -123,9 +121,46 @@ def test_initial_values(initial):
         assert 0.8 < largest <= 1
 
 
-def test_initial_values_are_those_of_init(initial):
-    drawn, of_init = initial
-    jax.tree.map(np.testing.assert_array_equal, drawn, of_init)
+def test_initial_params_has_the_arrays_of_init(initial):
+    drawn, of_init = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in initial.values())
+    assert drawn == of_init
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, *ABLATIONS])
+def test_every_initial_value_of_every_network_is_drawn(name):
+    params = initial_params(create(name), 0)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, parameter_shapes(create(name)))
+    for path, value in jax.tree_util.tree_leaves_with_path(params):
+        constant = path[-1].key in ("scale", "temperature") or "norm" in path[-2].key
+        assert (np.ptp(value) == 0) == (constant or value.size == 1), jax.tree_util.keystr(path)
+
+
+def test_a_seed_gives_the_same_initial_values():
+    first, same, other = (initial_params(tiny_network(), seed) for seed in (3, 3, 4))
+    jax.tree.map(np.testing.assert_array_equal, first, same)
+    assert not np.array_equal(first["intro"]["kernel"], other["intro"]["kernel"])
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("keys", [False, True])
+def test_a_stage_of_one_block_computes_what_a_loop_over_it_does(remat, keys, monkeypatch):
+    stage = Stage(8, 2, 1, 2, remat=remat)
+    x, y = np.random.default_rng(2).normal(size=(2, 1, 16, 24, 8)).astype(np.float32)
+    given = (x, y) if keys else (x,)
+    shapes = jax.eval_shape(stage.init, jax.random.key(0), *given)
+    rng = np.random.default_rng(3)
+    variables = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), shapes)
+
+    def squares(variables, *given):
+        return jnp.square(stage.apply(variables, *given)).sum()
+
+    def value_and_gradients():
+        return jax.jit(jax.value_and_grad(squares, argnums=tuple(range(1 + len(given)))))(variables, *given)
+
+    alone = value_and_gradients()
+    monkeypatch.setattr(Stage, "_stores", lambda _: True)
+    in_loop = value_and_gradients()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), alone, in_loop)
 
 
 def test_no_attention_is_traced_for_initial_values(monkeypatch):

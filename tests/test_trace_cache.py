@@ -11,11 +11,12 @@ import pytest
 import training_runs as runs
 from light_network import leave_out_blocks
 
+from concertormer_jax.models import parameter_shapes
 from concertormer_jax.runtime import trace_cache
-from concertormer_jax.runtime.devices import data_mesh, replicated
+from concertormer_jax.runtime.devices import data_mesh
 from concertormer_jax.training import losses, trainer
 from concertormer_jax.training.schedule import make_phases
-from concertormer_jax.training.setup import lower_step, trace_step, training_from
+from concertormer_jax.training.setup import lower_step, state_shapes, trace_step, training_from
 from configs import common
 
 
@@ -195,7 +196,7 @@ def test_a_run_from_cached_traces_is_the_same(folder, tmp_path, monkeypatch):
     runs.write_photos(photos)
     settings = runs.TINY_RUN | runs.ONE_STAGE | {"data.source": str(photos)}
     trainer.train(runs.override(common.get_config(), settings), tmp_path / "traced")
-    assert len(list(folder.iterdir())) == 3  # initial weights, step and validation
+    assert len(list(folder.iterdir())) == 2  # step and validation
     monkeypatch.setattr(losses, "multiscale_l1_fft", None)
     trainer.train(runs.override(common.get_config(), settings | {"run.log_every_steps": 2}), tmp_path / "cached")
     traced, cached = (runs.stored_state(tmp_path / name, 2) for name in ("traced", "cached"))
@@ -207,9 +208,7 @@ def test_a_step_from_a_cached_trace_donates_the_state(folder, monkeypatch):
     config = runs.override(common.get_config(), runs.TINY_RUN | runs.ONE_STAGE)
     phases = make_phases(config.stages.steps, config.stages.crop_px, config.stages.batch)
     training, mesh = training_from(config, phases), data_mesh()
-    whole = replicated(mesh)
-    shapes = jax.eval_shape(training.initialise, 0)
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), shapes)
+    shapes = state_shapes(training, parameter_shapes(training.module), mesh)
     plain = trace_step(training, shapes, phases[0], mesh).lower()
     cached = lower_step(training, shapes, phases[0], mesh)
     for lowered in (plain, cached):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import threading
 import signal
 from functools import partial
 from unittest.mock import MagicMock
@@ -15,7 +16,7 @@ import training_runs as runs
 from light_network import leave_out_blocks
 from PIL import Image
 
-from concertormer_jax.models import parameter_shapes
+from concertormer_jax.models import initial_params, parameter_shapes
 from concertormer_jax.runtime.devices import data_mesh, run_in_background
 from concertormer_jax.runtime.errors import Stopped, UserError, reported
 from concertormer_jax.training import config_limits, setup, trainer
@@ -160,7 +161,7 @@ def test_a_moving_average_goes_on_where_it_was_and_is_what_is_loaded(settings, t
     monkeypatch.setattr(Checkpoints, "save", noting_save)
     trainer.train(config, tmp_path / "undisturbed")
     phases = make_phases((4,), (16,), (8,))
-    average = jax.jit(setup.training_from(config, phases).initialise)(config.seed).params
+    average = initial_params(setup.training_from(config, phases).module, config.seed)
     for decay, params in zip((1 / 10, 2 / 11, 0.2, 0.2), weights, strict=True):
         average = jax.tree.map(partial(lambda decay, old, new: decay * old + (1 - decay) * new, decay), average, params)
     loaded = load_model(tmp_path / "undisturbed" / "checkpoints" / "4").params
@@ -219,25 +220,20 @@ def test_init_from_starts_at_those_weights(undisturbed, settings, tmp_path):
     np.testing.assert_allclose(load_model(tmp_path).params["intro"]["kernel"], setup, atol=1e-9)
 
 
-def test_loaded_weights_take_the_place_of_the_drawn_ones(settings, tmp_path, monkeypatch):
+def test_loaded_weights_are_taken_and_none_drawn(settings, tmp_path, monkeypatch):
     config = config_with(settings | {"init_from": str(tmp_path / "ones")})
     phases = make_phases(config.stages.steps, config.stages.crop_px, config.stages.batch)
     training = setup.training_from(config, phases)
     ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), parameter_shapes(training.module))
     save_converted(tmp_path / "ones", training.module, ones, train_crop_px=16)
-    drawn = []
-
-    def run_in_background(lowered, *arguments):
-        drawn.append(lowered.compile()(*arguments))
-        return MagicMock(result=lambda: drawn[0])
-
-    monkeypatch.setattr(setup, "run_in_background", run_in_background)
+    monkeypatch.setattr(setup, "draw", lambda *_: pytest.fail("weights were drawn"))
     checkpoints = MagicMock(latest_step=lambda: None)
-    _, first_state = setup.starting_state(training, checkpoints, data_mesh(), seed=0, init_from=config.init_from)
+    shapes, first_state = setup.starting_state(training, checkpoints, data_mesh(), seed=0, init_from=config.init_from)
     state = first_state()
     jax.tree.map(np.testing.assert_array_equal, state.params, ones)
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(drawn[0].params))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), state) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype, leaf.sharding), shapes
+    )
 
 
 def test_the_step_is_compiled_before_anything_waits_for_the_weights(settings, tmp_path, monkeypatch):
@@ -252,6 +248,27 @@ def test_the_step_is_compiled_before_anything_waits_for_the_weights(settings, tm
     with pytest.raises(Wanted):
         trainer.train(config_with(settings | runs.ONE_STAGE), tmp_path)
     assert order == ["drawing started", "step compiled"]
+
+
+def test_the_first_batch_is_read_while_the_step_compiles(settings, tmp_path, monkeypatch):
+    class Compiled(Exception):
+        pass
+
+    read, step, batches = threading.Event(), MagicMock(), trainer.pipeline.batches
+
+    def compile_until_read():
+        assert read.wait(timeout=60)
+        raise Compiled
+
+    def noting_batches(*arguments, **settings):
+        read.set()
+        return batches(*arguments, **settings)
+
+    step.compile.side_effect = compile_until_read
+    monkeypatch.setattr(trainer, "lower_step", lambda *_: step)
+    monkeypatch.setattr(trainer.pipeline, "batches", noting_batches)
+    with pytest.raises(Compiled):
+        trainer.train(config_with(settings | runs.ONE_STAGE), tmp_path)
 
 
 def test_a_failure_in_the_background_is_raised_where_its_result_is_wanted():

@@ -160,9 +160,8 @@ class Stage(nn.Module):
         def apply(params, x, keys):
             return block.apply({"params": params}, x, False, keys, True)
 
-        if self.remat:
-            apply = jax.checkpoint(apply)
-        return apply(jax.tree.map(lambda stacked: stacked[0], self.variables["params"]["blocks"]), x, keys)
+        params = jax.tree.map(lambda stacked: stacked[0], self.variables["params"]["blocks"])
+        return (jax.checkpoint(apply) if self.remat else apply)(params, x, keys)
 
     def _tiled(self, x):
         """The form that computes this stage at once; None where its blocks have to run one after another."""

@@ -6,7 +6,7 @@ A program that draws all parameters of a network takes long to compile, as each 
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -29,7 +29,7 @@ class Initial:
     kind: str
     scale: float
 
-    def __call__(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+    def __call__(self, key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Any:
         """Draw an array from `key`; inside `declaring`, return a `Declared` in its place."""
         if _declaring.get():
             return Declared(jnp.zeros(shape, dtype), self)
@@ -39,7 +39,7 @@ class Initial:
             return jax.random.normal(key, shape, dtype) * self.scale
         return jnp.full(shape, self.scale, dtype)
 
-    def drawn(self, generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    def drawn(self, generator: np.random.Generator, shape: Sequence[int]) -> np.ndarray:
         """Draw a float32 array by NumPy."""
         if self.kind == "uniform":
             return self.scale * (2 * generator.random(shape, np.float32) - 1)
@@ -71,8 +71,18 @@ class Declared(flax.struct.PyTreeNode, nn.meta.AxisMetadata):
         return self
 
 
+def draw(declared: Any, seed: int) -> Any:
+    """Draw the arrays of a tree of `Declared`s by NumPy, the same for the same `seed` from 0."""
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda each: each.initial.drawn(generator, each.value.shape),
+        declared,
+        is_leaf=lambda node: isinstance(node, Declared),
+    )
+
+
 @contextlib.contextmanager
-def declaring() -> Iterator[None]:
+def declaring() -> Generator[None]:
     """Within it, what `init` of a module of Flax returns has a `Declared` for every parameter."""
     token = _declaring.set(True)
     try:

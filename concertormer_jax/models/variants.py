@@ -1,18 +1,16 @@
 """The named sizes and forms of the network, and how to build any other."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from concertormer_jax.models.architecture import Architecture
 from concertormer_jax.models.concerto_attention import weights_alone
 from concertormer_jax.models.concertormer import Concertormer
-from concertormer_jax.models.initial_values import Declared, declaring
+from concertormer_jax.models.initial_values import declaring, draw
 from concertormer_jax.models.restormer import Restormer
 from concertormer_jax.ops import concerto
 from concertormer_jax.runtime.errors import UserError
@@ -174,22 +172,16 @@ def variant_name(module) -> str:
 
 def initial_params(module: Network, seed: int) -> dict:
     """Return initial parameters of `module`: a tree of float32 arrays of NumPy, the same for the same `seed` from 0."""
-    generator = np.random.default_rng(seed)
-
-    def draw(declared):
-        return declared.initial.drawn(generator, declared.value.shape)
-
-    return jax.tree.map(draw, _declared(module), is_leaf=lambda node: isinstance(node, Declared))
+    return draw(declared_params(module), seed)
 
 
 def parameter_shapes(module: Network) -> dict:
     """The parameter tree of `module` as `jax.ShapeDtypeStruct`s."""
-    return nn.meta.unbox(_declared(module))
+    return nn.meta.unbox(declared_params(module))
 
 
-@functools.lru_cache(maxsize=8)  # tracing a large network takes a second
-def _declared(module):
-    """The parameter tree of `module` as `Declared`s."""
+def declared_params(module: Network) -> dict:
+    """The parameter tree of `module` with a `Declared` for each array: its shape, and how it is drawn."""
     module = module.clone(tlc_window=None)
     images = jax.ShapeDtypeStruct((1, module.multiple, module.multiple, 3), jnp.float32)
     with nn.intercept_methods(weights_alone), declaring():

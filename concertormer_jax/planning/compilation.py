@@ -93,7 +93,8 @@ def training_task(config, mesh: Mesh, number: int) -> Task:
     phases = training_phases(config)
     phase = phases[number - 1]
     training = training_from(config, phases)
-    traced = trace_step(training, state_shapes(training, mesh), phase, mesh)
+    state = state_shapes(training, parameter_shapes(training.module), mesh)
+    traced = trace_step(training, state, phase, mesh)
     name = f"phase {number} ({phase.crop_px} px x {phase.batch})"
     return Task("train", name, phase.batch, mesh.size, traced, phase.end - phase.start)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +12,8 @@ from jax.sharding import Mesh
 
 from concertormer_jax.data.degrade import input_dtype, make_degradation
 from concertormer_jax.data.sources import Mixture, PhotoSource, leave_out, open_source, split_source
-from concertormer_jax.models import Network, create, initial_params, parameter_shapes
-from concertormer_jax.models.initial_values import declaring
+from concertormer_jax.models import Network, create, declared_params
+from concertormer_jax.models.initial_values import declaring, draw
 from concertormer_jax.ops.platform import training_mesh
 from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
 from concertormer_jax.runtime.errors import UserError
@@ -137,7 +138,8 @@ def starting_state(
 
     Raises UserError if `init_from` cannot be loaded or is of another network, and if no device can hold the state.
     """
-    shapes = state_shapes(training, mesh)
+    declared = declared_params(training.module)
+    shapes = state_shapes(training, nn.meta.unbox(declared), mesh)
     _require_memory_for(shapes)
     if checkpoints.latest_step() is not None:
         restored = checkpoints.restore(shapes, training.module)
@@ -147,14 +149,17 @@ def starting_state(
         require_same_architecture(init_from, architecture_dict(loaded.module), training.module)
         params = loaded.params
     else:
-        params = initial_params(training.module, seed)
+        params = draw(declared, seed)
     start = jax.jit(training.initialise, out_shardings=replicated(mesh), **run_once_options())
     return shapes, run_in_background(start.lower(shapes.params), jax.device_put(params, replicated(mesh))).result
 
 
-def state_shapes(training: Training, mesh: Mesh) -> TrainState:
-    """The shapes of the training state, with shardings that keep it whole on every device of `mesh`."""
-    shapes = jax.eval_shape(training.initialise, parameter_shapes(training.module))
+def state_shapes(training: Training, params: Any, mesh: Mesh) -> TrainState:
+    """The shapes of the training state, with shardings that keep it whole on every device of `mesh`.
+
+    params: the shapes of the parameters.
+    """
+    shapes = jax.eval_shape(training.initialise, params)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated(mesh)), shapes)
 
 
