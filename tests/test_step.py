@@ -7,9 +7,10 @@ import optax
 import pytest
 from tiny_network import random_params, tiny_network
 
+from concertormer_jax.ops.platform import traced_for
 from concertormer_jax.runtime.devices import batch_sharding, data_mesh, replicated
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.training.schedule import adamw, clip_by_global_norm, cosine, muon
+from concertormer_jax.training.schedule import adamw, clip_by_global_norm, cosine, global_norm, muon
 from concertormer_jax.training.step import batch_psnr, initial_state, make_train_step, to_unit
 
 SCHEDULE = cosine(1e-2, 1e-4, steps=10)
@@ -177,6 +178,12 @@ def test_a_gradient_is_clipped_to_a_global_norm_as_optax_does(largest):
             for clip in (clip_by_global_norm(largest), optax.clip_by_global_norm(largest))
         )
         assert_close(ours, theirs, rtol=1e-6)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_the_global_norm_is_that_of_all_numbers(platform):
+    with traced_for(platform):
+        assert global_norm({"a": jnp.array([3.0]), "b": jnp.array([[4.0, 0.0], [0.0, 12.0]])}) == pytest.approx(13)
 
 
 def test_muon_moves_matrices_along_all_directions_alike_and_all_else_like_adam():

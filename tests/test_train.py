@@ -3,8 +3,8 @@
 import gzip
 import json
 import shutil
-import threading
 import signal
+import threading
 from functools import partial
 from unittest.mock import MagicMock
 

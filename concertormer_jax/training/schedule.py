@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+from concertormer_jax.ops.platform import platform
 from concertormer_jax.runtime.errors import UserError
 
 _MUON_UPDATE_RMS = 0.2  # root mean square of a step at learning rate 1, about that of Adam (arXiv 2502.16982)
@@ -89,8 +90,10 @@ def cosine(learning_rate: float, final_learning_rate: float, steps: int, constan
 def global_norm(tree: Any) -> jax.Array:
     """The root of the sum of the squares of all numbers in a tree of float32 arrays.
 
-    Each array's sum is a product of two vectors, for which XLA on a CPU compiles nothing.
+    XLA on a CPU would compile a sum for every shape, so there the numbers are joined first.
     """
+    if platform() != "cpu":
+        return optax.tree.norm(tree)
     return jnp.linalg.norm(jnp.concatenate([part.reshape(-1) for part in jax.tree.leaves(tree)]))
 
 

@@ -1,8 +1,7 @@
 """Concerto self-attention on a CPU.
 
 A product for each block runs on a single core, and XLA shares such products out among the cores only where many of its
-operations are ready at once. So large spatial groups attend with one half of the queries beside the other, and channel
-groups with one half of the heads beside the other. The channel groups multiply all heads of a half at once.
+operations are ready at once. So large spatial groups attend with one half of the queries beside the other.
 
 Small parameters are copied before the loops that use them: see `cpu.workarounds`.
 """
