@@ -134,7 +134,8 @@ class Stage(nn.Module):
         fields = ("features", "heads", "expansion", "architecture", "tlc_window", "dtype", "implementation")
         block = partial(Block, **{field: getattr(self, field) for field in fields}, name="blocks")
         if self.blocks == 1 and not self._stores():
-            return self._only_block(block(parent=None), x, keys)
+            params = jax.tree.map(lambda stacked: stacked[0], self.variables["params"]["blocks"])
+            return _only_block(block(parent=None), self.remat, params, x, keys)
 
         def apply(block, x, position):
             shifted = position % 2 == 1 if self.architecture.shift else False
@@ -154,15 +155,6 @@ class Stage(nn.Module):
         """Whether parameters or logits are stored."""
         return self.is_initializing() or self.is_mutable_collection(LOGITS)
 
-    def _only_block(self, block, x, keys):
-        """The stage without a loop, whose derivative JAX would trace several times."""
-
-        def apply(params, x, keys):
-            return block.apply({"params": params}, x, False, keys, True)
-
-        params = jax.tree.map(lambda stacked: stacked[0], self.variables["params"]["blocks"])
-        return (jax.checkpoint(apply) if self.remat else apply)(params, x, keys)
-
     def _tiled(self, x):
         """The form that computes this stage at once; None where its blocks have to run one after another."""
         a = self.architecture
@@ -171,6 +163,18 @@ class Stage(nn.Module):
             return None
         of_shape = own_form("tiled_stage", self.implementation)
         return of_shape and of_shape(x.shape[1:], self.features * self.expansion, self.heads, x.dtype)
+
+
+def _only_block(block, remat, params, x, keys):
+    """A stage of one block without a loop, whose derivative JAX would trace several times.
+
+    It is a call, so that `costs.counted_by_xla` finds it.
+    """
+
+    def only_block(params, x, keys):
+        return block.apply({"params": params}, x, False, keys, True)
+
+    return jax.jit(jax.checkpoint(only_block) if remat else only_block)(params, x, keys)
 
 
 def block_weights(params: Mapping[str, Any]) -> tuple[tuple, AttentionWeights, MLPWeights]:

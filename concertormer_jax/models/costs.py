@@ -281,35 +281,35 @@ def _array(variable: Any) -> Any:
 
 
 def counted_by_xla(traced: jax.stages.Traced) -> dict[str, float]:
-    """Return the floating-point operations as XLA counts them before it optimises: {scan: FLOPs}, with "" for the rest.
+    """Return the floating-point operations that XLA counts before it optimises: {stage: FLOPs}, with "" for the rest.
 
-    XLA counts element-wise operations as well, and the body of a loop once; here a scan counts as often as it runs. The
-    name of a scan is that of the module that it is in.
+    XLA counts element-wise operations as well, and the body of a loop once; here a stage's scan counts as often as it
+    runs. The name of a stage is that of the module that it is in.
     """
     return _counted_by_xla(traced)[1]
 
 
 def _counted_by_xla(traced: jax.stages.Traced) -> tuple[float, dict[str, float]]:
-    """The FLOPs with every scan counted once, and those of `counted_by_xla`."""
+    """The FLOPs with every stage's block counted once, and those of `counted_by_xla`."""
     once = traced.lower().cost_analysis()["flops"]
     found = {"": once}
-    for equation in _scans(traced.jaxpr.jaxpr):
+    for equation in _stages(traced.jaxpr.jaxpr):
         name = str(equation.source_info.name_stack).rpartition("/")[2]
         body = equation.params["jaxpr"]
         body_once, inside = _counted_by_xla(jax.jit(core.jaxpr_as_fun(body)).trace(*body.in_avals))
-        found[name] = found.get(name, 0.0) + equation.params["length"] * sum(inside.values())
+        found[name] = found.get(name, 0.0) + equation.params.get("length", 1) * sum(inside.values())
         found[""] -= body_once
     return once, found
 
 
-def _scans(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
-    """The outermost scans of a function."""
+def _stages(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
+    """The outermost scans of a function, and its calls of a stage's only block."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan":
+        if equation.primitive.name == "scan" or equation.params.get("name") == "only_block":
             yield equation
         else:
             for inner in _inner(equation.params):
-                yield from _scans(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
+                yield from _stages(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
 
 
 def _inner(params: dict[str, Any]) -> Iterator[core.ClosedJaxpr | core.Jaxpr]:

@@ -43,14 +43,13 @@ from concertormer_jax.ops.shared.layers import project_channels_first
 from concertormer_jax.ops.shared.taps import cdc_over_blocks
 
 LARGE = 2**20  # with so many numbers in the queries of a group or more, two halves of the queries are faster
-BY_QUERIES = ("ripieno_spatial", "concertino_spatial")  # their results are in parts of queries, the others' of heads
 
 ARITHMETIC = Arithmetic(sum_over, partial(sum_over, axis=-1), minus_maxima)
 SPATIAL = Spatial(ARITHMETIC)
 
 transposed_attention = partial(attention.transposed_attention, SPATIAL)
 
-Parts = list[Float[Array, "..."]]  # of a group's result
+Parts = list[Float[Array, "..."]]  # of a group's result, each of some of the queries
 
 
 def concerto_attention(
@@ -148,11 +147,9 @@ def _halves_of_queries(q):
 
 def _joined(group: str, parts: Parts) -> Float[Array, "b p n mc"]:
     """The result of a group as blocks of a map."""
-    blocks = [positions_first(LAYOUTS[group], part) for part in parts]
-    return jnp.concatenate(blocks, axis=1 if group in BY_QUERIES else -1)
+    return jnp.concatenate([positions_first(LAYOUTS[group], part) for part in parts], axis=1)
 
 
 def _mean(group: str, parts: Parts) -> Float[Array, "b mc"]:
     """The mean of a group's result over the map."""
-    means = [mean_of_map(LAYOUTS[group], part) for part in parts]
-    return reduce(jnp.add, means) / len(means) if group in BY_QUERIES else jnp.concatenate(means, axis=-1)
+    return reduce(jnp.add, [mean_of_map(LAYOUTS[group], part) for part in parts]) / len(parts)
