@@ -33,7 +33,7 @@ class Training(NamedTuple):
     """The network of a config and the functions that train it.
 
     apply: `(params, images) -> outputs`; initialise: `params -> TrainState`; step: see `make_train_step`. fingerprint:
-    of all three, for the trace cache. input_dtype: of a batch's inputs.
+    of `apply` and `step`, for the trace cache. input_dtype: of a batch's inputs.
     """
 
     module: Network
