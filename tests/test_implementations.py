@@ -17,6 +17,7 @@ from concertormer_jax.models.restormer import TransformerStage
 from concertormer_jax.ops import concerto, layers, reference
 from concertormer_jax.ops.blocks import Grid
 from concertormer_jax.ops.cpu import concerto as cpu
+from concertormer_jax.ops.cpu.cdc import over_grid
 from concertormer_jax.ops.dispatch import IMPLEMENTATIONS, form, own_form, traced_for
 from concertormer_jax.ops.gpu import concerto as gpu
 from concertormer_jax.ops.shared import taps
@@ -276,6 +277,23 @@ def test_restormers_attention_beyond_an_exponential(temperature, implementation)
     # In float32 a logit of 500 is rounded by 3e-5, and the derivative by the temperature is what is left of a sum that
     # cancels: the reference itself is 6e-4 away from float64.
     assert_same(ours, expected, tolerance=2e-3)
+
+
+@pytest.mark.parametrize(("columns", "heads", "is_product"), [(1, 2, True), (8, 3, True), (9, 2, False), (4, 1, False)])
+def test_on_a_cpu_the_communication_between_blocks_is_a_convolution(columns, heads, is_product):
+    maps, kernel = random_arrays((2, 3, columns, heads, 2, 5), (3, 3, heads, heads))
+
+    def convolved(maps, kernel):
+        images = jnp.moveaxis(maps.reshape(*maps.shape[:4], -1), -1, 1).reshape(-1, *maps.shape[1:4])
+        result = reference.conv3x3(images, kernel)
+        return jnp.moveaxis(result.reshape(2, 10, *maps.shape[1:4]), 1, -1).reshape(maps.shape)
+
+    def ours(maps, kernel):
+        blocks = maps.reshape(2, -1, *maps.shape[3:])
+        return taps.cdc_over_blocks(Grid(3, columns, 4), blocks, kernel, over_grid).reshape(maps.shape)
+
+    assert_same(*(value_and_gradients(form, (maps, kernel)) for form in (ours, convolved)), tolerance=1e-5)
+    assert ("products_over_grid" in str(jax.make_jaxpr(over_grid)(maps, kernel))) == is_product
 
 
 @every_form

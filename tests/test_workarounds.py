@@ -21,6 +21,14 @@ def test_it_is_the_parameter_bit_for_bit(shape, dtype):
     assert np.asarray(result).tobytes() == np.asarray(given).tobytes()
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (3, 3, 1, 1), (3, 3, 2, 2)])
+def test_its_product_has_no_single_row_or_column(shape):
+    (product,) = [
+        equation for equation in jax.make_jaxpr(materialize)(jnp.ones(shape)).eqns if "dot" in str(equation.primitive)
+    ]
+    assert min(product.outvars[0].aval.shape) > 1
+
+
 def chosen_inside_the_loop(materialize) -> bool:
     """Whether the loop over the pixels, in a scan over four stacked kernels, takes the stack in place of one kernel."""
 

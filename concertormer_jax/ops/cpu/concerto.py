@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.ops.blocks import Grid, merge_blocks, split_blocks
+from concertormer_jax.ops.cpu.cdc import over_grid
 from concertormer_jax.ops.cpu.workarounds import materialize
-from concertormer_jax.ops.reference import CONCERTO, AttentionWeights
+from concertormer_jax.ops.reference import CONCERTO, AttentionWeights, wide
 from concertormer_jax.ops.shared import attention
 from concertormer_jax.ops.shared.attention import (
     Arithmetic,
@@ -32,7 +33,6 @@ from concertormer_jax.ops.shared.groups import (
     LAYOUTS,
     Parameters,
     for_every_channel,
-    mean_of_map,
     parameters_by_group,
     positions_first,
     projected,
@@ -75,7 +75,7 @@ def concerto_attention(
     for own in parameters_by_group(weights, groups, x.dtype):
         with jax.named_scope(own.group):
             cdc = cdc_of(
-                own.group, groups, own.cdc, own.temperature, partial(cdc_over_blocks, grid, materialize=materialize)
+                own.group, groups, own.cdc, own.temperature, partial(cdc_over_blocks, grid, over_grid=over_grid)
             )
 
             def masked(queries, cdc=cdc, group=own.group):
@@ -151,5 +151,11 @@ def _joined(group: str, parts: Parts) -> Float[Array, "b p n mc"]:
 
 
 def _mean(group: str, parts: Parts) -> Float[Array, "b mc"]:
-    """The mean of a group's result over the map."""
-    return reduce(jnp.add, [mean_of_map(LAYOUTS[group], part) for part in parts]) / len(parts)
+    """The mean of a group's result over the map, in float32 at least.
+
+    A sum: XLA compiles the product of `mean_of_map` anew wherever there is one.
+    """
+    axes = LAYOUTS[group].axes
+    kept = "bmc" if "m" in axes else "bc"
+    sums = reduce(jnp.add, [jnp.einsum(f"{axes}->{kept}", part.astype(wide(part))) for part in parts])
+    return sums.reshape(len(sums), -1) * (sums.size / sum(part.size for part in parts))

@@ -3,7 +3,7 @@
 XLA fuses these into one pass, while its general convolution is slow on a CPU. The derivatives are written in the same
 way, as the automatic ones would add nine padded arrays.
 
-materialize, in all functions: what the kernel passes through before its use, see `ops.cpu.workarounds`.
+materialize, where it is taken: what the kernel passes through before its use, see `ops.cpu.workarounds`.
 """
 
 from collections.abc import Callable, Iterator
@@ -78,24 +78,15 @@ def _depthwise_backward(materialize, saved, gradient):
 depthwise_3x3.defvjp(_depthwise_forward, _depthwise_backward)
 
 
-def cdc_over_blocks(
-    grid: Grid,
-    logits: Float[Array, "b n m E F"],
-    kernel: Float[Array, "3 3 m m"],
-    materialize: Materialize = lambda kernel: kernel,
-) -> Float[Array, "b n m E F"]:
+@jax.jit
+def taps_over_grid(
+    logits: Float[Array, "b rows columns m E F"], kernel: Float[Array, "3 3 m m"]
+) -> Float[Array, "b rows columns m E F"]:
     """The CDC of a Ripieno: a 3x3 convolution over the grid of blocks, heads to heads, with zero padding.
 
     The same kernel (down, right, head in, head out) serves every entry of the attention maps.
     """
-    maps = logits.reshape(-1, grid.rows, grid.columns, *logits.shape[2:])
-    return _over_grid(maps, kernel, materialize).reshape(logits.shape)
-
-
-@partial(jax.jit, static_argnums=2)
-def _taps_over_grid(logits, kernel, materialize):
     heads = logits.shape[3]
-    kernel = materialize(kernel)
     maps = logits.reshape(*logits.shape[:4], -1)
     entries = maps.shape[-1]
     padded = padded_by_one(maps)
@@ -103,26 +94,36 @@ def _taps_over_grid(logits, kernel, materialize):
         # The padding: maps of 64 x 64 entries would begin whole pages apart, and share a few lines of the cache.
         # The barrier: without it, XLA would compute the logits again for every head of the taps in the middle.
         padded = jax.lax.optimization_barrier(jnp.pad(padded, [(0, 0)] * 4 + [(0, 16)]))
-    mixed = sum(
+    products = (
         neighbour[:, :, :, head : head + 1, :entries] * kernel[down, right, head][:, None]
         for down, right, neighbour in neighbours(padded)
         for head in range(heads)
     )
-    return mixed.reshape(logits.shape)
+    return reduce(jnp.add, products).reshape(logits.shape)
+
+
+def cdc_over_blocks(
+    grid: Grid,
+    logits: Float[Array, "b n m E F"],
+    kernel: Float[Array, "3 3 m m"],
+    over_grid: Callable[[Array, Array], Array] = taps_over_grid,
+) -> Float[Array, "b n m E F"]:
+    """The CDC of a Ripieno for logits of all blocks. over_grid: computes what `taps_over_grid` does."""
+    maps = logits.reshape(-1, grid.rows, grid.columns, *logits.shape[2:])
+    return _over_grid(maps, kernel, over_grid).reshape(logits.shape)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _over_grid(logits, kernel, materialize):
-    """`cdc_over_blocks` of logits [b, rows, columns, m, E, F]."""
-    return _taps_over_grid(logits, kernel, materialize)
+def _over_grid(logits, kernel, over_grid):
+    return over_grid(logits, kernel)
 
 
-def _over_grid_forward(logits, kernel, materialize):
-    return _taps_over_grid(logits, kernel, materialize), (logits, kernel)
+def _over_grid_forward(logits, kernel, over_grid):
+    return over_grid(logits, kernel), (logits, kernel)
 
 
 @partial(jax.jit, static_argnums=0)
-def _over_grid_backward(materialize, saved, gradient):
+def _over_grid_backward(over_grid, saved, gradient):
     logits, kernel = saved
     _, rows, columns, heads = logits.shape[:4]
 
@@ -140,7 +141,7 @@ def _over_grid_backward(materialize, saved, gradient):
     source, target = np.meshgrid(np.arange(columns), np.arange(columns), indexing="ij")
     right = np.stack([source - target == offset for offset in (-1, 0, 1)]).astype(np.float32)
     kernel_gradient = jnp.einsum("dxsyt,rxy->drst", pairs, right)
-    return _taps_over_grid(gradient, kernel[::-1, ::-1].swapaxes(2, 3), materialize), kernel_gradient
+    return over_grid(gradient, kernel[::-1, ::-1].swapaxes(2, 3)), kernel_gradient
 
 
 _over_grid.defvjp(_over_grid_forward, _over_grid_backward)
