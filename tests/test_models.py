@@ -163,6 +163,16 @@ def test_a_stage_of_one_block_computes_what_a_loop_over_it_does(remat, keys, mon
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), alone, in_loop)
 
 
+def test_equal_stages_are_traced_once(monkeypatch):
+    heads = {"encoder_heads": (1, 2), "middle_heads": 4, "decoder_heads": (2, 1)}
+    module = tiny_network(width=12, encoder_blocks=(1, 2), decoder_blocks=(2, 1), **heads)  # in no other test
+    params, traced = parameter_shapes(module), []
+    monkeypatch.setattr("concertormer_jax.models.blocks.gated_mlp", lambda x, *_, **__: (traced.append(x.shape), x)[1])
+    jax.eval_shape(module.apply, {"params": params}, jnp.zeros((1, 32, 32, 3)))
+    encoders, middle, last_decoder = [(1, 32, 32, 12), (1, 16, 16, 24)], (1, 8, 8, 48), (1, 32, 32, 12)
+    assert traced == [*encoders, middle, last_decoder]
+
+
 def test_no_attention_is_traced_for_initial_values(monkeypatch):
     monkeypatch.setattr(concerto, "concerto_attention", None)
     module = tiny_network(expansion=3)  # in no other test, so that its attention has not been traced

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from concertormer_jax.models.architecture import Architecture
@@ -133,16 +134,12 @@ class Stage(nn.Module):
         keys = None if y is None else layer_norm("norm2")(y).astype(self.dtype)
         fields = ("features", "heads", "expansion", "architecture", "tlc_window", "dtype", "implementation")
         block = partial(Block, **{field: getattr(self, field) for field in fields}, name="blocks")
-        if self.blocks == 1 and not self._stores():
-            params = jax.tree.map(lambda stacked: stacked[0], self.variables["params"]["blocks"])
-            return _only_block(block(parent=None), self.remat, params, x, keys)
+        if not self._stores():
+            return run_blocks(block(parent=None), self.remat, self.variables["params"]["blocks"], x, keys)
 
         def apply(block, x, position):
-            shifted = position % 2 == 1 if self.architecture.shift else False
-            return block(x, shifted, keys, position == 0), None
+            return block(x, _is_shifted(block, position), keys, position == 0), None
 
-        if self.remat:
-            apply = nn.remat(apply, prevent_cse=False)
         scan = nn.scan(
             apply,
             variable_axes={"params": 0, LOGITS: 0},
@@ -165,16 +162,29 @@ class Stage(nn.Module):
         return of_shape and of_shape(x.shape[1:], self.features * self.expansion, self.heads, x.dtype)
 
 
-def _only_block(block, remat, params, x, keys):
-    """A stage of one block without a loop, whose derivative JAX would trace several times.
+def _is_shifted(block, position):
+    return position % 2 == 1 if block.architecture.shift else False
 
-    It is a call, so that `costs.counted_by_xla` finds it.
+
+@partial(jax.jit, static_argnums=(0, 1))
+def run_blocks(
+    block: Block, remat: bool, params: Any, x: Float[Array, "b H W C"], keys: Float[Array, "b H W C"] | None
+) -> Float[Array, "b H W C"]:
+    """The blocks of a stage one after another; JAX traces this once for all equal stages of a network.
+
+    block: each of them, unbound. remat: see `Stage`. params: their parameters, stacked on a first axis. keys: see
+    `Block`. One block alone is no loop, whose derivative JAX would trace several times.
     """
+    count = len(jax.tree.leaves(params)[0])
 
-    def only_block(params, x, keys):
-        return block.apply({"params": params}, x, False, keys, True)
+    def apply(x, numbered):
+        position, own = numbered
+        return block.apply({"params": own}, x, _is_shifted(block, position), keys, position == 0), None
 
-    return jax.jit(jax.checkpoint(only_block) if remat else only_block)(params, x, keys)
+    run = jax.checkpoint(apply, prevent_cse=count == 1) if remat else apply
+    if count == 1:
+        return run(x, (0, jax.tree.map(lambda stacked: stacked[0], params)))[0]
+    return jax.lax.scan(run, x, (np.arange(count), params))[0]
 
 
 def block_weights(params: Mapping[str, Any]) -> tuple[tuple, AttentionWeights, MLPWeights]:

@@ -303,9 +303,9 @@ def _counted_by_xla(traced: jax.stages.Traced) -> tuple[float, dict[str, float]]
 
 
 def _stages(jaxpr: core.Jaxpr) -> Iterator[core.JaxprEqn]:
-    """The outermost scans of a function, and its calls of a stage's only block."""
+    """The outermost scans of a function and its calls of `blocks.run_blocks`, which is a scan or a single block."""
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "scan" or equation.params.get("name") == "only_block":
+        if equation.primitive.name == "scan" or equation.params.get("name") == "run_blocks":
             yield equation
         else:
             for inner in _inner(equation.params):
