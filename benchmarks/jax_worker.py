@@ -85,7 +85,7 @@ class Training(OnDevice):
 
         params = jax.device_put(read_params(job["params"]))
         starting = jax.jit(initialise, **run_once_options()).lower(params)
-        started = run_in_background(starting, params)
+        started = run_in_background(starting, lambda: params)
         key = fingerprint(self.module, learning_rates, settings)
         self.program = lower_cached(step, starting.out_info, self.batch, fingerprint=key, donate_argnums=0).compile()
         self.state = started.result()

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,13 @@ import pytest
 import training_runs as runs
 from light_network import leave_out_blocks
 
-from concertormer_jax.models import parameter_shapes
+from concertormer_jax.models import initial_params, parameter_shapes
+from concertormer_jax.ops.platform import traced_for
 from concertormer_jax.runtime import trace_cache
-from concertormer_jax.runtime.devices import data_mesh
+from concertormer_jax.runtime.devices import data_mesh, place_batch, replicated
 from concertormer_jax.training import losses, trainer
 from concertormer_jax.training.schedule import make_phases
-from concertormer_jax.training.setup import lower_step, state_shapes, trace_step, training_from
+from concertormer_jax.training.setup import compile_step, state_shapes, trace_step, training_from
 from configs import common
 
 
@@ -196,21 +198,32 @@ def test_a_run_from_cached_traces_is_the_same(folder, tmp_path, monkeypatch):
     runs.write_photos(photos)
     settings = runs.TINY_RUN | runs.ONE_STAGE | {"data.source": str(photos)}
     trainer.train(runs.override(common.get_config(), settings), tmp_path / "traced")
-    assert len(list(folder.iterdir())) == 2  # step and validation
+    assert len(list(folder.iterdir())) == 3  # the two parts of the step, and validation
     monkeypatch.setattr(losses, "multiscale_l1_fft", None)
     trainer.train(runs.override(common.get_config(), settings | {"run.log_every_steps": 2}), tmp_path / "cached")
     traced, cached = (runs.stored_state(tmp_path / name, 2) for name in ("traced", "cached"))
     runs.assert_identical(cached, traced)
 
 
-def test_a_step_from_a_cached_trace_donates_the_state(folder, monkeypatch):
+@pytest.mark.parametrize(("kind", "programs"), [("cpu", 2), ("gpu", 1)])
+def test_a_step_from_new_and_from_cached_traces_is_that_of_the_config(folder, monkeypatch, kind, programs):
+    """And it takes the place of the state, which is donated."""
     leave_out_blocks(monkeypatch)
     config = runs.override(common.get_config(), runs.TINY_RUN | runs.ONE_STAGE)
-    phases = make_phases(config.stages.steps, config.stages.crop_px, config.stages.batch)
+    (phase,) = phases = make_phases(config.stages.steps, config.stages.crop_px, config.stages.batch)
     training, mesh = training_from(config, phases), data_mesh()
+    state = training.initialise(initial_params(training.module, 0))
+    pixels = np.random.default_rng(0).integers(0, 255, (2, phase.batch, phase.crop_px, phase.crop_px, 3))
+    batch = {"input": pixels[0].astype(training.input_dtype), "target": pixels[1].astype(np.uint8)}
     shapes = state_shapes(training, parameter_shapes(training.module), mesh)
-    plain = trace_step(training, shapes, phases[0], mesh).lower()
-    cached = lower_step(training, shapes, phases[0], mesh)
-    for lowered in (plain, cached):
-        (main,) = [line for line in lowered.as_text().splitlines() if "@main(" in line]
-        assert main.count("tf.aliasing_output") == len(jax.tree.leaves(shapes))
+    with traced_for(kind):
+        plain = trace_step(training, shapes, phase, mesh).lower().compile()
+        steps = [compile_step(training, shapes, phase, mesh)() for _ in ("traced", "cached")]
+    assert len(list(folder.iterdir())) == programs
+    expected = None
+    for step in (plain, *steps):
+        placed = jax.device_put(jax.tree.map(jnp.copy, state), replicated(mesh))
+        result = step(placed, place_batch(mesh, batch))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed))
+        expected = expected or result
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), result, expected)

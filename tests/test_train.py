@@ -17,6 +17,7 @@ from light_network import leave_out_blocks
 from PIL import Image
 
 from concertormer_jax.models import initial_params, parameter_shapes
+from concertormer_jax.runtime import threads
 from concertormer_jax.runtime.devices import data_mesh, run_in_background
 from concertormer_jax.runtime.errors import Stopped, UserError, reported
 from concertormer_jax.training import config_limits, setup, trainer
@@ -242,9 +243,9 @@ def test_the_step_is_compiled_before_anything_waits_for_the_weights(settings, tm
 
     order, drawn, step = [], MagicMock(), MagicMock()
     drawn.result.side_effect = Wanted
-    step.compile.side_effect = lambda: order.append("step compiled")
+    step.side_effect = lambda: order.append("step compiled")
     monkeypatch.setattr(setup, "run_in_background", lambda *_: (order.append("drawing started"), drawn)[1])
-    monkeypatch.setattr(trainer, "lower_step", lambda *_: step)
+    monkeypatch.setattr(trainer, "compile_step", lambda *_: step)
     with pytest.raises(Wanted):
         trainer.train(config_with(settings | runs.ONE_STAGE), tmp_path)
     assert order == ["drawing started", "step compiled"]
@@ -254,9 +255,9 @@ def test_the_first_batch_is_read_while_the_step_compiles(settings, tmp_path, mon
     class Compiled(Exception):
         pass
 
-    read, step, batches = threading.Event(), MagicMock(), trainer.pipeline.batches
+    read, batches = threading.Event(), trainer.pipeline.batches
 
-    def compile_until_read():
+    def compiled_when_read():
         assert read.wait(timeout=60)
         raise Compiled
 
@@ -264,8 +265,7 @@ def test_the_first_batch_is_read_while_the_step_compiles(settings, tmp_path, mon
         read.set()
         return batches(*arguments, **settings)
 
-    step.compile.side_effect = compile_until_read
-    monkeypatch.setattr(trainer, "lower_step", lambda *_: step)
+    monkeypatch.setattr(trainer, "compile_step", lambda *_: threads.run(compiled_when_read).result)
     monkeypatch.setattr(trainer.pipeline, "batches", noting_batches)
     with pytest.raises(Compiled):
         trainer.train(config_with(settings | runs.ONE_STAGE), tmp_path)
@@ -273,9 +273,9 @@ def test_the_first_batch_is_read_while_the_step_compiles(settings, tmp_path, mon
 
 def test_a_failure_in_the_background_is_raised_where_its_result_is_wanted():
     square = jax.jit(jnp.square).lower(3.0)
-    assert run_in_background(square, 3.0).result() == 9
+    assert run_in_background(square, lambda: 3.0).result() == 9
     with pytest.raises(TypeError, match="called with float32\\[2\\]"):
-        run_in_background(square, np.zeros(2)).result()
+        run_in_background(square, lambda: np.zeros(2)).result()
 
 
 def test_init_from_another_architecture_is_refused(undisturbed, settings, tmp_path):

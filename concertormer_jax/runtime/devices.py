@@ -66,9 +66,9 @@ def run_once_options() -> dict[str, Any]:
     return {"compiler_options": {"xla_backend_optimization_level": 0} if on_cpu else None}
 
 
-def run_in_background(lowered: jax.stages.Lowered, *arguments: Any) -> Future:
-    """Compile what `jax.jit(...).lower(*arguments)` returned and run it on `arguments`, as `_in_background` does."""
-    return _in_background(lambda: lowered.compile()(*arguments))
+def run_in_background(lowered: jax.stages.Lowered, argument: Callable[[], Any]) -> Future:
+    """Compile what `jax.jit(...).lower(...)` returned and run it on `argument()`, as `_in_background` does."""
+    return _in_background(lambda: lowered.compile()(argument()))
 
 
 def compile_in_background(lowered: jax.stages.Lowered) -> "Future[jax.stages.Compiled]":

@@ -14,8 +14,14 @@ from concertormer_jax.data.degrade import input_dtype, make_degradation
 from concertormer_jax.data.sources import Mixture, PhotoSource, leave_out, open_source, split_source
 from concertormer_jax.models import Network, create, declared_params
 from concertormer_jax.models.initial_values import declaring, draw
-from concertormer_jax.ops.platform import training_mesh
-from concertormer_jax.runtime.devices import batch_sharding, replicated, run_in_background, run_once_options
+from concertormer_jax.ops.platform import platform, training_mesh
+from concertormer_jax.runtime.devices import (
+    batch_sharding,
+    compile_in_background,
+    replicated,
+    run_in_background,
+    run_once_options,
+)
 from concertormer_jax.runtime.errors import UserError
 from concertormer_jax.runtime.memory import available_memory_bytes
 from concertormer_jax.runtime.outputs import require_outside
@@ -23,7 +29,7 @@ from concertormer_jax.runtime.paths import AnyPath, local_path
 from concertormer_jax.runtime.trace_cache import fingerprint, lower_cached
 from concertormer_jax.training.config_limits import require_valid
 from concertormer_jax.training.schedule import OPTIMIZERS, Phase, cosine
-from concertormer_jax.training.step import TrainState, initial_state, make_train_step
+from concertormer_jax.training.step import TrainState, initial_state, make_gradient, make_train_step, make_update
 from concertormer_jax.weights.checkpoints import Checkpoints, architecture_dict, load_model, require_same_architecture
 
 _MUCH_MORE = 1.5  # a held-out part that is this many times as large as asked for is reported
@@ -32,14 +38,16 @@ _MUCH_MORE = 1.5  # a held-out part that is this many times as large as asked fo
 class Training(NamedTuple):
     """The network of a config and the functions that train it.
 
-    apply: `(params, images) -> outputs`; initialise: `params -> TrainState`; step: see `make_train_step`. fingerprint:
-    of `apply` and `step`, for the trace cache. input_dtype: of a batch's inputs.
+    apply: `(params, images) -> outputs`; initialise: `params -> TrainState`; step: see `make_train_step`; gradient,
+    update: its two parts. fingerprint: of all these, for the trace cache. input_dtype: of a batch's inputs.
     """
 
     module: Network
     apply: Callable
     initialise: Callable
     step: Callable
+    gradient: Callable
+    update: Callable
     fingerprint: str | None
     input_dtype: type
 
@@ -89,16 +97,17 @@ def training_from(config, phases: Sequence[Phase]) -> Training:
     def initialise(params):
         return initial_state(params, optimizer, ema_decay)
 
-    step = make_train_step(
+    parts = {"fft_weight": config.train.fft_weight, "accumulation": config.train.accumulation}
+    return Training(
+        module,
         apply,
-        optimizer,
-        schedule,
-        fft_weight=config.train.fft_weight,
-        accumulation=config.train.accumulation,
-        ema_decay=ema_decay,
+        initialise,
+        step=make_train_step(apply, optimizer, schedule, **parts, ema_decay=ema_decay),
+        gradient=make_gradient(apply, **parts),
+        update=make_update(optimizer, schedule, ema_decay=ema_decay),
+        fingerprint=fingerprint(module, config.optimizer, config.train, f"{last_step} steps"),
+        input_dtype=input_dtype(config.data.degradation),
     )
-    key = fingerprint(module, config.optimizer, config.train, f"{last_step} steps")
-    return Training(module, apply, initialise, step, key, input_dtype(config.data.degradation))
 
 
 def trace_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh):
@@ -110,11 +119,34 @@ def trace_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh):
         return jax.jit(training.step, **_step_options(mesh)).trace(state, _step_images(training, phase, mesh))
 
 
-def lower_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh) -> jax.stages.Lowered:
-    """As `trace_step` does, but lowered, and from a cached trace if there is one."""
+def compile_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh) -> Callable[[], Callable]:
+    """Start to compile the step for the shapes of `phase` on `mesh`, from cached traces if there are some.
+
+    state: of shapes with shardings. Returns a function that waits for the compiler and returns the step,
+    `(state, batch) -> (state, metrics)`, to which the state is donated. On a CPU the step is two programs: XLA compiles
+    the update while JAX traces the gradient. A signal handler that raises ends the wait, though not the compiler.
+    """
     images = _step_images(training, phase, mesh)
+
+    def start(function, *arguments, donated):
+        options = _step_options(mesh) | {"donate_argnums": donated}
+        return compile_in_background(lower_cached(function, *arguments, fingerprint=training.fingerprint, **options))
+
     with training_mesh(mesh):
-        return lower_cached(training.step, state, images, fingerprint=training.fingerprint, **_step_options(mesh))
+        if platform() != "cpu":
+            return start(training.step, state, images, donated=0).result
+        update = start(training.update, state, state.params, donated=0)
+        gradient = start(training.gradient, state.params, images, donated=())
+    return lambda: _step_of(gradient.result(), update.result())
+
+
+def _step_of(gradient_of, update):
+    def step(state, batch):
+        gradient, metrics = gradient_of(state.params, batch)
+        state, others = update(state, gradient)
+        return state, metrics | others
+
+    return step
 
 
 def _step_options(mesh):
@@ -144,14 +176,17 @@ def starting_state(
     if checkpoints.latest_step() is not None:
         restored = checkpoints.restore(shapes, training.module)
         return shapes, lambda: restored
+    params = None
     if init_from:
         loaded = load_model(init_from, "config.init_from")
         require_same_architecture(init_from, architecture_dict(loaded.module), training.module)
         params = loaded.params
-    else:
-        params = draw(declared, seed)
+
+    def first_params():
+        return jax.device_put(draw(declared, seed) if params is None else params, replicated(mesh))
+
     start = jax.jit(training.initialise, out_shardings=replicated(mesh), **run_once_options())
-    return shapes, run_in_background(start.lower(shapes.params), jax.device_put(params, replicated(mesh))).result
+    return shapes, run_in_background(start.lower(shapes.params), first_params).result
 
 
 def state_shapes(training: Training, params: Any, mesh: Mesh) -> TrainState:

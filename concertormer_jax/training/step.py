@@ -59,22 +59,8 @@ def to_unit(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255
 
 
-def make_train_step(
-    apply: Callable,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    *,
-    fft_weight: float,
-    accumulation: int,
-    ema_decay: float,
-) -> Callable:
-    """Build `(state, batch) -> (state, metrics)`.
-
-    apply: `(params, images) -> outputs` of the network. batch: {"input", "target"}: uint8 (the input may be float32 on
-    the same scale) [B, H, W, 3], B a multiple of `accumulation`; the gradient is that of the mean over the whole batch,
-    computed in `accumulation` parts.
-    metrics: scalars "loss", "psnr" (mean of the batch, dB), "gradient_norm" (before clipping) and "learning_rate".
-    """
+def make_gradient(apply: Callable, *, fft_weight: float, accumulation: int) -> Callable:
+    """Build `(params, batch) -> (gradient, {"loss", "psnr"})`: the first part of `make_train_step`'s function."""
 
     def loss_and_psnr(params, part):
         target = to_unit(part["target"])
@@ -97,9 +83,17 @@ def make_train_step(
         total, _ = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda a: a / accumulation, total)
 
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        compute = gradient_of if accumulation == 1 else accumulate
-        (loss, psnr), gradient = compute(state.params, batch)
+    def gradient(params, batch):
+        (loss, psnr), gradient = (gradient_of if accumulation == 1 else accumulate)(params, batch)
+        return gradient, {"loss": loss, "psnr": psnr}
+
+    return gradient
+
+
+def make_update(optimizer: optax.GradientTransformation, schedule: optax.Schedule, *, ema_decay: float) -> Callable:
+    """Build `(state, gradient) -> (state, {"gradient_norm", "learning_rate"})`: the second part of the step."""
+
+    def update(state: TrainState, gradient: Any) -> tuple[TrainState, dict]:
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
@@ -107,12 +101,34 @@ def make_train_step(
             # After n updates at most (1 + n) / (10 + n) of the average is kept, which soon forgets the initial weights.
             decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
             average = optax.incremental_update(params, average, 1 - decay)
-        metrics = {
-            "loss": loss,
-            "psnr": psnr,
-            "gradient_norm": global_norm(gradient),
-            "learning_rate": schedule(state.step),
-        }
+        metrics = {"gradient_norm": global_norm(gradient), "learning_rate": schedule(state.step)}
         return TrainState(state.step + 1, params, optimizer_state, average), metrics
+
+    return update
+
+
+def make_train_step(
+    apply: Callable,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    fft_weight: float,
+    accumulation: int,
+    ema_decay: float,
+) -> Callable:
+    """Build `(state, batch) -> (state, metrics)`.
+
+    apply: `(params, images) -> outputs` of the network. batch: {"input", "target"}: uint8 (the input may be float32 on
+    the same scale) [B, H, W, 3], B a multiple of `accumulation`; the gradient is that of the mean over the whole batch,
+    computed in `accumulation` parts.
+    metrics: scalars "loss", "psnr" (mean of the batch, dB), "gradient_norm" (before clipping) and "learning_rate".
+    """
+    gradient_of = make_gradient(apply, fft_weight=fft_weight, accumulation=accumulation)
+    update = make_update(optimizer, schedule, ema_decay=ema_decay)
+
+    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        gradient, metrics = gradient_of(state.params, batch)
+        state, others = update(state, gradient)
+        return state, metrics | others
 
     return step

@@ -12,7 +12,6 @@ import numpy as np
 from concertormer_jax.data import pipeline
 from concertormer_jax.data.images import require_memory_for
 from concertormer_jax.runtime.devices import (
-    compile_in_background,
     data_mesh,
     end_with_lost_hosts,
     explain_out_of_memory,
@@ -24,7 +23,7 @@ from concertormer_jax.training.config_limits import flat, require_valid
 from concertormer_jax.training.preemption import PreemptionGuard
 from concertormer_jax.training.profiling import Goodput, Profiler, peak_flops_per_s, training_flops
 from concertormer_jax.training.schedule import Phase, make_phases, require_divisible
-from concertormer_jax.training.setup import data_notes, lower_step, sources_from, starting_state, training_from
+from concertormer_jax.training.setup import compile_step, data_notes, sources_from, starting_state, training_from
 from concertormer_jax.training.trackers import Trackers
 from concertormer_jax.training.validation import Validation
 from concertormer_jax.training.workdir import check_and_write_config, digests_of, only_run_in
@@ -258,14 +257,14 @@ class Trainer:
                 self._save(validate=False)
             raise
 
-    def _compile(self, phase: Phase, meanwhile: Callable[[], Any]) -> tuple[jax.stages.Compiled, Any]:
+    def _compile(self, phase: Phase, meanwhile: Callable[[], Any]) -> tuple[Callable, Any]:
         """Return the compiled step for `phase`, and what `meanwhile` returns while the compiler works."""
         self.writer.note(f"compiling the step of phase {phase.number} ({phase.crop_px} px x {phase.batch}) ...")
         start = time.perf_counter()
         with jax.transfer_guard("allow"):
-            compiling = compile_in_background(lower_step(self.training, self.shapes, phase, self.mesh))
+            compiled_step = compile_step(self.training, self.shapes, phase, self.mesh)
         done = meanwhile()
-        compiled = compiling.result()
+        compiled = compiled_step()
         self.writer.note(f"compiled in {time.perf_counter() - start:.1f} s")
         return compiled, done
 
