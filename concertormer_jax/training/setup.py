@@ -116,27 +116,28 @@ def trace_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh):
     Returns what `jax.jit(...).trace` does.
     """
     with training_mesh(mesh):
-        return jax.jit(training.step, **_step_options(mesh)).trace(state, _step_images(training, phase, mesh))
+        return jax.jit(training.step, **_options(mesh, donated=0)).trace(state, _step_images(training, phase, mesh))
 
 
 def compile_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh) -> Callable[[], Callable]:
     """Start to compile the step for the shapes of `phase` on `mesh`, from cached traces if there are some.
 
     state: of shapes with shardings. Returns a function that waits for the compiler and returns the step,
-    `(state, batch) -> (state, metrics)`, to which the state is donated. On a CPU the step is two programs: XLA compiles
-    the update while JAX traces the gradient. A signal handler that raises ends the wait, though not the compiler.
+    `(state, batch) -> (state, metrics)`, to which the state is donated. A signal handler that raises ends the wait,
+    though not the compiler. On a CPU the step is two programs: XLA compiles the gradient, on one thread at first, while
+    JAX traces the update.
     """
     images = _step_images(training, phase, mesh)
 
     def start(function, *arguments, donated):
-        options = _step_options(mesh) | {"donate_argnums": donated}
+        options = _options(mesh, donated)
         return compile_in_background(lower_cached(function, *arguments, fingerprint=training.fingerprint, **options))
 
     with training_mesh(mesh):
         if platform() != "cpu":
             return start(training.step, state, images, donated=0).result
-        update = start(training.update, state, state.params, donated=0)
         gradient = start(training.gradient, state.params, images, donated=())
+        update = start(training.update, state, state.params, donated=0)
     return lambda: _step_of(gradient.result(), update.result())
 
 
@@ -149,8 +150,8 @@ def _step_of(gradient_of, update):
     return step
 
 
-def _step_options(mesh):
-    return {"donate_argnums": 0, "out_shardings": replicated(mesh)}
+def _options(mesh, donated):
+    return {"donate_argnums": donated, "out_shardings": replicated(mesh)}
 
 
 def _step_images(training, phase, mesh):
