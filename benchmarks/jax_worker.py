@@ -9,7 +9,12 @@ import numpy as np
 from benchmarks.params import read_params
 from benchmarks.worker import serve
 from concertormer_jax.models import create
-from concertormer_jax.runtime.devices import prepare_to_compile, run_in_background, run_once_options
+from concertormer_jax.runtime.devices import (
+    compile_interruptibly,
+    prepare_to_compile,
+    run_in_background,
+    run_once_options,
+)
 from concertormer_jax.runtime.trace_cache import fingerprint, lower_cached
 from concertormer_jax.training.schedule import adamw, cosine
 from concertormer_jax.training.step import initial_state, make_train_step, to_unit
@@ -53,7 +58,7 @@ class Restoration(OnDevice):
             return self.module.apply({"params": params}, images)[-1]
 
         key = fingerprint(self.module)
-        self.program = lower_cached(restore, self.params, self.images, fingerprint=key).compile()
+        self.program = compile_interruptibly(lower_cached(restore, self.params, self.images, fingerprint=key))
 
     def run(self):
         self.restored = self.program(self.params, self.images)
@@ -87,7 +92,8 @@ class Training(OnDevice):
         starting = jax.jit(initialise, **run_once_options()).lower(params)
         started = run_in_background(starting, lambda: params)
         key = fingerprint(self.module, learning_rates, settings)
-        self.program = lower_cached(step, starting.out_info, self.batch, fingerprint=key, donate_argnums=0).compile()
+        lowered = lower_cached(step, starting.out_info, self.batch, fingerprint=key, donate_argnums=0)
+        self.program = compile_interruptibly(lowered)
         self.state = started.result()
         self.losses = []
 

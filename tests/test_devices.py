@@ -1,13 +1,14 @@
-"""What processes tell the compiler for TPUs."""
+"""What processes tell the compilers, and where they keep programs."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from concertormer_jax.runtime.devices import deduplicate_tpu_code, keep_cpu_loops_rolled
+from concertormer_jax.runtime.devices import compile_interruptibly, deduplicate_tpu_code, keep_cpu_loops_rolled
 
 FLAG = "--xla_tpu_enable_deduplicated_calls"
 
@@ -35,6 +36,16 @@ def test_the_compilers_get_an_option_unless_the_user_says_otherwise(monkeypatch,
     for _ in range(2):
         set_option()
     assert os.environ[variable] == expected
+
+
+@pytest.mark.parametrize(("backend", "expected"), [("cpu", {"xla_disable_hlo_passes": "hlo-verifier"}), ("gpu", None)])
+def test_on_a_cpu_xla_does_not_check_its_own_program(monkeypatch, backend, expected):
+    class Lowered:
+        def compile(self, options):
+            return options
+
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert compile_interruptibly(Lowered()) == expected
 
 
 def cache_of(setting, home):

@@ -239,19 +239,39 @@ def test_images_of_a_batch_do_not_mix(params, images, outputs):
         assert_all_close([output[index : index + 1] for output in outputs], alone, atol=1e-5)
 
 
-def test_rematerialisation_changes_nothing():
-    """On one stage: the network hands the setting to its stages, as the next test shows."""
-    x, y = jnp.asarray(random_images(2, 1, 16, 16, 8))
-    shapes = jax.eval_shape(Stage(8, heads=2, blocks=2, expansion=2).init, jax.random.key(0), x, y)["params"]
+def compiled_stage(remat, keys):
+    """The value and the gradients of a stage of three blocks, compiled, and what it takes; `keys`: also features y."""
+    stage = Stage(8, heads=2, blocks=3, expansion=2, remat=remat)
+    given = random_images(2 if keys else 1, 1, 16, 16, 8)
+    shapes = jax.eval_shape(stage.init, jax.random.key(0), *given)
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), shapes)
+    variables = jax.tree.map(lambda leaf: rng.normal(scale=0.3, size=leaf.shape).astype(np.float32), shapes)
 
-    def gradient(remat):
-        stage = Stage(8, heads=2, blocks=2, expansion=2, remat=remat)
-        return jax.jit(jax.grad(lambda params: jnp.square(stage.apply({"params": params}, x, y)).sum()))(params)
+    def squares(*taken):
+        return jnp.square(stage.apply(*taken)).sum()
 
-    for one, other in zip(*(jax.tree.leaves(gradient(remat)) for remat in (True, False)), strict=True):
+    taken = variables, *given
+    return jax.jit(jax.value_and_grad(squares, argnums=range(len(taken)))).lower(*taken).compile(), taken
+
+
+@pytest.mark.parametrize("keys", [False, True])
+def test_rematerialisation_changes_nothing(keys):
+    """On one stage: the network hands the setting to its stages, as the next test shows."""
+    results = []
+    for remat in (True, False):
+        compiled, taken = compiled_stage(remat, keys)
+        results.append(jax.tree.leaves(compiled(*taken)))
+    for one, other in zip(*results, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5 * np.abs(other).max())
+
+
+def test_both_loops_of_rematerialisation_find_parameters_by_their_counter_alone():
+    """So that a kernel that takes some of a block's parameters is compiled once for both."""
+    compiled, _ = compiled_stage(remat=True, keys=True)
+    kernels = re.findall(r"^%fused_computation.*?^}", compiled.as_text(), re.MULTILINE | re.DOTALL)
+    choosing = [kernel for kernel in kernels if "dynamic-slice(" in kernel]
+    assert choosing
+    assert not [kernel for kernel in choosing if re.search(r"s32\[\] (subtract|multiply)\(", kernel)]
 
 
 def test_rematerialisation_keeps_less():

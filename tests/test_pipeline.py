@@ -1,6 +1,7 @@
 """Batches are a function of (seed, position) alone."""
 
 import gc
+import os
 import subprocess
 import sys
 import time
@@ -199,6 +200,22 @@ for _ in range(3):
     next(iterator)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=request.config.rootpath, timeout=1200)
+
+
+@pytest.mark.parametrize("given", [None, "0"])
+def test_tensorflow_is_imported_without_keras_which_others_still_can(request, given):
+    code = """
+import os, sys
+from concertormer_jax.data import pipeline
+
+before = dict(os.environ)
+tensorflow = pipeline._tensorflow()
+assert "keras" not in sys.modules
+assert os.environ.get("TF_USE_LEGACY_KERAS") == before.get("TF_USE_LEGACY_KERAS")
+assert tensorflow.keras.layers.Dense(1)
+"""
+    environment = os.environ if given is None else os.environ | {"TF_USE_LEGACY_KERAS": given}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=request.config.rootpath, env=environment)
 
 
 def test_tensorflow_is_imported_for_batches_only(request):

@@ -5,13 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import training_runs as runs
 from tiny_network import random_params, tiny_network
 
+from concertormer_jax.models import parameter_shapes
+from concertormer_jax.ops import concerto
 from concertormer_jax.ops.platform import traced_for
 from concertormer_jax.runtime.devices import batch_sharding, data_mesh, replicated
 from concertormer_jax.runtime.errors import UserError
-from concertormer_jax.training.schedule import adamw, clip_by_global_norm, cosine, global_norm, muon
+from concertormer_jax.training.schedule import adamw, clip_by_global_norm, cosine, global_norm, make_phases, muon
+from concertormer_jax.training.setup import state_shapes, trace_step, training_from
 from concertormer_jax.training.step import batch_psnr, initial_state, make_train_step, to_unit
+from configs import common
 
 SCHEDULE = cosine(1e-2, 1e-4, steps=10)
 SETTINGS = {"beta1": 0.9, "beta2": 0.9, "epsilon": 1e-8, "weight_decay": 1e-3, "clip_norm": 0.01}
@@ -69,6 +74,24 @@ def test_accumulated_parts_hold_every_nth_image(batch):
     first, second = seen
     np.testing.assert_array_equal(np.rint(first * 255), batch["input"][0::2])
     np.testing.assert_array_equal(np.rint(second * 255), batch["input"][1::2])
+
+
+def test_every_attention_is_traced_once_for_its_value_and_its_derivative(monkeypatch):
+    settings = {"model.encoder_blocks": (2,), "model.middle_blocks": 2, "model.decoder_blocks": (2,)}
+    settings |= {"model.width": 12, "model.expansion": 1, "model.remat": True}  # in no other test
+    config = runs.override(common.get_config(), runs.TINY_RUN | runs.ONE_STAGE | settings)
+    (phase,) = phases = make_phases(config.stages.steps, config.stages.crop_px, config.stages.batch)
+    training, mesh, traced, own = training_from(config, phases), data_mesh(), [], concerto.concerto_attention
+    shapes = state_shapes(training, parameter_shapes(training.module), mesh)
+
+    def attention(x, keys, *given, **settings):
+        traced.append((x.shape[1:], keys is not x))
+        return own(x, keys, *given, **settings)
+
+    monkeypatch.setattr(concerto, "concerto_attention", attention)
+    trace_step(training, shapes, phase, mesh)
+    encoder, middle, decoder = ((16, 16, 12), False), ((8, 8, 24), True), ((16, 16, 12), True)
+    assert traced == [encoder, middle, decoder]
 
 
 def test_metrics(batch):

@@ -17,6 +17,7 @@ import numpy as np
 from concertormer_jax.data.sources import Part, Sample, Source
 
 _PREFETCHED_BATCHES = 4
+_OLDER_KERAS = "TF_USE_LEGACY_KERAS"
 _open_iterators: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -169,14 +170,28 @@ def _close_iterators() -> None:
             iterator.close()
 
 
+@contextlib.contextmanager
+def _without_keras() -> Generator[None]:
+    """Keep TensorFlow from importing Keras 3, which takes a third of its own import: it looks for the older Keras."""
+    given = os.environ.get(_OLDER_KERAS)
+    os.environ[_OLDER_KERAS] = "1"
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[_OLDER_KERAS]
+        else:
+            os.environ[_OLDER_KERAS] = given
+
+
 @functools.cache
 def _tensorflow() -> Any:
     """Import TensorFlow, which is slow, when batches are read first; hide the accelerators from it, which are JAX's."""
     # Otherwise TensorFlow prints notes on its build. Nothing that it computes here would gain from oneDNN.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import tensorflow
-
+    with _without_keras():
+        import tensorflow
     for kind in ("GPU", "TPU"):
         tensorflow.config.set_visible_devices([], kind)
     return tensorflow

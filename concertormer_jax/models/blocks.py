@@ -175,16 +175,70 @@ def run_blocks(
     block: each of them, unbound. remat: see `Stage`. params: their parameters, stacked on a first axis. keys: see
     `Block`. One block alone is no loop, whose derivative JAX would trace several times.
     """
-    count = len(jax.tree.leaves(params)[0])
+    if len(jax.tree.leaves(params)[0]) == 1:
+        run = jax.checkpoint(_apply, static_argnums=0) if remat else _apply
+        return run(block, jax.tree.map(lambda stacked: stacked[0], params), x, keys, 0)
+    return (_run_recomputing if remat else _run)(block, params, x, keys)
 
-    def apply(x, numbered):
+
+def _apply(block, params, x, keys, position):
+    return block.apply({"params": params}, x, _is_shifted(block, position), keys, position == 0)
+
+
+def _run(block, params, x, keys):
+    def step(x, numbered):
         position, own = numbered
-        return block.apply({"params": own}, x, _is_shifted(block, position), keys, position == 0), None
+        return _apply(block, own, x, keys, position), None
 
-    run = jax.checkpoint(apply, prevent_cse=count == 1) if remat else apply
-    if count == 1:
-        return run(x, (0, jax.tree.map(lambda stacked: stacked[0], params)))[0]
-    return jax.lax.scan(run, x, (np.arange(count), params))[0]
+    return jax.lax.scan(step, x, (np.arange(len(jax.tree.leaves(params)[0]), dtype=np.int32), params))[0]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run_recomputing(block, params, x, keys):
+    """`_run`; its derivative keeps the input of each block and computes the rest again. It has no forward-mode one.
+
+    The derivative of a scan of `jax.checkpoint` would count down from the loop's counter in every kernel that takes a
+    block's parameters, so that XLA would compile none of them for both loops.
+    """
+    return _run_keeping_inputs(block, params, x, keys)[0]
+
+
+def _run_keeping_inputs(block, params, x, keys):
+    def step(carry, own):
+        position, x = carry
+        return (position + 1, _apply(block, own, x, keys, position)), x
+
+    (_, output), inputs = jax.lax.scan(step, (jnp.int32(0), x), params)
+    return output, (params, inputs, keys)
+
+
+def _run_derivative(block, kept, gradient):
+    params, inputs, keys = kept
+
+    def step(carry, _):
+        position, of_params, of_x, _ = carry
+        own, x = jax.tree.map(partial(_at, position), (params, inputs))
+        _, derivative = jax.vjp(lambda *given: _apply(block, *given, position), own, x, keys)
+        of_own, of_x, of_keys = derivative(of_x)
+        of_params = jax.tree.map(partial(_put_at, position), of_params, of_own)
+        # Without the maximum, XLA would compute the position from the loop's counter.
+        return (jnp.maximum(position - 1, 0), of_params, of_x, of_keys), None
+
+    # The gradients of parameters and keys start as any arrays of their shapes: all is overwritten. The first block,
+    # which alone takes the keys, comes last.
+    start = jnp.int32(len(inputs) - 1), params, gradient, keys
+    return jax.lax.scan(step, start, length=len(inputs))[0][1:]
+
+
+_run_recomputing.defvjp(_run_keeping_inputs, _run_derivative)
+
+
+def _at(position, stacked):
+    return jax.lax.dynamic_index_in_dim(stacked, position, keepdims=False, allow_negative_indices=False)
+
+
+def _put_at(position, stacked, own):
+    return jax.lax.dynamic_update_index_in_dim(stacked, own, position, axis=0, allow_negative_indices=False)
 
 
 def block_weights(params: Mapping[str, Any]) -> tuple[tuple, AttentionWeights, MLPWeights]:

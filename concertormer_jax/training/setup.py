@@ -1,5 +1,6 @@
 """What a training run is built of, by its config: the data, the network, the programs and the first state."""
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -115,7 +116,7 @@ def trace_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh):
 
     Returns what `jax.jit(...).trace` does.
     """
-    with training_mesh(mesh):
+    with _tracing_for(mesh):
         return jax.jit(training.step, **_options(mesh, donated=0)).trace(state, _step_images(training, phase, mesh))
 
 
@@ -133,12 +134,22 @@ def compile_step(training: Training, state: TrainState, phase: Phase, mesh: Mesh
         options = _options(mesh, donated)
         return compile_in_background(lower_cached(function, *arguments, fingerprint=training.fingerprint, **options))
 
-    with training_mesh(mesh):
+    with _tracing_for(mesh):
         if platform() != "cpu":
             return start(training.step, state, images, donated=0).result
         gradient = start(training.gradient, state.params, images, donated=())
         update = start(training.update, state, state.params, donated=0)
     return lambda: _step_of(gradient.result(), update.result())
+
+
+@contextlib.contextmanager
+def _tracing_for(mesh):
+    """A context in which JAX traces a function once for its value and its derivative.
+
+    JAX sets the mesh without axes while it traces a derivative, and a trace is for one mesh that is set, or for none.
+    """
+    with training_mesh(mesh), jax.sharding.use_abstract_mesh(jax.sharding.get_abstract_mesh()):
+        yield
 
 
 def _step_of(gradient_of, update):
