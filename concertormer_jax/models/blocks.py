@@ -224,8 +224,8 @@ def _run_derivative(block, kept, gradient):
         # Without the maximum, XLA would compute the position from the loop's counter.
         return (jnp.maximum(position - 1, 0), of_params, of_x, of_keys), None
 
-    # The gradients of parameters and keys start as any arrays of their shapes: all is overwritten. The first block,
-    # which alone takes the keys, comes last.
+    # The first values of the gradients of parameters and keys are overwritten. Zeros would be kernels of their own, so
+    # these are arrays at hand. The first block, which alone takes the keys, comes last.
     start = jnp.int32(len(inputs) - 1), params, gradient, keys
     return jax.lax.scan(step, start, length=len(inputs))[0][1:]
 
